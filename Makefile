@@ -1,0 +1,55 @@
+# The dozen verbs of this project; the same locally and in CI.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
+NATIVE := src/modelmesh/_native.abi3.so
+RUST_SOURCES := $(shell find rust -name '*.rs' -not -path '*/target/*' -not -path '*/fuzz/*') $(wildcard rust/*/Cargo.toml) rust/Cargo.toml rust/Cargo.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help build serve test test-python test-rust lint types fuzz bench soak wire clean
+
+help:  ## Show these verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+build: $(VENV)/.built  ## Build everything into .venv
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; say which with: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+
+$(VENV)/.rust:  | $(BIN)/uv
+	@command -v cargo >/dev/null || bash scripts/install-rust
+	@touch $@
+
+$(VENV)/.built: pyproject.toml $(RUST_SOURCES) | $(BIN)/uv $(VENV)/.rust
+	$(UV) pip install -q -e '.[all]' --group examples
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.built
+	$(UV) pip install -q --group dev
+	@touch $@
+
+serve: build  ## Train the example models when absent, and serve them
+	$(BIN)/python -m examples.train examples/models
+	$(BIN)/modelmesh serve examples/models
+
+test: test-rust test-python  ## Install what the tests need and run them all
+
+test-rust: | $(VENV)/.rust
+	cd rust && cargo test --workspace --exclude bindings -q
+
+test-python: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## Formatting, lint and the import contract, both languages
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	cd rust && cargo fmt --all --check && cargo clippy --workspace --all-targets -q -- -D warnings
+
+types: $(VENV)/.dev  ## mypy, strict
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) rust/target $(NATIVE)

@@ -1,0 +1,1 @@
+//! Open Inference Protocol: messages, tensors, REST <-> gRPC, id splice. Pure bytes in, bytes out; no I/O.

@@ -1,0 +1,1 @@
+//! The data plane: listeners, names, routes, parking, balancing, limits, usage.

@@ -1,0 +1,85 @@
+"""The native module: every name that crosses the boundary. `tests/unit/test_native_stub.py` checks it against the binary.
+
+Only `modelmesh.dataplane` imports it. Values, bytes and opaque handles cross; callbacks do not. All calls release the
+interpreter lock around waits.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+# --- the worker's half: modelmesh.dataplane.model_server -----------------------------------------------------------
+
+type Tensor = tuple[str, str, list[int], bytearray | list[bytes]]
+"""(name, datatype, shape, data): datatype as in the protocol ("FP32", "BYTES", …), data row-major little-endian, or the elements
+of a BYTES tensor."""
+
+@final
+class ModelServer:
+    """An Open Inference Protocol gRPC server on a unix socket: ModelInfer, ModelMetadata, ModelReady, ServerLive, ServerReady."""
+
+    def __init__(
+        self,
+        socket_path: str,
+        executing_path: str,
+        *,
+        message_bytes_max: int = 16777216,
+        batch_rows_max: int = 256,
+        batch_bytes_max: int = 4194304,
+        queue_max: int = 4096,
+    ) -> None: ...
+    def start(self) -> None:
+        """Bind and serve on a thread of its own. Raises OSError."""
+    def add_model(
+        self,
+        model_id: str,
+        handle: int,
+        *,
+        platform: str,
+        inputs: Sequence[tuple[str, str, Sequence[int]]],
+        outputs: Sequence[tuple[str, str, Sequence[int], bool]],
+        row_wise: bool,
+    ) -> None:
+        """Serve a model. Inputs are (name, datatype, shape), outputs (name, datatype, shape, returned by default). −1 in a shape: any;
+        an empty
+        datatype: any; a single input with an empty name takes one input of any name. `row_wise`: requests may be
+        stacked along the first dimension."""
+    def remove_model(self, model_id: str) -> int:
+        """Stop serving it: later requests get the trailer `mm-not-here`. Returns the requests still queued or running; they
+        are served out."""
+    def next_batch(self, timeout_ms: int) -> Batch | None:
+        """The next requests to run together, oldest model first; None when none came in time or the server stopped. Publishes the
+        model as executing (file `executing_path`) until the batch is answered."""
+    def stop(self, grace_ms: int) -> None:
+        """Refuse new requests, let queued ones finish for `grace_ms`, close. Idempotent."""
+    def stats(self) -> dict[str, int]:
+        """requests, batches, rows, queued, refused, connections: totals since the start, `queued` and `connections` of now."""
+
+@final
+class Batch:
+    """Requests for one model, stacked. Must be answered once, by `reply` or `fail`; dropped unanswered, it fails INTERNAL."""
+
+    @property
+    def handle(self) -> int: ...
+    @property
+    def n_requests(self) -> int: ...
+    @property
+    def rows(self) -> int:
+        """The first dimension of the stacked inputs; 0 when the model is not row-wise."""
+    @property
+    def outputs(self) -> list[str]:
+        """The outputs to compute, in order; empty: those returned by default."""
+    @property
+    def parameters(self) -> dict[str, bool | int | float | str]: ...
+    def inputs(self) -> list[Tensor]:
+        """The stacked inputs in the order of the model's signature. The buffers are writable and the caller's own."""
+    def reply(self, outputs: Sequence[tuple[str, str, Sequence[int], object]]) -> bool:
+        """Answer all requests, rows split among them; data is any C-contiguous buffer or a list of bytes. False: an output's first
+        dimension is not `rows`, so the requests were queued again to run singly and the model is not batched any more."""
+    def fail(self, code: int, message: str) -> bool:
+        """A batch of one fails with this gRPC code. A larger one is halved and queued again, so that a bad request fails alone;
+        then False is returned."""
+
+# --- the relay: modelmesh.dataplane.relay --------------------------------------------------------------------------
+
+@final
+class DataPlane: ...

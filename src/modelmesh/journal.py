@@ -1,0 +1,81 @@
+"""The journal: every decision with the numbers it was taken on and its reason in one sentence.
+
+A bounded ring in memory, read by `modelmesh explain` and streamed by the ops API; an optional sink gets every
+entry as well (a JSON lines file). Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from modelmesh.clock import Clock
+
+
+class Did(StrEnum):
+    """What was decided or happened."""
+
+    REGISTERED = "registered"
+    UNREGISTERED = "unregistered"
+    LOADING = "loading"
+    LOADED = "loaded"
+    LOAD_FAILED = "load failed"
+    EVICTED = "evicted"
+    UNLOADED = "unloaded"
+    REVIVED = "revived"
+    LOST = "lost"
+    REFUSED = "refused"
+    SCALED = "scaled"
+    MOVED = "moved"
+    EJECTED = "ejected"
+    STRUCK = "struck"
+    QUARANTINED = "quarantined"
+    WORKER_STARTED = "worker started"
+    WORKER_DIED = "worker died"
+    WORKER_RECYCLED = "worker recycled"
+    SKIPPED = "skipped"
+    WARNED = "warned"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One decision. `numbers` are the values it was taken on, units last in their names (`size_bytes`)."""
+
+    sequence: int
+    wall_s: float
+    did: Did
+    model: str
+    reason: str
+    """One sentence, with the counterfactual where there is one ("would have stayed with 1.4 MB more")."""
+    numbers: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+class Journal:
+    """A bounded ring of entries, newest last. `sink` is called for each entry, in order, and must not block."""
+
+    def __init__(
+        self, clock: Clock, capacity: int = 20_000, sink: Callable[[Entry], None] | None = None
+    ) -> None:
+        self._clock = clock
+        self._entries: deque[Entry] = deque(maxlen=capacity)
+        self._sink = sink
+        self._sequence = 0
+
+    def record(self, did: Did, model: str, reason: str, **numbers: float | int | str) -> Entry:
+        """Append a decision about `model` (empty: about the instance) and return the entry."""
+        self._sequence += 1
+        entry = Entry(self._sequence, self._clock.wall_s(), did, model, reason, numbers)
+        self._entries.append(entry)
+        if self._sink is not None:
+            self._sink(entry)
+        return entry
+
+    def about(self, model: str) -> list[Entry]:
+        """The entries about one model, oldest first; empty when none is remembered."""
+        return [entry for entry in self._entries if entry.model == model]
+
+    def since(self, sequence: int) -> Iterator[Entry]:
+        """The entries after `sequence`, oldest first."""
+        return (entry for entry in tuple(self._entries) if entry.sequence > sequence)

@@ -1,0 +1,98 @@
+"""What the faces may ask of the control plane. Implemented by `mesh.mesh.Mesh`; names follow `mmesh.ModelMesh`.
+
+A *name* here is what a user types: a vmodel or a model, looked up in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelmesh.errors import ModelMeshError
+from modelmesh.journal import Journal
+from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A model to register. Empty path and key are stored as absent."""
+
+    id: str
+    type: str
+    path: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Models ordered by id. `next_after` is the `after` of the next page, or empty at the end. `total` counts all matches."""
+
+    models: Sequence[ModelView]
+    next_after: str
+    total: int
+
+
+class ControlPlane(Protocol):
+    """Errors are those of `modelmesh.errors`: InvalidInput, ModelNotFound, AlreadyExists, FailedPrecondition, …"""
+
+    @property
+    def journal(self) -> Journal: ...
+
+    async def register(
+        self, registration: Registration, *, load_now: bool = False, sync: bool = False
+    ) -> ModelView:
+        """Idempotent for equal attributes, AlreadyExists otherwise. Survives kill -9 once returned. With `load_now` the load
+        is started; with `sync` too it is awaited, and a failed load is no error: the view says so."""
+
+    async def register_many(self, registrations: Sequence[Registration]) -> Sequence[ModelMeshError | None]:
+        """One answer per registration, in order: None when registered. Batched into few commits."""
+
+    async def unregister(self, model: str) -> None:
+        """Unknown ids succeed. FailedPrecondition while vmodels refer to it. Its copy is unloaded after its requests."""
+
+    async def load(self, name: str, *, timeout_s: float | None = None) -> ModelView:
+        """Load it now and hold it until its first use. Returns when loaded. ModelNotFound, LoadFailed, LoadTimeout,
+        NoCapacity."""
+
+    async def unload(self, name: str, *, timeout_s: float | None = None) -> ModelView:
+        """Unload it once its requests are done; it loads again when asked for. ModelNotFound."""
+
+    def model(self, name: str) -> ModelView:
+        """ModelNotFound when neither a vmodel nor a model has this name."""
+
+    def models(
+        self, *, prefix: str = "", state: State | None = None, after: str = "", limit: int = 100
+    ) -> Page: ...
+
+    def servable(self, name: str, version: str = "") -> bool:
+        """Whether it can be served: loaded, or registered with no standing failure. ModelNotFound. Loads nothing."""
+
+    async def set_vmodel(
+        self,
+        vmodel: str,
+        target: str,
+        *,
+        model: Registration | None = None,
+        auto_delete_target: bool = False,
+        load_now: bool = False,
+        force: bool = False,
+        sync: bool = False,
+        expected_target: str = "",
+        owner: str = "",
+        update_only: bool = False,
+    ) -> VModelView:
+        """The rules of reference mesh.md 9.2."""
+
+    async def delete_vmodel(self, vmodel: str, *, owner: str = "") -> None:
+        """Unknown ids and other owners are silent successes (reference mesh.md 9.2)."""
+
+    def vmodel(self, vmodel: str, *, owner: str = "") -> VModelView:
+        """ModelNotFound."""
+
+    def vmodels(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[VModelView]: ...
+
+    def instance(self) -> InstanceView: ...
+
+    def memory(self) -> Sequence[tuple[str, int, int, int]]:
+        """Per worker: (name, PSS bytes, base bytes, charged bytes); empty where the runtime does not tell."""

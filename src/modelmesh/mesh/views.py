@@ -1,0 +1,118 @@
+"""What the control plane shows of itself: frozen values for the faces (admin API, CLI, metrics, gRPC)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from modelmesh.errors import Code
+
+
+class State(StrEnum):
+    """A model in this instance."""
+
+    COLD = "cold"
+    QUEUED = "queued"
+    LOADING = "loading"
+    LOADED = "loaded"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A standing load failure. It stands until `expires_wall_s`; then the next request tries again."""
+
+    reason: str
+    code: Code
+    at_wall_s: float
+    expires_wall_s: float
+    permanent: bool
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """A registered model. `names` are the vmodels whose active model it is. `size_bytes` is measured when loaded, learned
+    when known, else 0. `requests_per_s` is the expected rate; `last_used_wall_s` 0 means never."""
+
+    id: str
+    names: Sequence[str]
+    type: str
+    path: str
+    state: State
+    size_bytes: int
+    size_measured: bool
+    load_s: float
+    requests_per_s: float
+    requests_total: int
+    last_used_wall_s: float
+    loads_total: int
+    replicas: int
+    in_flight: int
+    waiting: int
+    pinned_by: str
+    """Why it is held against eviction ("ensure loaded", "vmodel target"), else empty."""
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class VModelView:
+    """A vmodel. `target` equals `active` when settled."""
+
+    id: str
+    owner: str
+    active: str
+    target: str
+    target_failed: bool
+    reason: str
+    """Why a target failed, else empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerView:
+    """The account of bytes. free = capacity − loaded − loading − unloading − unattributed, negative in overdraft."""
+
+    capacity_bytes: int
+    loaded_bytes: int
+    loading_bytes: int
+    unloading_bytes: int
+    unattributed_bytes: int
+
+    @property
+    def free_bytes(self) -> int:
+        return (
+            self.capacity_bytes
+            - self.loaded_bytes
+            - self.loading_bytes
+            - self.unloading_bytes
+            - self.unattributed_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """The instance at a glance. Totals count since its start."""
+
+    id: str
+    version: str
+    started_wall_s: float
+    ready: bool
+    draining: bool
+    ledger: LedgerView
+    models_registered: int
+    vmodels_registered: int
+    models_loaded: int
+    models_failed: int
+    loads_queued: int
+    loads_running: int
+    loads_total: int
+    load_failures_total: int
+    evictions_total: int
+    faults_total: int
+    refusals_total: int
+    thrashing: str
+    """A sentence when the working set does not fit, with the bytes that would stop it; else empty."""
+    eviction_policy: str
+    """The policy that decides now: "rate-cost" or "lru" (the shadow took over)."""

@@ -1,0 +1,136 @@
+"""Registry records and their codec: the predecessor's JSON (reference mesh.md 2.3, 2.5) plus our learned facts.
+
+Unknown fields are kept and written back, so that a newer or older program sharing the store loses nothing. `instanceIds` and
+`failedIn` of the predecessor are ignored and left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from modelmesh.errors import InvalidInput
+
+REGISTRY = "registry/"
+VMODELS = "vmodels/"
+"""What follows these prefixes in a key is the id, '/' included; ids are never encoded."""
+
+
+def _dump(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _parse(raw: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(raw)
+    except ValueError as error:
+        raise InvalidInput(f"The stored {what} record is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"The stored {what} record is not a JSON object.")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A registered model. `references` counts the vmodels that point at it; `last_used_ms` is lazy (Unix epoch)."""
+
+    type: str
+    path: str = ""
+    key: str = ""
+    references: int = 0
+    auto_delete: bool = False
+    last_used_ms: int = 0
+    size_bytes: int = 0
+    """Learned; 0 when unknown."""
+    load_ms: int = 0
+    """Learned; 0 when unknown."""
+    content: str = ""
+    """Fingerprint of the content the learned facts belong to; empty when unknown."""
+    other: dict[str, Any] = field(default_factory=dict)
+
+    def same_model(self, other: Self) -> bool:
+        """Whether both name the same artefact (type, path, key)."""
+        return (self.type, self.path, self.key) == (other.type, other.path, other.key)
+
+    def used(self, last_used_ms: int) -> Self:
+        """The record with a raised last use; never lowered."""
+        return replace(self, last_used_ms=max(self.last_used_ms, last_used_ms))
+
+    def encode(self) -> bytes:
+        value: dict[str, Any] = {"type": self.type}
+        if self.path:
+            value["mPath"] = self.path
+        if self.key:
+            value["encKey"] = self.key
+        if self.references:
+            value["refs"] = self.references
+        if self.auto_delete:
+            value["autoDel"] = True
+        if self.last_used_ms:
+            value["lu"] = self.last_used_ms
+        if self.size_bytes:
+            value["sizeBytes"] = self.size_bytes
+        if self.load_ms:
+            value["loadMs"] = self.load_ms
+        if self.content:
+            value["content"] = self.content
+        return _dump(value | self.other)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Self:
+        """Raises InvalidInput when `raw` is not a record. An absent type is the predecessor's `NLCLASSIFIER`."""
+        value = _parse(raw, "model")
+        try:
+            return cls(
+                type=str(value.pop("type", "NLCLASSIFIER")),
+                path=str(value.pop("mPath", "")),
+                key=str(value.pop("encKey", "")),
+                references=int(value.pop("refs", 0)),
+                auto_delete=bool(value.pop("autoDel", False)),
+                last_used_ms=int(value.pop("lu", 0)),
+                size_bytes=int(value.pop("sizeBytes", 0)),
+                load_ms=int(value.pop("loadMs", 0)),
+                content=str(value.pop("content", "")),
+                other=value,
+            )
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"The stored model record has a field of the wrong kind: {error}.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class VModelRecord:
+    """A stable name. `target` equals `active` when settled; `failed` means something only while they differ."""
+
+    active: str
+    target: str
+    owner: str = ""
+    failed: bool = False
+    other: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> bool:
+        return self.active == self.target
+
+    def encode(self) -> bytes:
+        value: dict[str, Any] = {"amid": self.active, "tmid": self.target}
+        if self.owner:
+            value["o"] = self.owner
+        if self.failed and not self.settled:
+            value["failed"] = True
+        return _dump(value | self.other)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Self:
+        """Raises InvalidInput when `raw` is not a record or names no active model."""
+        value = _parse(raw, "vmodel")
+        active = str(value.pop("amid", "") or "")
+        if not active:
+            raise InvalidInput("The stored vmodel record names no active model.")
+        return cls(
+            active=active,
+            target=str(value.pop("tmid", "") or active),
+            owner=str(value.pop("o", "") or ""),
+            failed=bool(value.pop("failed", False)),
+            other=value,
+        )

@@ -1,0 +1,1 @@
+"""Model files: finding them in folders today, fetching them from object stores later."""

@@ -1,0 +1,106 @@
+"""The Store protocol: a small ordered key-value store with revisions, watches, transactions and leases.
+
+Keys are str, values bytes. A revision is a positive int that grows with every commit that changes something and orders
+everything. Semantics are etcd's (https://etcd.io/docs/v3.5/learning/api/), which is the mesh's store; memory and SQLite pass the
+same contract suite (`tests/contract/test_store.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NewType, Protocol
+
+Revision = NewType("Revision", int)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key with its value. `revision` is that of its last modification."""
+
+    key: str
+    value: bytes
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All entries under a prefix as of one revision, ordered by key."""
+
+    revision: Revision
+    entries: Sequence[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A key was put (`value`) or deleted (`value is None`) at `revision`."""
+
+    key: str
+    value: bytes | None
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Txn:
+    """All or nothing. `compares` maps a key to the revision of its last modification that must hold, 0 for "must not
+    exist". `puts` and `deletes` are applied when all compares hold; a key may be in one of them only. Deleting a
+    key that does not exist is no change. With `lease`, the keys put vanish when that lease ends."""
+
+    compares: Mapping[str, int] = field(default_factory=dict)
+    puts: Mapping[str, bytes] = field(default_factory=dict)
+    deletes: Sequence[str] = ()
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The outcome. When `succeeded` is False nothing changed and `current` holds the compared keys as they are now
+    (absent keys are left out), so the caller can recompute without another read."""
+
+    succeeded: bool
+    revision: Revision
+    current: Mapping[str, Entry] = field(default_factory=dict)
+
+
+class Compacted(Exception):
+    """The revision asked for is no longer kept: take a new snapshot and watch from its revision."""
+
+
+class Lease(Protocol):
+    """A promise to be alive, kept until closed. `lost` becomes True when it ran out despite that."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def lost(self) -> bool: ...
+
+    async def close(self) -> None:
+        """End the lease now; its keys vanish. Idempotent."""
+
+
+class Store(Protocol):
+    """See the module docstring. Every call may raise `StoreUnavailable`; then it is unknown whether a commit took
+    place, and the caller reads again."""
+
+    async def open(self) -> None:
+        """Connect or create. Raises StoreUnavailable or SettingsError with a sentence that says what to do."""
+
+    async def snapshot(self, prefix: str) -> Snapshot:
+        """All entries whose key starts with `prefix`, at one revision. Empty when there are none."""
+
+    async def revision(self) -> Revision:
+        """The current revision, linearizable."""
+
+    def watch(self, prefix: str, after: Revision) -> AsyncIterator[list[Change]]:
+        """Every change under `prefix` with a revision above `after`, in order, in batches that never split a commit.
+        Resumes after interruptions on its own. Raises Compacted when `after` is too old. Ends only when closed."""
+
+    async def commit(self, txn: Txn) -> Commit:
+        """Apply a transaction. When this returns with `succeeded`, the change survives kill -9 and power loss."""
+
+    async def lease(self, ttl_s: float) -> Lease:
+        """A new lease, kept alive in the background until closed."""
+
+    async def close(self) -> None:
+        """Release everything; open leases end. Idempotent."""
