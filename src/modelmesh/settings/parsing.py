@@ -1,0 +1,76 @@
+"""One small parser per kind of setting: text in, value out, ValueError with the second half of a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from modelmesh.settings.machine import memory_limit_bytes
+from modelmesh.settings.sizes import parse_size
+
+
+def text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty")
+    return value.strip()
+
+
+def port(value: str) -> int:
+    if not value.isdigit() or int(value) > 65535:
+        raise ValueError("is not a port: write a number from 0 (any free port) to 65535")
+    return int(value)
+
+
+def count(value: str) -> int:
+    if not value.isdigit() or not 1 <= int(value) <= 1024:
+        raise ValueError("is not a number from 1 to 1024")
+    return int(value)
+
+
+def seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 86_400:
+        raise ValueError("is not a number of seconds from 0 to 86400")
+    return number
+
+
+def size(value: str) -> int:
+    return parse_size(value)
+
+
+def memory(value: str) -> int:
+    return parse_size(value, whole_bytes=memory_limit_bytes())
+
+
+def path(value: str) -> Path:
+    return Path(text(value)).expanduser().absolute()
+
+
+def folder(value: str) -> Path:
+    """The folder with symbolic links resolved, so that one folder has one name."""
+    found = path(value)
+    if not found.exists():
+        raise ValueError("does not exist")
+    if not found.is_dir():
+        raise ValueError("is not a folder")
+    return found.resolve()
+
+
+MEMORY = "memory"
+
+
+def state(value: str) -> Path | str:
+    """`MEMORY`: keep nothing."""
+    return MEMORY if value.strip() == MEMORY else path(value)
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"is none of {', '.join(allowed)}")
+        return value
+
+    return parse

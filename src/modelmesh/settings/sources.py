@@ -1,0 +1,135 @@
+"""Where settings come from, in order: flags, environment, TOML file, defaults. Read once; complaints are sentences."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, get_type_hints
+
+from modelmesh.errors import SettingsError
+from modelmesh.settings import parsing
+from modelmesh.settings.machine import cores
+from modelmesh.settings.tree import Lifecycle, Logs, Memory, Models, Network, Setting, Settings, State
+
+ENVIRONMENT_PREFIX: Final = "MODELMESH_"
+_CONCERNS: Final = {
+    "models": Models,
+    "memory": Memory,
+    "network": Network,
+    "state": State,
+    "lifecycle": Lifecycle,
+    "logs": Logs,
+}
+_BYTES_PER_WORKER: Final = 512 * 2**20
+
+
+def described() -> Iterator[tuple[str, Setting]]:
+    """Every setting, with the concern it belongs to."""
+    for concern, kind in _CONCERNS.items():
+        for setting in _settings_of(kind).values():
+            yield concern, setting
+
+
+def read_settings(
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    config: Path | None = None,
+) -> Settings:
+    """Gather, validate and freeze. `flags` maps names to values, None when not given; `config` is the TOML file, or else the
+    one `MODELMESH_CONFIG` names. Raises SettingsError with a sentence that names the setting as the user wrote it.
+
+    Unknown environment variables are passed over: Kubernetes itself sets `MODELMESH_SERVICE_HOST` and the like beside a
+    service called modelmesh. Unknown keys of the file are refused, since they can only be mistakes.
+    """
+    flags = flags or {}
+    environment = os.environ if environment is None else environment
+    if config is None and environment.get(f"{ENVIRONMENT_PREFIX}CONFIG"):
+        config = Path(environment[f"{ENVIRONMENT_PREFIX}CONFIG"])
+    file = _read_file(config) if config else {}
+    concerns = {
+        concern: {
+            field: _value(setting, flags, environment, file, config)
+            for field, setting in _settings_of(kind).items()
+        }
+        for concern, kind in _CONCERNS.items()
+    }
+    _derive(concerns, environment)
+    return Settings(**{concern: kind(**concerns[concern]) for concern, kind in _CONCERNS.items()})
+
+
+def default_workers(budget_bytes: int, n_cores: int) -> int:
+    """One per core and per 512 MiB of budget, whichever is less; at least 1."""
+    return max(1, min(n_cores, budget_bytes // _BYTES_PER_WORKER))
+
+
+def default_state(folder: Path | None, environment: Mapping[str, str]) -> Path:
+    """The user's state folder by the XDG base directory specification, and in it one per served folder."""
+    base = environment.get("XDG_STATE_HOME", "")
+    root = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16] if folder else "default"
+    return root / "modelmesh" / name
+
+
+def _derive(concerns: dict[str, dict[str, Any]], environment: Mapping[str, str]) -> None:
+    """Fill in what was left open and follows from the rest."""
+    models, memory, state = concerns["models"], concerns["memory"], concerns["state"]
+    if models["model_root"] is None:
+        models["model_root"] = models["folder"]
+    if memory["workers"] is None:
+        memory["workers"] = default_workers(memory["budget_bytes"], cores())
+    if state["path"] is None:
+        state["path"] = default_state(models["folder"], environment)
+    elif state["path"] == parsing.MEMORY:
+        state["path"] = None
+
+
+def _value(
+    setting: Setting,
+    flags: Mapping[str, object],
+    environment: Mapping[str, str],
+    file: Mapping[str, object],
+    config: Path | None,
+) -> Any:
+    """The parsed value from the first source that has one; None when none has and there is no default."""
+    name = setting.name
+    variable = ENVIRONMENT_PREFIX + name.upper()
+    raw: object = setting.default
+    source = name
+    if flags.get(name) is not None:
+        raw, source = flags[name], "FOLDER" if name == "folder" else f"--{name.replace('_', '-')}"
+    elif environment.get(variable):
+        raw, source = environment[variable], variable
+    elif name in file:
+        raw, source = file[name], f"{name} in {config}"
+        if isinstance(raw, bool) or not isinstance(raw, str | int | float):
+            raise SettingsError(f"{source}: {raw!r} is neither a text nor a number.")
+    if raw == "":
+        return None
+    try:
+        return setting.parse(str(raw))
+    except ValueError as error:
+        raise SettingsError(f'{source}: "{raw}" {error}.') from error
+
+
+def _read_file(config: Path) -> dict[str, object]:
+    try:
+        file = tomllib.loads(config.read_text())
+    except FileNotFoundError as error:
+        raise SettingsError(f"--config: {config} does not exist.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config: {config} cannot be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"--config: {config} is not TOML: {error}.") from error
+    known = {setting.name for _, setting in described()}
+    for name in file:
+        if name not in known:
+            raise SettingsError(f"{name} in {config}: there is no such setting; docs/settings.md lists them.")
+    return file
+
+
+def _settings_of(concern: type) -> dict[str, Setting]:
+    """By field name, in the order of the fields."""
+    return {name: hint.__metadata__[0] for name, hint in get_type_hints(concern, include_extras=True).items()}

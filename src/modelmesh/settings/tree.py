@@ -1,0 +1,185 @@
+"""The tree of settings: frozen values by concern. Each field says its unit, what nothing means, and why this default.
+
+A setting has one name. `grpc_port` is the flag `--grpc-port`, the environment variable `MODELMESH_GRPC_PORT` and the
+key `grpc_port` of the TOML file. `docs/settings.md` lists them all; a test compares it with this tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from modelmesh.settings import parsing
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a field is read. `default` is written as a user would write it; empty means that it is derived from other
+    settings (`sources.read_settings`), or that there is nothing."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: str
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What is served."""
+
+    folder: Annotated[
+        Path | None,
+        Setting("folder", parsing.folder, "", "Folder of models to serve; a model's name is its folder's."),
+    ]
+    model_root: Annotated[
+        Path | None,
+        Setting(
+            "model_root",
+            parsing.folder,
+            "",
+            "Models registered by a local path must lie under this folder, because loading one runs its code. Default: the "
+            "served folder; without one, registering by path is refused.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the built-in runtime may use."""
+
+    budget_bytes: Annotated[
+        int,
+        Setting(
+            "memory",
+            parsing.memory,
+            "60%",
+            'Memory the workers may use in all: a size ("500MiB", "2GB") or a share of the limit of the control group, or of '
+            "the machine.",
+        ),
+    ]
+    workers: Annotated[
+        int,
+        Setting(
+            "workers",
+            parsing.count,
+            "",
+            "Worker processes. Default: one per core, and one per 512 MiB of memory, whichever is less.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Where it listens. Port 0: any free port."""
+
+    host: Annotated[
+        str,
+        Setting(
+            "host", parsing.text, "127.0.0.1", "Address to listen on, for all ports. 0.0.0.0: all interfaces."
+        ),
+    ]
+    grpc_port: Annotated[
+        int, Setting("grpc_port", parsing.port, "8033", "gRPC: inference. 0: any free port.")
+    ]
+    rest_port: Annotated[
+        int, Setting("rest_port", parsing.port, "8008", "REST: inference. 0: any free port.")
+    ]
+    ops_port: Annotated[
+        int, Setting("ops_port", parsing.port, "8089", "Health, metrics and the admin API. 0: any free port.")
+    ]
+    message_bytes_max: Annotated[
+        int,
+        Setting(
+            "message_max",
+            parsing.size,
+            "16MiB",
+            "Largest request or answer; beyond it RESOURCE_EXHAUSTED, or 413 over REST.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where registrations live."""
+
+    path: Annotated[
+        Path | None,
+        Setting(
+            "state",
+            parsing.state,
+            "",
+            'Folder of the registry, or "memory" to keep nothing. Default: under the user\'s state folder ($XDG_STATE_HOME, else '
+            "~/.local/state), by a hash of the served folder's path.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """Start and stop."""
+
+    ready_file: Annotated[
+        Path | None,
+        Setting(
+            "ready_file",
+            parsing.path,
+            "",
+            "File written once /ready answers 200, removed at exit: JSON with grpc, rest, ops and pid.",
+        ),
+    ]
+    grace_s: Annotated[
+        float,
+        Setting(
+            "grace",
+            parsing.seconds,
+            "30",
+            "Seconds a stop may take: requests in flight finish, then the workers end.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """What is told while running."""
+
+    format: Annotated[
+        str,
+        Setting(
+            "log_format",
+            parsing.choice("auto", "console", "json"),
+            "auto",
+            "console, json, or auto: console on a terminal, json otherwise.",
+        ),
+    ]
+    level: Annotated[
+        str,
+        Setting(
+            "log_level",
+            parsing.choice("debug", "info", "warning", "error"),
+            "info",
+            "debug, info, warning or error.",
+        ),
+    ]
+    journal_file: Annotated[
+        Path | None,
+        Setting(
+            "journal_file",
+            parsing.path,
+            "",
+            "File that gets every journal entry as a line of JSON, besides the ring in memory.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of them. Made by `sources.read_settings`, once, at the start; passed down, never read again."""
+
+    models: Models
+    memory: Memory
+    network: Network
+    state: State
+    lifecycle: Lifecycle
+    logs: Logs
