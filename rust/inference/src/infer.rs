@@ -167,7 +167,7 @@ fn tensors(
             raw.len()
         )));
     }
-    check_names(&described)?;
+    check_names(described.iter().map(|tensor| tensor.name.as_str()))?;
     let mut raw = raw.into_iter();
     described
         .into_iter()
@@ -175,15 +175,11 @@ fn tensors(
         .collect()
 }
 
-fn check_names(tensors: &[InferTensor]) -> Result<(), Invalid> {
-    if tensors.len() < 2 {
-        return Ok(());
-    }
-    let mut names = BTreeSet::new();
-    match tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
+pub(crate) fn check_names<'a>(mut names: impl Iterator<Item = &'a str>) -> Result<(), Invalid> {
+    let mut seen = BTreeSet::new();
+    match names.find(|name| !seen.insert(*name)) {
         Some(twice) => Err(Invalid::new(format!(
-            "Tensor '{}' is given twice; give each name once.",
-            twice.name
+            "Tensor '{twice}' is given twice; give each name once."
         ))),
         None => Ok(()),
     }

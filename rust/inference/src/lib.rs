@@ -5,6 +5,7 @@ use std::fmt;
 pub mod datatype;
 pub mod infer;
 pub mod messages;
+pub mod rest;
 pub mod splice;
 pub mod tensor;
 pub mod wire;
