@@ -62,7 +62,7 @@ def make_sklearn_linear(path: Path, size_bytes: int, rng: np.random.Generator) -
     import joblib
 
     model = _iris_classifier()
-    model.coef_ = rng.standard_normal(model.coef_.shape)
+    model.coef_ = rng.normal(0, 0.2, model.coef_.shape)
     model.intercept_ = rng.standard_normal(model.intercept_.shape)
     joblib.dump(model, path)
 
@@ -112,6 +112,12 @@ def predict_sklearn(path: Path, rows: Rows) -> np.ndarray:
     import joblib
 
     return joblib.load(path).predict(rows)
+
+
+def predict_sklearn_probabilities(path: Path, rows: Rows) -> np.ndarray:
+    import joblib
+
+    return joblib.load(path).predict_proba(rows)
 
 
 # --- XGBoost -------------------------------------------------------------------------------------------------------
@@ -254,7 +260,14 @@ def predict_onnx(path: Path, rows: Rows) -> np.ndarray:
 MIB = KIB * KIB
 KINDS: dict[str, Kind] = {
     "sklearn-linear": Kind(
-        "sklearn", "model.joblib", "FP64", "predict", 0, 32 * KIB, make_sklearn_linear, predict_sklearn
+        "sklearn",
+        "model.joblib",
+        "FP64",
+        "predict_proba",
+        0,
+        32 * KIB,
+        make_sklearn_linear,
+        predict_sklearn_probabilities,
     ),
     "sklearn-wide": Kind(
         "sklearn", "model.joblib", "FP64", "predict", 8 * KIB, 20 * MIB, make_sklearn_wide, predict_sklearn
