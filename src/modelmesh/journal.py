@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import takewhile
 
 from modelmesh.clock import Clock
 
@@ -77,5 +78,6 @@ class Journal:
         return [entry for entry in self._entries if entry.model == model]
 
     def since(self, sequence: int) -> Iterator[Entry]:
-        """The entries after `sequence`, oldest first."""
-        return (entry for entry in tuple(self._entries) if entry.sequence > sequence)
+        """The entries after `sequence`, oldest first. Costs what is returned, not what is remembered."""
+        newest_first = takewhile(lambda entry: entry.sequence > sequence, reversed(self._entries))
+        return iter(tuple(newest_first)[::-1])

@@ -1,0 +1,58 @@
+"""Options that many commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_PIPED_COLUMNS = 1_000
+"""Nothing is cut off for programs that read tables."""
+DEFAULT_OPS = "http://127.0.0.1:8089"
+
+Ops = Annotated[
+    str,
+    typer.Option("--ops", envvar="MODELMESH_OPS", help="URL of the ops port of the instance.", metavar="URL"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the schemas of docs/cli.md.")]
+Timeout = Annotated[float, typer.Option("--timeout", help="How long to wait, in seconds.", min=0.001)]
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A terminal for people; rich is imported only by commands that draw."""
+    from rich.console import Console
+
+    terminal = Console(stderr=stderr, highlight=False)
+    return terminal if terminal.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPED_COLUMNS)
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """An empty table without lines; the columns in `right` are numbers."""
+    from rich.table import Table
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    return drawn
+
+
+def ago(unix_s: float | None) -> str:
+    """How long since: "never", "5 s ago", "3 min ago"."""
+    if not unix_s:
+        return "never"
+    seconds = max(0.0, time.time() - unix_s)
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

@@ -1,0 +1,154 @@
+"""`register`: one model by flags, or many from a file of JSON lines or CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from modelmesh.cli.client import Client, at
+from modelmesh.cli.exits import CommandFailed, Exit
+from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, console, print_json
+
+_PER_CALL = 2_000
+_NAMED = 20
+
+
+def register(
+    model: Annotated[str, typer.Argument(help="The id to register under.", metavar="[ID]")] = "",
+    type: Annotated[str, typer.Option("--type", help="Model format: sklearn, xgboost, lightgbm, onnx.")] = "",
+    path: Annotated[str, typer.Option("--path", help="Local file or folder; relative to here.")] = "",
+    key: Annotated[str, typer.Option("--key", help="The predecessor's model key (JSON).")] = "",
+    load: Annotated[bool, typer.Option("--load", help="Load it at once, and wait for that.")] = False,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from", help="Many: a file of JSON lines or CSV (id,type,path,key); - for JSON lines on stdin."
+        ),
+    ] = "",
+    ops: Ops = DEFAULT_OPS,
+    as_json: Json = False,
+) -> None:
+    """Register a model, or many from a file. Repeating a registration is harmless."""
+    if bool(model) == bool(source):
+        raise CommandFailed("Give either an ID with --type and --path, or --from FILE.", Exit.USAGE)
+    if source:
+        _register_many(source, ops, as_json)
+        return
+    if not type:
+        raise CommandFailed("--type is missing: the model format, for example sklearn.", Exit.USAGE)
+    body = {"type": type, "path": _absolute(path), "key": key, "load": load, "wait": load}
+    with Client(ops) as client:
+        registered = client.put(at("models", model), body, wait_s=None if load else 10.0)
+    if as_json:
+        print_json(registered)
+    else:
+        console().print(f"Registered {registered['id']}; it is {registered['state']}.", markup=False)
+    if registered["failure"] and load:
+        raise CommandFailed(f"It did not load: {registered['failure']['reason']}", Exit.REFUSED)
+
+
+def _register_many(source: str, ops: str, as_json: bool) -> None:
+    registered, failures = 0, list[dict[str, Any]]()
+    with Client(ops) as client, ExitStack() as stack:
+        entries, size_bytes = _read(source, stack)
+        progress, task = _progress(stack, size_bytes)
+        number = 0
+        while group := list(islice(entries, _PER_CALL)):
+            results = client.register_lines(
+                b"".join(json.dumps(entry).encode() + b"\n" for entry, _ in group)
+            )
+            for result in results:
+                number += 1
+                if result["error"]:
+                    failures.append({"entry": number, "id": result["id"], "error": result["error"]})
+                else:
+                    registered += 1
+            progress.update(task, completed=group[-1][1], description=f"{registered} registered")
+    if as_json:
+        print_json({"registered": registered, "failed": len(failures), "failures": failures})
+    else:
+        console().print(f"Registered {registered} models.")
+    for failure in failures[:_NAMED]:
+        sys.stderr.write(f"entry {failure['entry']} ({failure['id']}): {failure['error']['message']}\n")
+    if failures:
+        more = f"; the first {_NAMED} are named above" if len(failures) > _NAMED else ""
+        raise CommandFailed(f"{len(failures)} registrations were refused{more}.", Exit.PARTLY)
+
+
+def _read(source: str, stack: ExitStack) -> tuple[Iterator[tuple[dict[str, Any], int]], int | None]:
+    """(entry, bytes read so far) pairs, and the size in bytes if known."""
+    if source == "-":
+        return _json_lines(sys.stdin.buffer, "stdin"), None
+    path = Path(source)
+    try:
+        file = stack.enter_context(path.open("rb"))
+    except OSError as error:
+        raise CommandFailed(f"--from: {source} cannot be read: {error.strerror}.", Exit.USAGE) from error
+    rows = _csv_rows(file, source) if path.suffix.lower() == ".csv" else _json_lines(file, source)
+    return rows, path.stat().st_size
+
+
+def _json_lines(file: IO[bytes], source: str) -> Iterator[tuple[dict[str, Any], int]]:
+    read_bytes = 0
+    for number, line in enumerate(file, start=1):
+        read_bytes += len(line)
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise CommandFailed(f"{source}, line {number}: not JSON ({error}).", Exit.USAGE) from error
+        if not isinstance(entry, dict):
+            raise CommandFailed(f"{source}, line {number}: not a JSON object.", Exit.USAGE)
+        yield _with_absolute_path(entry), read_bytes
+
+
+def _csv_rows(file: IO[bytes], source: str) -> Iterator[tuple[dict[str, Any], int]]:
+    read_bytes = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal read_bytes
+        for line in file:
+            read_bytes += len(line)
+            yield line.decode()
+
+    reader = csv.DictReader(lines())
+    if not {"id", "type"} <= set(reader.fieldnames or ()):
+        raise CommandFailed(f"{source}: the first line must name the columns: id,type,path,key.", Exit.USAGE)
+    for row in reader:
+        yield _with_absolute_path({name: value for name, value in row.items() if name and value}), read_bytes
+
+
+def _with_absolute_path(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "path": _absolute(entry["path"])} if isinstance(entry.get("path"), str) else entry
+
+
+def _absolute(path: str) -> str:
+    """The instance has another working directory. URIs and nothing stay as they are."""
+    return path if not path or "://" in path else str(Path(path).expanduser().absolute())
+
+
+def _progress(stack: ExitStack, size_bytes: int | None) -> tuple[Any, Any]:
+    """A bar on a terminal's stderr; silent elsewhere."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    terminal = console(stderr=True)
+    progress = stack.enter_context(
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=terminal,
+            transient=True,
+            disable=not terminal.is_terminal,
+        )
+    )
+    return progress, progress.add_task("0 registered", total=size_bytes)

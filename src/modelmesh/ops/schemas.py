@@ -1,0 +1,339 @@
+"""The JSON of the admin API: bodies in, answers out. Documented in `docs/admin-api.md`; stable: fields are added, never
+renamed or removed. Times are seconds since the Unix epoch and end in `_unix_s`; sizes are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from modelmesh.journal import Entry
+from modelmesh.mesh.control import Page, Registration
+from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
+
+
+class Answer(BaseModel):
+    """What is answered. Built from our own values, so it is not validated again."""
+
+
+class Body(BaseModel):
+    """What is asked. Unknown fields are refused: they can only be mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Failure(Answer):
+    """A standing load failure: no new try before `expires_unix_s`."""
+
+    reason: str
+    code: str = Field(description="Name of the gRPC code.")
+    at_unix_s: float
+    expires_unix_s: float
+    permanent: bool = Field(description="The artefact itself is bad.")
+    count: int
+
+
+class Model(Answer):
+    """A registered model, as it is in this instance."""
+
+    id: str
+    names: Sequence[str] = Field(description="The vmodels that point at it.")
+    type: str
+    path: str
+    state: State
+    size_bytes: int = Field(description="In memory; 0 when unknown.")
+    size_measured: bool
+    load_s: float = Field(description="Learned duration of a load; 0 when unknown.")
+    requests_per_s: float = Field(description="The expected rate.")
+    requests_total: int
+    last_used_unix_s: float | None = Field(description="Null: never.")
+    loads_total: int
+    replicas: int
+    in_flight: int
+    waiting: int
+    pinned_by: str = Field(description="Why it is held against eviction, else empty.")
+    failure: Failure | None
+
+    @classmethod
+    def of(cls, view: ModelView) -> Model:
+        failure = view.failure and Failure.model_construct(
+            reason=view.failure.reason,
+            code=view.failure.code.name,
+            at_unix_s=view.failure.at_wall_s,
+            expires_unix_s=view.failure.expires_wall_s,
+            permanent=view.failure.permanent,
+            count=view.failure.count,
+        )
+        return cls.model_construct(
+            id=view.id,
+            names=list(view.names),
+            type=view.type,
+            path=view.path,
+            state=view.state,
+            size_bytes=view.size_bytes,
+            size_measured=view.size_measured,
+            load_s=view.load_s,
+            requests_per_s=view.requests_per_s,
+            requests_total=view.requests_total,
+            last_used_unix_s=view.last_used_wall_s or None,
+            loads_total=view.loads_total,
+            replicas=view.replicas,
+            in_flight=view.in_flight,
+            waiting=view.waiting,
+            pinned_by=view.pinned_by,
+            failure=failure,
+        )
+
+
+class Models(Answer):
+    """A page of models, by id. The next page starts with `after=<next_after>`; empty at the end."""
+
+    models: Sequence[Model]
+    next_after: str
+    total: int = Field(description="All that match, on all pages.")
+
+    @classmethod
+    def of(cls, page: Page) -> Models:
+        return cls.model_construct(
+            models=[Model.of(view) for view in page.models], next_after=page.next_after, total=page.total
+        )
+
+
+class RegisterModel(Body):
+    """A model to register under the id in the path."""
+
+    type: str
+    path: str = ""
+    key: str = ""
+    load: bool = Field(False, description="Start loading it at once.")
+    wait: bool = Field(False, description="With `load`: answer when the load is done or has failed.")
+
+
+class BatchItem(Body):
+    """One registration of a batch."""
+
+    id: str
+    type: str
+    path: str = ""
+    key: str = ""
+
+    def registration(self) -> Registration:
+        return Registration(self.id, self.type, self.path, self.key)
+
+
+class Problem(Answer):
+    """What went wrong."""
+
+    code: str = Field(description="Name of the gRPC code.")
+    message: str
+    model: str = Field(description="Empty when no model is concerned.")
+    retry_after_s: float | None
+
+
+class Error(Answer):
+    """Every answer that is not a success."""
+
+    error: Problem
+
+
+class BatchResult(Answer):
+    """The answer to one registration of a batch."""
+
+    id: str
+    error: Problem | None = Field(description="Null: registered.")
+
+
+class BatchAnswer(Answer):
+    """One result per registration, in order."""
+
+    results: Sequence[BatchResult]
+    registered: int
+    failed: int
+
+
+class VModel(Answer):
+    """A stable name. Settled when `target` equals `active`."""
+
+    id: str
+    owner: str
+    active: str
+    target: str
+    target_failed: bool
+    reason: str = Field(description="Why the target failed, else empty.")
+
+    @classmethod
+    def of(cls, view: VModelView) -> VModel:
+        return cls.model_construct(
+            id=view.id,
+            owner=view.owner,
+            active=view.active,
+            target=view.target,
+            target_failed=view.target_failed,
+            reason=view.reason,
+        )
+
+
+class VModels(Answer):
+    """A page of vmodels, by id. The next page starts with `after=<next_after>`; empty at the end."""
+
+    vmodels: Sequence[VModel]
+    next_after: str
+
+
+class SetVModel(Body):
+    """Where a vmodel shall point. With `type` the target is registered as well, or must be registered just so."""
+
+    target: str
+    type: str = ""
+    path: str = ""
+    key: str = ""
+    auto_delete_target: bool = Field(
+        False, description="Unregister the target when no vmodel points at it any more."
+    )
+    load: bool = Field(False, description="Load the target even when the active model is not loaded.")
+    wait: bool = Field(False, description="Answer when the switch is done or has failed.")
+    force: bool = Field(False, description="Switch at once.")
+    expected_target: str = Field("", description="Refuse unless this is the target now.")
+    owner: str = ""
+    update_only: bool = Field(False, description="Refuse when the vmodel does not exist.")
+
+
+class Ledger(Answer):
+    """The account of bytes of models."""
+
+    capacity_bytes: int
+    loaded_bytes: int
+    loading_bytes: int
+    unloading_bytes: int
+    unattributed_bytes: int = Field(description="Memory of the workers that belongs to no model.")
+    free_bytes: int = Field(description="Negative: in overdraft, nothing is admitted.")
+
+
+class Worker(Answer):
+    """One worker process."""
+
+    name: str
+    pss_bytes: int = Field(description="Proportional set size, what it really uses.")
+    base_bytes: int = Field(description="What it weighs without models.")
+    charged_bytes: int = Field(description="What its models are charged.")
+
+
+class Addresses(Answer):
+    """Where the instance listens; empty: not at all."""
+
+    grpc: str = Field(description="host:port")
+    rest: str = Field(description="URL")
+    ops: str = Field(description="URL")
+
+
+class Instance(Answer):
+    """The instance at a glance. Totals count since its start."""
+
+    id: str
+    version: str
+    pid: int
+    started_unix_s: float
+    ready: bool
+    draining: bool
+    addresses: Addresses
+    folder: str = Field(description="The folder served, or empty.")
+    budget_bytes: int = Field(description="What the workers may use in all.")
+    ledger: Ledger
+    workers: Sequence[Worker]
+    models_registered: int
+    vmodels_registered: int
+    models_loaded: int
+    models_failed: int
+    loads_queued: int
+    loads_running: int
+    loads_total: int
+    load_failures_total: int
+    evictions_total: int
+    faults_total: int
+    refusals_total: int
+    requests_total: int
+    in_flight: int
+    parked: int = Field(description="Requests that wait for a model.")
+    thrashing: str = Field(description="A sentence when the working set does not fit, else empty.")
+    eviction_policy: str
+
+    @classmethod
+    def of(
+        cls,
+        view: InstanceView,
+        memory: Sequence[tuple[str, int, int, int]],
+        addresses: Addresses,
+        **more: Any,
+    ) -> Instance:
+        ledger = view.ledger
+        return cls.model_construct(
+            addresses=addresses,
+            ledger=Ledger.model_construct(
+                capacity_bytes=ledger.capacity_bytes,
+                loaded_bytes=ledger.loaded_bytes,
+                loading_bytes=ledger.loading_bytes,
+                unloading_bytes=ledger.unloading_bytes,
+                unattributed_bytes=ledger.unattributed_bytes,
+                free_bytes=ledger.free_bytes,
+            ),
+            workers=[
+                Worker.model_construct(name=name, pss_bytes=pss, base_bytes=base, charged_bytes=charged)
+                for name, pss, base, charged in memory
+            ],
+            started_unix_s=view.started_wall_s,
+            **_same_in_view(view),
+            **more,
+        )
+
+
+def _same_in_view(view: InstanceView) -> dict[str, Any]:
+    return {
+        name: getattr(view, name)
+        for name in InstanceView.__slots__
+        if name in Instance.model_fields and name != "ledger"
+    }
+
+
+class JournalEntry(Answer):
+    """One decision, with the numbers it was taken on."""
+
+    sequence: int
+    at_unix_s: float
+    did: str
+    model: str = Field(description="Empty: about the instance.")
+    reason: str
+    numbers: Mapping[str, float | int | str]
+
+    @classmethod
+    def of(cls, entry: Entry) -> JournalEntry:
+        return cls.model_construct(
+            sequence=entry.sequence,
+            at_unix_s=entry.wall_s,
+            did=str(entry.did),
+            model=entry.model,
+            reason=entry.reason,
+            numbers=dict(entry.numbers),
+        )
+
+
+class JournalPage(Answer):
+    """Entries after `since`, oldest first. The next page starts with `since=<next_since>`."""
+
+    entries: Sequence[JournalEntry]
+    next_since: int
+
+
+class Story(Answer):
+    """What happened to a model and why."""
+
+    name: str = Field(description="What was asked for.")
+    model: Model | None = Field(description="Null when it is not registered any more, or never was.")
+    vmodel: VModel | None = Field(description="The vmodel of that name, if there is one.")
+    now: str = Field(description="How it stands, in one sentence.")
+    entries: Sequence[JournalEntry]
+
+
+def described(kind: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of one of these, as used by the OpenAPI document."""
+    return kind.model_json_schema(ref_template="#/components/schemas/{model}")

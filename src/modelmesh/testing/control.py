@@ -1,0 +1,240 @@
+"""A control plane without a mesh: registrations and vmodels in dictionaries, loads that succeed at once.
+
+For tests of the faces (ops, management, CLI). It keeps the promises of `mesh.control.ControlPlane` that a face can see;
+what it does not do: memory, workers, waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from modelmesh.errors import (
+    AlreadyExists,
+    Code,
+    FailedPrecondition,
+    InvalidInput,
+    LoadFailed,
+    ModelMeshError,
+    ModelNotFound,
+)
+from modelmesh.journal import Did, Journal
+from modelmesh.mesh.control import Page, Registration
+from modelmesh.mesh.views import Failure, InstanceView, LedgerView, ModelView, State, VModelView
+
+
+class StoppedClock:
+    """A clock that shows what it was set to."""
+
+    def __init__(self, now_s: float = 1_700_000_000.0) -> None:
+        self.now_s = now_s
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def wall_s(self) -> float:
+        return self.now_s
+
+
+class FakeControlPlane:
+    """See the module docstring. `broken` maps a model to the sentence its loads fail with; `size_bytes` is every model's size."""
+
+    def __init__(self, clock: StoppedClock | None = None, *, size_bytes: int = 1 << 20) -> None:
+        self.clock = clock or StoppedClock()
+        self._journal = Journal(self.clock)
+        self.registered: dict[str, ModelView] = {}
+        self.names: dict[str, VModelView] = {}
+        self.broken: dict[str, str] = {}
+        self.size_bytes = size_bytes
+        self.ready = True
+        self.draining = False
+        self.loads_total = 0
+
+    @property
+    def journal(self) -> Journal:
+        return self._journal
+
+    async def register(
+        self, registration: Registration, *, load_now: bool = False, sync: bool = False
+    ) -> ModelView:
+        if not registration.id.strip():
+            raise InvalidInput("A model needs an id that is not blank.")
+        if not registration.type.strip():
+            raise InvalidInput(f'Model "{registration.id}" needs a type.', model=registration.id)
+        known = self.registered.get(registration.id)
+        if known and (known.type, known.path) != (registration.type, registration.path):
+            raise AlreadyExists(
+                f'Model "{registration.id}" is registered with another type or path; unregister it first.',
+                model=registration.id,
+            )
+        if not known:
+            self.registered[registration.id] = ModelView(
+                id=registration.id,
+                names=(),
+                type=registration.type,
+                path=registration.path,
+                state=State.COLD,
+                size_bytes=0,
+                size_measured=False,
+                load_s=0.0,
+                requests_per_s=0.0,
+                requests_total=0,
+                last_used_wall_s=0.0,
+                loads_total=0,
+                replicas=0,
+                in_flight=0,
+                waiting=0,
+                pinned_by="",
+                failure=None,
+            )
+            self._journal.record(Did.REGISTERED, registration.id, f"registered as {registration.type}")
+        if load_now:
+            try:
+                return await self.load(registration.id)
+            except LoadFailed:
+                pass
+        return self.model(registration.id)
+
+    async def register_many(self, registrations: Sequence[Registration]) -> Sequence[ModelMeshError | None]:
+        answers: list[ModelMeshError | None] = []
+        for registration in registrations:
+            try:
+                await self.register(registration)
+                answers.append(None)
+            except ModelMeshError as error:
+                answers.append(error)
+        return answers
+
+    async def unregister(self, model: str) -> None:
+        holders = [name for name, view in self.names.items() if model in (view.active, view.target)]
+        if holders:
+            raise FailedPrecondition(f'Model "{model}" is referred to by vmodel "{holders[0]}".', model=model)
+        if self.registered.pop(model, None):
+            self._journal.record(Did.UNREGISTERED, model, "unregistered")
+
+    async def load(self, name: str, *, timeout_s: float | None = None) -> ModelView:
+        view = self.model(name)
+        if view.id in self.broken:
+            now_s = self.clock.wall_s()
+            failure = Failure(self.broken[view.id], Code.INVALID_ARGUMENT, now_s, now_s + 60, True, 1)
+            self.registered[view.id] = replace(view, state=State.FAILED, failure=failure)
+            self._journal.record(Did.LOAD_FAILED, view.id, failure.reason)
+            raise LoadFailed(failure.reason, code=failure.code, model=view.id)
+        if view.state is not State.LOADED:
+            self.loads_total += 1
+            self._journal.record(Did.LOADED, view.id, "it was asked for", size_bytes=self.size_bytes)
+            self.registered[view.id] = replace(
+                view,
+                state=State.LOADED,
+                size_bytes=self.size_bytes,
+                size_measured=True,
+                replicas=1,
+                loads_total=view.loads_total + 1,
+                load_s=0.05,
+                pinned_by="ensure loaded",
+                failure=None,
+            )
+        return self.model(name)
+
+    async def unload(self, name: str, *, timeout_s: float | None = None) -> ModelView:
+        view = self.model(name)
+        if view.state is State.LOADED:
+            self.registered[view.id] = replace(view, state=State.COLD, replicas=0, pinned_by="")
+            self._journal.record(Did.UNLOADED, view.id, "it was asked for")
+        return self.model(name)
+
+    def model(self, name: str) -> ModelView:
+        model = self.names[name].active if name in self.names else name
+        if model not in self.registered:
+            raise ModelNotFound(f'There is no model or vmodel "{name}".', model=name)
+        return replace(
+            self.registered[model], names=tuple(v.id for v in self.names.values() if v.active == model)
+        )
+
+    def models(
+        self, *, prefix: str = "", state: State | None = None, after: str = "", limit: int = 100
+    ) -> Page:
+        matches = [
+            id
+            for id, view in sorted(self.registered.items())
+            if id.startswith(prefix) and state in (None, view.state)
+        ]
+        rest = [id for id in matches if id > after]
+        shown = [self.model(id) for id in rest[:limit]]
+        return Page(shown, shown[-1].id if len(rest) > limit else "", len(matches))
+
+    def servable(self, name: str, version: str = "") -> bool:
+        return self.model(f"{name}:{version}" if version else name).failure is None
+
+    async def set_vmodel(
+        self,
+        vmodel: str,
+        target: str,
+        *,
+        model: Registration | None = None,
+        auto_delete_target: bool = False,
+        load_now: bool = False,
+        force: bool = False,
+        sync: bool = False,
+        expected_target: str = "",
+        owner: str = "",
+        update_only: bool = False,
+    ) -> VModelView:
+        known = self.names.get(vmodel)
+        if model is not None:
+            await self.register(model)
+        if target not in self.registered:
+            raise ModelNotFound(f'There is no model "{target}" for vmodel "{vmodel}".', model=target)
+        if update_only and known is None:
+            raise ModelNotFound(f'There is no vmodel "{vmodel}".', model=vmodel)
+        if known and owner and known.owner != owner:
+            raise AlreadyExists(f'Vmodel "{vmodel}" belongs to "{known.owner}".', model=vmodel)
+        if expected_target and (known.target if known else target) not in (expected_target, target):
+            raise FailedPrecondition(
+                f'The target of vmodel "{vmodel}" is not "{expected_target}".', model=vmodel
+            )
+        self.names[vmodel] = VModelView(vmodel, known.owner if known else owner, target, target, False, "")
+        self._journal.record(Did.MOVED, target, f'vmodel "{vmodel}" points here now')
+        return self.names[vmodel]
+
+    async def delete_vmodel(self, vmodel: str, *, owner: str = "") -> None:
+        known = self.names.get(vmodel)
+        if known and owner in ("", known.owner):
+            del self.names[vmodel]
+
+    def vmodel(self, vmodel: str, *, owner: str = "") -> VModelView:
+        known = self.names.get(vmodel)
+        if known is None or (owner and known.owner != owner):
+            raise ModelNotFound(f'There is no vmodel "{vmodel}".', model=vmodel)
+        return known
+
+    def vmodels(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[VModelView]:
+        matches = [view for id, view in sorted(self.names.items()) if id.startswith(prefix) and id > after]
+        return matches[:limit]
+
+    def instance(self) -> InstanceView:
+        states = [view.state for view in self.registered.values()]
+        return InstanceView(
+            id="fake",
+            version="0",
+            started_wall_s=self.clock.wall_s(),
+            ready=self.ready,
+            draining=self.draining,
+            ledger=LedgerView(1 << 30, states.count(State.LOADED) * self.size_bytes, 0, 0, 0),
+            models_registered=len(states),
+            vmodels_registered=len(self.names),
+            models_loaded=states.count(State.LOADED),
+            models_failed=states.count(State.FAILED),
+            loads_queued=0,
+            loads_running=0,
+            loads_total=self.loads_total,
+            load_failures_total=0,
+            evictions_total=0,
+            faults_total=0,
+            refusals_total=0,
+            thrashing="",
+            eviction_policy="rate-cost",
+        )
+
+    def memory(self) -> Sequence[tuple[str, int, int, int]]:
+        return (("worker 0", 60 << 20, 45 << 20, self.instance().ledger.loaded_bytes),)
