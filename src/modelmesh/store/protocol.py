@@ -41,6 +41,15 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """What a watch yields: every change under its prefix up to and including `revision`, since the batch before. `changes` is
+    empty when only keys outside the prefix changed."""
+
+    revision: Revision
+    changes: Sequence[Change]
+
+
+@dataclass(frozen=True, slots=True)
 class Txn:
     """All or nothing. `compares` maps a key to the revision of its last modification that must hold, 0 for "must not
     exist". `puts` and `deletes` are applied when all compares hold; a key may be in one of them only. Deleting a
@@ -86,15 +95,18 @@ class Store(Protocol):
     async def open(self) -> None:
         """Connect or create. Raises StoreUnavailable or SettingsError with a sentence that says what to do."""
 
-    async def snapshot(self, prefix: str) -> Snapshot:
-        """All entries whose key starts with `prefix`, at one revision. Empty when there are none."""
+    async def snapshot(self, prefix: str, *, after: str = "", limit: int = 0) -> Snapshot:
+        """The entries whose key starts with `prefix` and is above `after`, ordered, at one revision; at most `limit` of them
+        (0: all). Empty when there are none. Pages read one after the other have revisions of their own: who
+        pages watches from the first page's revision and keeps, of two values of a key, the one with the later revision."""
 
     async def revision(self) -> Revision:
         """The current revision, linearizable."""
 
-    def watch(self, prefix: str, after: Revision) -> AsyncIterator[list[Change]]:
+    def watch(self, prefix: str, after: Revision) -> AsyncIterator[Batch]:
         """Every change under `prefix` with a revision above `after`, in order, in batches that never split a commit.
-        Resumes after interruptions on its own. Raises Compacted when `after` is too old. Ends only when closed."""
+        Resumes after interruptions on its own. Raises Compacted when `after` is too old. Ends when the store is closed.
+        Once `revision()` has returned R, every open watch soon yields a batch of at least R, an empty one if need be."""
 
     async def commit(self, txn: Txn) -> Commit:
         """Apply a transaction. When this returns with `succeeded`, the change survives kill -9 and power loss."""

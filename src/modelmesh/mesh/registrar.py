@@ -1,0 +1,403 @@
+"""The registrar: the only writer of the registry, and the feeder of the mirror.
+
+Reads are served by the mirror and go on when the store is away; writes are compare-and-put transactions, recomputed when
+something changed meanwhile, and visible in the mirror before they return. What is learned while serving is written back lazily.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, TypeVar
+
+from modelmesh.clock import Clock
+from modelmesh.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidInput,
+    ModelMeshError,
+    StaleRevision,
+    StoreUnavailable,
+)
+from modelmesh.journal import Did, Journal
+from modelmesh.mesh.control import Registration
+from modelmesh.mesh.draft import Draft
+from modelmesh.registry.ids import check_id
+from modelmesh.registry.mirror import Changed, ChangedIds, Mirror
+from modelmesh.registry.records import ModelRecord
+from modelmesh.store.protocol import Batch, Change, Compacted, Entry, Revision, Store, Txn
+
+PAGE_ENTRIES: Final = 1000
+"""Entries read at once when mirroring; also the most that is applied in one step of the event loop."""
+BATCH_RECORDS: Final = 500
+"""Records written in one transaction."""
+ATTEMPTS: Final = 16
+"""How often a transaction is recomputed before giving up."""
+FLUSH_S: Final = 2.0
+"""How long learned facts may wait before they are written."""
+USED_STALE_MS: Final = 3_600_000
+"""A last use is written when the stored one is this much older, or when the record is written anyway."""
+USED_EVERY: Final = 30
+"""Last uses are looked through at every so many flushes."""
+RETRY_S: Final = 1.0
+WAIT_CURRENT_S: Final = 5.0
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    size_bytes: int
+    load_ms: int
+    content: str
+
+
+class Registrar:
+    """`start` first; `stop` last. One owner, the event loop."""
+
+    def __init__(self, store: Store, mirror: Mirror, clock: Clock, journal: Journal, root: str = "") -> None:
+        """`root` is what all keys begin with, as given to the mirror."""
+        self._store = store
+        self._mirror = mirror
+        self._clock = clock
+        self._journal = journal
+        self._root = root
+        self._listeners: list[Callable[[ChangedIds], None]] = []
+        self._learned: dict[str, _Learned] = {}
+        self._used: dict[str, int] = {}
+        self._reading: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._advanced = asyncio.Event()
+        """Set, and replaced, whenever the mirror's revision moves."""
+
+    @property
+    def mirror(self) -> Mirror:
+        return self._mirror
+
+    def on_change(self, listener: Callable[[ChangedIds], None]) -> None:
+        """Call `listener` with the ids that changed, after the mirror has them. It must not block or raise."""
+        self._listeners.append(listener)
+
+    async def start(self) -> None:
+        """Fill the mirror and keep it current from now on. Raises StoreUnavailable."""
+        after = await self._resync()
+        self._tasks = [
+            asyncio.create_task(self._follow(after), name="registry-watch"),
+            asyncio.create_task(self._write_back(), name="registry-write-back"),
+        ]
+
+    async def stop(self) -> None:
+        """Write what was learned, then stop. Idempotent."""
+        tasks, self._tasks = self._tasks, []
+        for task in (*tasks, *filter(None, [self._reading])):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            try:
+                async with asyncio.timeout(WAIT_CURRENT_S):
+                    await self._flush(used_stale_ms=1)
+            except (StoreUnavailable, TimeoutError) as error:
+                log.warning("What was learned since the last write is lost: %s", error)
+
+    # Registering
+
+    async def register(self, registration: Registration) -> None:
+        """Register a model; one with equal attributes is left as it is. Raises AlreadyExists, InvalidInput, StoreUnavailable."""
+        (answer,) = await self._register([registration])
+        if answer is not None:
+            raise answer
+
+    async def register_many(self, registrations: Sequence[Registration]) -> list[ModelMeshError | None]:
+        """One answer per registration, in order: None when it is registered. A store that fails midway answers for the rest."""
+        answers: list[ModelMeshError | None] = []
+        for start in range(0, len(registrations), BATCH_RECORDS):
+            chunk = registrations[start : start + BATCH_RECORDS]
+            try:
+                chunk_answers = await self._register(chunk)
+            except StoreUnavailable as error:
+                answers.extend([error] * (len(registrations) - start))
+                break
+            answers.extend(chunk_answers)
+        return answers
+
+    async def _register(self, registrations: Sequence[Registration]) -> list[ModelMeshError | None]:
+        added: set[str] = set()
+
+        def decide(draft: Draft) -> list[ModelMeshError | None]:
+            added.clear()
+            answers: list[ModelMeshError | None] = []
+            for registration in registrations:
+                try:
+                    if register_in(draft, registration):
+                        added.add(registration.id)
+                    answers.append(None)
+                except ModelMeshError as error:
+                    answers.append(error)
+            return answers
+
+        answers = await self.transact(decide)
+        if len(added) == 1:
+            self._journal.record(Did.REGISTERED, next(iter(added)), "It was registered.")
+        elif added:
+            self._journal.record(
+                Did.REGISTERED, "", f"{len(added)} models were registered.", models=len(added)
+            )
+        return answers
+
+    async def unregister(self, model: str) -> bool:
+        """Forget a model. False when it was not registered. Raises FailedPrecondition while vmodels refer to it."""
+
+        def decide(draft: Draft) -> bool:
+            record = draft.model(model)
+            if record is None:
+                return False
+            if record.references:
+                names = ", ".join(self._mirror.names_of(model)) or "a transition to it"
+                raise FailedPrecondition(
+                    f"Model {model} cannot be unregistered while vmodels refer to it ({names}): "
+                    "delete them or point them elsewhere first.",
+                    model=model,
+                )
+            draft.put_model(model, None)
+            return True
+
+        removed = await self.transact(decide)
+        if removed:
+            self._journal.record(Did.UNREGISTERED, model, "It was unregistered.")
+        return removed
+
+    async def transact(self, decide: Callable[[Draft], T]) -> T:
+        """Run `decide` on a draft and commit what it wrote. It is run again with the present values when anything it read has
+        changed, also when it raised: so what it raises is true of the store, not just of the mirror. It must be free of
+        side effects. Raises what `decide` raises, StaleRevision after many attempts, StoreUnavailable."""
+        known: dict[str, Entry | None] = {}
+        for _ in range(ATTEMPTS):
+            draft = Draft(self._mirror, self._root, known)
+            raised: ModelMeshError | None = None
+            try:
+                result = decide(draft)
+                txn = draft.txn()
+                if not draft.writes:
+                    return result
+            except ModelMeshError as error:
+                raised = error
+                txn = Txn(compares=draft.txn().compares)
+                if not txn.compares:
+                    raise
+            commit = await self._store.commit(txn)
+            if commit.succeeded:
+                if raised is not None:
+                    raise raised
+                changes = [Change(key, value, commit.revision) for key, value in txn.puts.items()]
+                changes += [Change(key, None, commit.revision) for key in txn.deletes]
+                self._apply(changes, commit.revision if commit.revision == self._mirror.revision + 1 else 0)
+                return result
+            known.update(dict.fromkeys(txn.compares, None))
+            known.update(commit.current)
+        raise StaleRevision(f"The registry changed under {ATTEMPTS} attempts to write to it: try again.")
+
+    # Reading
+
+    async def wait_current(self, timeout_s: float = WAIT_CURRENT_S) -> None:
+        """Return once the mirror contains everything that was in the store when this was called. All who wait at a time
+        share one read. Raises StoreUnavailable."""
+        if self._reading is not None and not self._reading.done():
+            # The read under way may have been answered before this call: only the one after it will do.
+            await self._shared(self._reading, timeout_s)
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_current(timeout_s), name="registry-current")
+            self._reading.add_done_callback(_look_at)
+        await self._shared(self._reading, timeout_s)
+
+    async def _shared(self, reading: asyncio.Task[None], timeout_s: float) -> None:
+        done, _ = await asyncio.wait({reading}, timeout=timeout_s)
+        if not done:
+            raise StoreUnavailable(f"The store did not answer within {timeout_s:g} s.")
+        if (error := reading.exception()) is not None:
+            raise error
+
+    async def _read_current(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                revision = await self._store.revision()
+                while self._mirror.revision < revision:
+                    await self._advanced.wait()
+        except TimeoutError:
+            raise StoreUnavailable(f"The registry did not become current within {timeout_s:g} s.") from None
+
+    async def _resync(self) -> Revision:
+        """Bring the mirror in line with the store, a page at a time. Returns the revision to watch from."""
+        first: Revision | None = None
+        after = ""
+        while True:
+            page = await self._store.snapshot(self._root, after=after, limit=PAGE_ENTRIES)
+            first = page.revision if first is None else first
+            full = len(page.entries) == PAGE_ENTRIES
+            last = page.entries[-1].key if full else self._root + "\U0010ffff"
+            present = {entry.key for entry in page.entries}
+            gone = [
+                Change(key, None, page.revision)
+                for key, revision in self._mirror.keys_between(after, last)
+                if key not in present and revision < page.revision
+            ]
+            self._apply(page.entries)
+            self._apply(gone)
+            if not full:
+                self._apply((), first)
+                return first
+            after = last
+            await asyncio.sleep(0)
+
+    async def _follow(self, after: Revision) -> None:
+        """Apply every change after `after`; begin again from a snapshot when the store no longer knows it."""
+        away = False
+        while True:
+            try:
+                if away:
+                    after = await self._resync()
+                    log.info("The registry is followed again.")
+                    away = False
+                async for batch in self._store.watch(self._root, after):
+                    await self._apply_batch(batch)
+                    after = batch.revision
+                return
+            except Compacted:
+                away = True
+            except StoreUnavailable as error:
+                if not away:
+                    log.warning("The registry is not followed until the store answers: %s", error)
+                away = True
+                await asyncio.sleep(RETRY_S)
+
+    async def _apply_batch(self, batch: Batch) -> None:
+        for start in range(0, len(batch.changes), PAGE_ENTRIES):
+            self._apply(batch.changes[start : start + PAGE_ENTRIES])
+            await asyncio.sleep(0)
+        self._apply((), batch.revision)
+
+    def _apply(self, changes: Sequence[Changed], complete_to: int = 0) -> None:
+        before = self._mirror.revision
+        changed = self._mirror.apply(changes, complete_to)
+        if self._mirror.revision != before:
+            self._advanced.set()
+            self._advanced = asyncio.Event()
+        if changed:
+            for listener in self._listeners:
+                listener(changed)
+
+    # Writing back what was learned
+
+    def learned(self, model: str, size_bytes: int, load_ms: int, content: str) -> None:
+        """Remember what a load taught; written within seconds, in a batch with others."""
+        self._learned[model] = _Learned(size_bytes, load_ms, content)
+
+    def used(self, model: str, last_used_ms: int) -> None:
+        """Remember a use (Unix epoch); written when the stored time has become stale, so restarts know what was in use."""
+        if last_used_ms > self._used.get(model, 0):
+            self._used[model] = last_used_ms
+
+    async def _write_back(self) -> None:
+        failing = False
+        flushes = 0
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            flushes += 1
+            try:
+                # Uses are many and change little: they are looked through less often.
+                await self._flush(USED_STALE_MS if flushes % USED_EVERY == 0 else 0)
+                failing = False
+            except StoreUnavailable as error:
+                if not failing:
+                    log.warning("What was learned is kept until the store takes it: %s", error)
+                failing = True
+
+    async def _flush(self, used_stale_ms: int) -> None:
+        """Write what was learned, and with `used_stale_ms` the uses that are newer by that much than the stored ones."""
+        learned, self._learned = self._learned, {}
+        used: dict[str, int] = {}
+        if used_stale_ms:
+            used, self._used = self._used, {}
+        ids = sorted(learned.keys() | used.keys())
+        for start in range(0, len(ids), BATCH_RECORDS):
+            chunk = [
+                id
+                for id in ids[start : start + BATCH_RECORDS]
+                if self._worth_writing(id, learned, used, used_stale_ms)
+            ]
+            try:
+                await self.transact(partial(_learn, chunk, learned, used | self._used))
+            except StoreUnavailable:
+                rest = ids[start:]
+                self._learned = {id: learned[id] for id in rest if id in learned} | self._learned
+                self._used = {id: used[id] for id in rest if id in used} | self._used
+                raise
+            await asyncio.sleep(0)
+
+    def _worth_writing(
+        self, id: str, learned: Mapping[str, _Learned], used: Mapping[str, int], used_stale_ms: int
+    ) -> bool:
+        record = self._mirror.model(id)
+        if record is None:
+            return False
+        if used_stale_ms and used.get(id, 0) - record.last_used_ms >= used_stale_ms:
+            return True
+        facts = learned.get(id)
+        return facts is not None and not _about_equal(facts, record)
+
+
+def register_in(draft: Draft, registration: Registration) -> bool:
+    """Register a model within a transaction. False when it is registered already with equal attributes. Raises InvalidInput,
+    AlreadyExists."""
+    id = check_id(registration.id)
+    if not registration.type.strip():
+        raise InvalidInput(f"Model {id} needs a type, for example sklearn.", model=id)
+    new = ModelRecord(type=registration.type, path=registration.path, key=registration.key)
+    record = draft.model(id)
+    if record is None:
+        draft.put_model(id, new)
+        return True
+    if not record.same_model(new):
+        raise AlreadyExists(
+            f"Model {id} is registered already with other attributes (type {record.type}, path {record.path or 'none'}): "
+            "unregister it first, or choose another id.",
+            model=id,
+        )
+    return False
+
+
+def _learn(
+    ids: Sequence[str], learned: Mapping[str, _Learned], used: Mapping[str, int], draft: Draft
+) -> None:
+    for id in ids:
+        record = draft.model(id)
+        if record is None:
+            continue
+        record = record.used(used.get(id, 0))
+        if (facts := learned.get(id)) is not None and not _about_equal(facts, record):
+            record = replace(
+                record,
+                size_bytes=facts.size_bytes,
+                load_ms=facts.load_ms,
+                content=facts.content or record.content,
+            )
+        draft.put_model(id, record)
+
+
+def _about_equal(facts: _Learned, record: ModelRecord) -> bool:
+    """Whether writing would teach a reader nothing: every load takes another time, and a write per load is too much."""
+    return (
+        (facts.content or record.content) == record.content
+        and abs(facts.size_bytes - record.size_bytes) <= record.size_bytes / 100
+        and abs(facts.load_ms - record.load_ms) <= max(record.load_ms / 4, 5)
+        and (record.load_ms > 0 or facts.load_ms == 0)
+    )
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    """Its error is told to those who wait; when they have all gone, nobody has to be warned of it."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,207 @@
+"""What this instance knows of models and vmodels: a mirror of the store, kept as packed raw records.
+
+Pure: it is fed with changes and asked. Changes come twice, from our own commits and from the watch, and may come late; the
+revision kept with each record decides, so that applying is idempotent and never goes back in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from modelmesh.errors import InvalidInput
+from modelmesh.registry.packed import PackedMap
+from modelmesh.registry.records import REGISTRY, VMODELS, ModelRecord, VModelRecord
+
+_PAIR = "\x02"
+
+
+class Changed(Protocol):
+    """A key was put, or deleted (`value` None), at `revision`; `modelmesh.store.protocol.Change` is one."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def revision(self) -> int: ...
+
+
+@dataclass(slots=True)
+class ChangedIds:
+    """The ids whose records are different now."""
+
+    models: set[str] = field(default_factory=set)
+    vmodels: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.models or self.vmodels)
+
+
+class Mirror:
+    """`report` is told once, in a sentence, of each record that cannot be read; such a record counts as absent."""
+
+    def __init__(
+        self, root: str = "", report: Callable[[str, str], None] = lambda id, sentence: None
+    ) -> None:
+        """`root` is what all keys begin with. `report(id, sentence)` must not raise."""
+        self._registry = root + REGISTRY
+        self._vmodels_prefix = root + VMODELS
+        self._report = report
+        self._models = PackedMap()
+        self._vmodels = PackedMap()
+        self._names = PackedMap()
+        """One key per (active model, vmodel)."""
+        self._broken: dict[str, int] = {}
+        self._deleted: dict[str, int] = {}
+        """Keys deleted ahead of the watch, with their revisions: older puts must not bring them back."""
+        self.revision = 0
+        """Everything up to this revision of the store is in here."""
+
+    @property
+    def n_models(self) -> int:
+        return len(self._models)
+
+    @property
+    def n_vmodels(self) -> int:
+        return len(self._vmodels)
+
+    def model(self, id: str) -> ModelRecord | None:
+        """The record of a registered model, or None."""
+        raw = self._models.get(id)
+        return None if raw is None else ModelRecord.decode(_split(raw)[1])
+
+    def vmodel(self, id: str) -> VModelRecord | None:
+        """The record of a vmodel, or None."""
+        raw = self._vmodels.get(id)
+        return None if raw is None else VModelRecord.decode(_split(raw)[1])
+
+    def model_at(self, id: str) -> tuple[int, ModelRecord | None]:
+        """The record with the revision it was last changed at, for compare-and-put; (0, None) when absent."""
+        raw = self._models.get(id)
+        if raw is None:
+            return self._broken.get(self._registry + id, 0), None
+        revision, value = _split(raw)
+        return revision, ModelRecord.decode(value)
+
+    def vmodel_at(self, id: str) -> tuple[int, VModelRecord | None]:
+        """As `model_at`, for a vmodel."""
+        raw = self._vmodels.get(id)
+        if raw is None:
+            return self._broken.get(self._vmodels_prefix + id, 0), None
+        revision, value = _split(raw)
+        return revision, VModelRecord.decode(value)
+
+    def names_of(self, model: str) -> list[str]:
+        """The vmodels whose active model it is, ordered; empty when there are none."""
+        prefix = model + _PAIR
+        return [pair[len(prefix) :] for pair, _ in self._names.scan(prefix)]
+
+    def page(self, prefix: str = "", after: str = "", limit: int = 100) -> list[tuple[str, ModelRecord]]:
+        """Up to `limit` models with `prefix` and above `after`, ordered by id."""
+        return [
+            (id, ModelRecord.decode(_split(raw)[1])) for id, raw in self._models.scan(prefix, after, limit)
+        ]
+
+    def page_vmodels(
+        self, prefix: str = "", after: str = "", limit: int = 100
+    ) -> list[tuple[str, VModelRecord]]:
+        """Up to `limit` vmodels with `prefix` and above `after`, ordered by id."""
+        return [
+            (id, VModelRecord.decode(_split(raw)[1])) for id, raw in self._vmodels.scan(prefix, after, limit)
+        ]
+
+    def count(self, prefix: str = "") -> int:
+        """How many models have this prefix."""
+        return self._models.count(prefix)
+
+    def model_ids(self) -> Iterator[str]:
+        """All model ids, ordered. Nothing may be applied meanwhile."""
+        return (id for id, _ in self._models.scan())
+
+    def keys_between(self, after: str, last: str) -> Iterator[tuple[str, int]]:
+        """(key, revision) of everything mirrored with after < key ≤ last: what a snapshot of that range must contain."""
+        for prefix, packed in ((self._registry, self._models), (self._vmodels_prefix, self._vmodels)):
+            if last < prefix:
+                continue
+            start = after[len(prefix) :] if after.startswith(prefix) else ""
+            if not start and after > prefix:
+                continue
+            for id, raw in packed.scan(after=start):
+                if prefix + id > last:
+                    break
+                yield prefix + id, _split(raw)[0]
+
+    def apply(self, changes: Iterable[Changed], complete_to: int = 0) -> ChangedIds:
+        """Take in changes, newest last; what is known already, or newer, is skipped. `complete_to` says that nothing up to that
+        revision is missing now (0: says nothing). Returns what is different."""
+        models: dict[str, bytes | None] = {}
+        vmodels: dict[str, bytes | None] = {}
+        for change in changes:
+            if change.key.startswith(self._registry):
+                id = change.key[len(self._registry) :]
+                self._take(change, id, self._models, models, ModelRecord.decode)
+            elif change.key.startswith(self._vmodels_prefix):
+                id = change.key[len(self._vmodels_prefix) :]
+                self._take(change, id, self._vmodels, vmodels, VModelRecord.decode)
+        self._rename(vmodels)
+        self._models.update(models)
+        self._vmodels.update(vmodels)
+        if complete_to > self.revision:
+            self.revision = complete_to
+            if self._deleted:
+                self._deleted = {key: at for key, at in self._deleted.items() if at > complete_to}
+        return ChangedIds(set(models), set(vmodels))
+
+    def _take(
+        self,
+        change: Changed,
+        id: str,
+        packed: PackedMap,
+        pending: dict[str, bytes | None],
+        decode: Callable[[bytes], object],
+    ) -> None:
+        if change.revision <= self.revision:
+            return
+        known = pending.get(id) or packed.get(id)
+        at = _split(known)[0] if known else self._broken.get(change.key, 0)
+        if change.revision <= max(at, self._deleted.get(change.key, 0)):
+            return
+        if change.value is None:
+            self._broken.pop(change.key, None)
+            self._deleted[change.key] = change.revision
+            if known:
+                pending[id] = None
+            return
+        try:
+            if not id or any(separator in id for separator in "\x00\x01\x02"):
+                raise InvalidInput("Its id is not usable.")
+            if b"\x00" in change.value:
+                raise InvalidInput("It contains a zero byte.")
+            decode(change.value)
+        except InvalidInput as error:
+            self._broken[change.key] = change.revision
+            if known:
+                pending[id] = None
+            self._report(
+                id, f"The record {change.key!r} in the store cannot be read and is left alone: {error}"
+            )
+            return
+        self._broken.pop(change.key, None)
+        pending[id] = b"%d %b" % (change.revision, change.value)
+
+    def _rename(self, vmodels: dict[str, bytes | None]) -> None:
+        """Keep the names of models in step with the vmodels about to change."""
+        pairs: dict[str, bytes | None] = {}
+        for vmodel, raw in vmodels.items():
+            if (old := self._vmodels.get(vmodel)) is not None:
+                pairs[VModelRecord.decode(_split(old)[1]).active + _PAIR + vmodel] = None
+            if raw is not None:
+                pairs[VModelRecord.decode(_split(raw)[1]).active + _PAIR + vmodel] = b""
+        self._names.update(pairs)
+
+
+def _split(raw: bytes) -> tuple[int, bytes]:
+    revision, _, value = raw.partition(b" ")
+    return int(revision), value
