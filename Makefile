@@ -51,5 +51,8 @@ lint: $(VENV)/.dev  ## Formatting, lint and the import contract, both languages
 types: $(VENV)/.dev  ## mypy, strict
 	$(BIN)/mypy
 
+wire: $(VENV)/.dev  ## Generate code from the .proto files; the result is checked in
+	$(BIN)/python -m modelmesh.wire.generate
+
 clean:
 	rm -rf $(VENV) rust/target $(NATIVE)
