@@ -20,6 +20,7 @@ class Did(StrEnum):
 
     REGISTERED = "registered"
     UNREGISTERED = "unregistered"
+    SWITCHED = "switched"
     LOADING = "loading"
     LOADED = "loaded"
     LOAD_FAILED = "load failed"

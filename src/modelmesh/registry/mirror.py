@@ -6,7 +6,7 @@ revision kept with each record decides, so that applying is idempotent and never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,6 +56,7 @@ class Mirror:
         self._broken: dict[str, int] = {}
         self._deleted: dict[str, int] = {}
         """Keys deleted ahead of the watch, with their revisions: older puts must not bring them back."""
+        self._unsettled: set[str] = set()
         self.revision = 0
         """Everything up to this revision of the store is in here."""
 
@@ -97,6 +98,11 @@ class Mirror:
         """The vmodels whose active model it is, ordered; empty when there are none."""
         prefix = model + _PAIR
         return [pair[len(prefix) :] for pair, _ in self._names.scan(prefix)]
+
+    @property
+    def unsettled(self) -> Set[str]:
+        """The vmodels whose target is not their active model."""
+        return self._unsettled
 
     def page(self, prefix: str = "", after: str = "", limit: int = 100) -> list[tuple[str, ModelRecord]]:
         """Up to `limit` models with `prefix` and above `after`, ordered by id."""
@@ -192,13 +198,17 @@ class Mirror:
         pending[id] = b"%d %b" % (change.revision, change.value)
 
     def _rename(self, vmodels: dict[str, bytes | None]) -> None:
-        """Keep the names of models in step with the vmodels about to change."""
+        """Keep what is derived in step with the vmodels about to change: the names of models, and who is unsettled."""
         pairs: dict[str, bytes | None] = {}
         for vmodel, raw in vmodels.items():
             if (old := self._vmodels.get(vmodel)) is not None:
                 pairs[VModelRecord.decode(_split(old)[1]).active + _PAIR + vmodel] = None
+            self._unsettled.discard(vmodel)
             if raw is not None:
-                pairs[VModelRecord.decode(_split(raw)[1]).active + _PAIR + vmodel] = b""
+                record = VModelRecord.decode(_split(raw)[1])
+                pairs[record.active + _PAIR + vmodel] = b""
+                if not record.settled:
+                    self._unsettled.add(vmodel)
         self._names.update(pairs)
 
 

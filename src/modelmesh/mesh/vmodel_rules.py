@@ -1,0 +1,161 @@
+"""The rules of vmodels as transactions on a draft (reference mesh.md 9.2, its defects corrected).
+
+A model's reference count is the number of vmodels for which it is active or target, each counted once. Every rule here goes
+through `_move`, which derives the counts from the vmodel before and after, so they are exact whatever the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from modelmesh.errors import AlreadyExists, FailedPrecondition, InvalidInput, ModelNotFound
+from modelmesh.mesh.control import Registration
+from modelmesh.mesh.draft import Draft
+from modelmesh.mesh.registrar import register_in
+from modelmesh.registry.ids import check_id
+from modelmesh.registry.records import VModelRecord
+
+HOUR_MS: Final = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The call to point `vmodel` at `target`. With `model` the target is registered when absent."""
+
+    vmodel: str
+    target: str
+    model: Registration | None = None
+    auto_delete_target: bool = False
+    load_now: bool = False
+    force: bool = False
+    expected_target: str = ""
+    owner: str = ""
+    update_only: bool = False
+
+
+class Outcome(Enum):
+    """What a setting did."""
+
+    CREATED = "created"
+    UNCHANGED = "unchanged"
+    SWITCHED = "switched"
+    """The target is active at once."""
+    BEGUN = "begun"
+    """The target becomes active when it is loaded."""
+
+
+def set_in(
+    draft: Draft, setting: Setting, has_copies: Callable[[str], bool], now_ms: int, default_owner: str = ""
+) -> Outcome:
+    """Point a vmodel at a model. `has_copies` says whether a model is loaded. Raises InvalidInput, ModelNotFound,
+    AlreadyExists, FailedPrecondition before anything is written."""
+    vmodel, target = check_id(setting.vmodel, "vmodel"), check_id(setting.target)
+    old = draft.vmodel(vmodel)
+    if old is None and setting.update_only:
+        raise ModelNotFound(f"vmodel not found: there is no vmodel {vmodel} to update.", model=vmodel)
+    if old is not None and setting.owner and old.owner != setting.owner:
+        whose = f"belongs to {old.owner}" if old.owner else "has no owner"
+        raise AlreadyExists(f"The vmodel {vmodel} {whose}, not to {setting.owner}.", model=vmodel)
+    _check_expected(setting, old)
+    _need_target(draft, setting)
+
+    if old is None:
+        _move(draft, vmodel, None, VModelRecord(target, target, setting.owner or default_owner))
+        return Outcome.CREATED
+    if old.target == target and (old.settled or not setting.force):
+        return Outcome.UNCHANGED
+    at_once = setting.force or target == old.active or not has_copies(old.active) or has_copies(target)
+    _inherit_use(draft, old.active, target, now_ms - (HOUR_MS if setting.load_now else 6 * HOUR_MS))
+    _move(
+        draft,
+        vmodel,
+        old,
+        replace(old, active=target if at_once else old.active, target=target, failed=False),
+    )
+    return Outcome.SWITCHED if at_once else Outcome.BEGUN
+
+
+def switch_in(draft: Draft, vmodel: str, target: str) -> bool:
+    """The target is ready: make it active. False when the vmodel has other plans by now."""
+    record = draft.vmodel(vmodel)
+    if record is None or record.settled or record.target != target:
+        return False
+    _move(draft, vmodel, record, replace(record, active=target, failed=False))
+    return True
+
+
+def fail_in(draft: Draft, vmodel: str, target: str) -> bool:
+    """The target failed: say so, and leave the active model alone. False when the vmodel has other plans by now."""
+    record = draft.vmodel(vmodel)
+    if record is None or record.settled or record.target != target:
+        return False
+    draft.put_vmodel(vmodel, replace(record, failed=True))
+    return True
+
+
+def delete_in(draft: Draft, vmodel: str, owner: str) -> bool:
+    """False, and no error, when there is no such vmodel or an owner is given and it is another's."""
+    record = draft.vmodel(vmodel)
+    if record is None or (owner and record.owner != owner):
+        return False
+    _move(draft, vmodel, record, None)
+    return True
+
+
+def _check_expected(setting: Setting, old: VModelRecord | None) -> None:
+    expected = setting.expected_target
+    if not expected or setting.target == (expected if old is None else old.target):
+        return
+    present = "does not exist" if old is None else f"has the target {old.target}"
+    if old is None or old.target != expected:
+        raise FailedPrecondition(
+            f"The vmodel {setting.vmodel} {present}, not the expected target {expected}: read it again and decide anew.",
+            model=setting.vmodel,
+        )
+
+
+def _need_target(draft: Draft, setting: Setting) -> None:
+    """Register the target, or make sure that it exists."""
+    if setting.model is None:
+        if draft.model(setting.target) is None:
+            raise ModelNotFound(
+                f"model not found: {setting.target} is not registered, so {setting.vmodel} cannot point at it.",
+                model=setting.target,
+            )
+        return
+    if setting.model.id and setting.model.id != setting.target:
+        raise InvalidInput(
+            f"The model to register is {setting.model.id}, but the target is {setting.target}."
+        )
+    if register_in(draft, replace(setting.model, id=setting.target)) and setting.auto_delete_target:
+        record = draft.model(setting.target)
+        assert record is not None
+        draft.put_model(setting.target, replace(record, auto_delete=True))
+
+
+def _inherit_use(draft: Draft, active: str, target: str, otherwise_ms: int) -> None:
+    """The target is as recently used as the model it follows. A last use is only ever raised."""
+    leaving, coming = draft.model(active), draft.model(target)
+    if coming is not None and active != target:
+        used_ms = leaving.last_used_ms if leaving is not None and leaving.last_used_ms else otherwise_ms
+        draft.put_model(target, coming.used(used_ms))
+
+
+def _move(draft: Draft, vmodel: str, old: VModelRecord | None, new: VModelRecord | None) -> None:
+    """Write the vmodel, and count its references by what it referred to before and does after."""
+    before = set() if old is None else {old.active, old.target}
+    after = set() if new is None else {new.active, new.target}
+    for model in sorted(after - before):
+        record = draft.model(model)
+        if record is not None:
+            draft.put_model(model, replace(record, references=record.references + 1))
+    for model in sorted(before - after):
+        record = draft.model(model)
+        if record is not None:
+            left = max(record.references - 1, 0)
+            gone = left == 0 and record.auto_delete
+            draft.put_model(model, None if gone else replace(record, references=left))
+    draft.put_vmodel(vmodel, new)
