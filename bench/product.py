@@ -58,16 +58,24 @@ def serving(
     workers: int = 1,
     prefix: Sequence[str] = (),
     flags: Sequence[str] = (),
+    state: Path | None = None,
     ready_s: float = 120,
 ) -> Iterator[Product]:
     """Serve `folder` (None: nothing) for the length of the block; `prefix` goes before the command, e.g. to pin it.
 
-    RuntimeError with the end of the log when it does not become ready.
+    Without `state` there is a fresh one. RuntimeError with the end of the log when it does not become ready.
     """
     with tempfile.TemporaryDirectory(prefix="modelmesh-bench-") as scratch:
         ready, log = Path(scratch, "ready.json"), Path(scratch, "log")
         command = [*prefix, str(COMMAND), "serve", *([str(folder)] if folder else [])]
-        command += ["--memory", memory, "--workers", str(workers), "--state", str(Path(scratch, "state"))]
+        command += [
+            "--memory",
+            memory,
+            "--workers",
+            str(workers),
+            "--state",
+            str(state or Path(scratch, "state")),
+        ]
         command += [
             "--grpc-port",
             "0",

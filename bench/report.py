@@ -48,6 +48,12 @@ class Skipped:
     why: str
 
 
+def console(*, stderr: bool = False) -> Console:
+    """Wide enough for the tables when the output is a file."""
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=160)
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 

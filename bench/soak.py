@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
-from bench import traffic
+from bench import report, traffic
 from bench.load import Target
 from bench.models import Zoo, ZooModel, describe, zoo
 from bench.procs import pss_bytes
@@ -223,7 +223,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the zoo and of the traffic")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args()
-    console = Console(stderr=arguments.json)
+    console = report.console(stderr=arguments.json)
     models = zoo(arguments.models, seed=arguments.seed, console=console)
     console.print(describe(models.index), f"on {arguments.memory_mib} MiB", f"(seed {arguments.seed})")
     with console.status("Soaking: Zipf, a sweep over all models, Zipf"):

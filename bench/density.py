@@ -1,0 +1,192 @@
+"""What a model costs when it is only registered, and when it is loaded; and how long a start takes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import httpx
+
+from bench.load import INFER
+from bench.makers import KINDS
+from bench.miss import tiny_request
+from bench.models import tiny_models
+from bench.procs import pss_bytes, rss_bytes
+from bench.product import Product, serving
+from bench.report import Row
+
+MIB = 2**20
+N_CLIENTS = 64
+
+
+def compare(*, quick: bool) -> list[Row]:
+    """Rows of start-up, registered and resident models."""
+    counts = (1_000, 20_000) if quick else (1_000, 20_000, 100_000)
+    empty_bytes, rows = _empty()
+    for count in counts:
+        rows += _folder(count, empty_bytes)
+    rows += _registered(counts[-1], empty_bytes)
+    for count in counts:
+        rows += _resident(count)
+    return rows
+
+
+def _empty() -> tuple[int, list[Row]]:
+    """The instance's resident bytes with nothing registered."""
+    starts_s = []
+    for _ in range(3):
+        with serving(None) as product:
+            starts_s.append(product.start_s)
+            time.sleep(1)
+            instance_bytes, worker_bytes = product.rss_bytes, max(rss_bytes(pid) for pid in product.workers)
+    start_s = sorted(starts_s)[1]
+    return instance_bytes, [
+        Row("start", "empty, command to ready", f"{start_s:.2f} s", "", start_s, 1.5, 0.4, " s"),
+        _memory("start", "idle instance process", instance_bytes, 90, 40),
+        _memory("start", "idle worker, no format imported", worker_bytes, 45, 30),
+    ]
+
+
+def _memory(group: str, what: str, size_bytes: int, must: float | None, aim: float | None) -> Row:
+    return Row(group, what, f"{size_bytes / MIB:.0f} MiB", "", size_bytes / MIB, must, aim, " MiB")
+
+
+def _per_model(what: str, grown_bytes: int, count: int, must: float | None, aim: float | None) -> Row:
+    told = f"{grown_bytes / MIB:.1f} MiB more"
+    return Row("density", what, told, "", grown_bytes / count, must, aim, " B")
+
+
+def _folder(count: int, empty_bytes: int) -> list[Row]:
+    with serving(tiny_models(count, distinct=False)) as product:
+        n_found = product.get("/instance")["models_registered"]
+        if n_found != count:
+            raise AssertionError(f"{n_found} models of {count} folders were registered when ready")
+        grown_bytes = product.rss_bytes - empty_bytes
+    must, aim = (4.0, 1.0) if count >= 100_000 else (None, None)
+    start_s = product.start_s
+    return [
+        Row(
+            "start",
+            f"{count:,} folders, command to ready, fresh state",
+            f"{start_s:.2f} s",
+            "",
+            start_s,
+            must,
+            aim,
+            " s",
+        ),
+        _per_model(f"registered from a folder, {count:,} models", grown_bytes, count, None, None),
+    ]
+
+
+def _registered(count: int, empty_bytes: int) -> list[Row]:
+    """Models registered by the admin API into SQLite; then a start on that state."""
+    with tempfile.TemporaryDirectory() as scratch:
+        kind, root, state = KINDS["sklearn-linear"], Path(scratch, "models"), Path(scratch, "state")
+        first = next(tiny_models(1_000, distinct=False).iterdir()) / kind.file_name
+        root.mkdir()
+        shutil.copy(first, root / kind.file_name)
+        flags = ("--model-root", str(root))
+        with serving(None, state=state, flags=flags) as product:
+            started_s = time.monotonic()
+            register_many(product, count, root / kind.file_name)
+            rate = count / (time.monotonic() - started_s)
+            grown_bytes = product.rss_bytes - empty_bytes
+        with serving(None, state=state, flags=flags) as product:
+            n_found = product.get("/instance")["models_registered"]
+            again_bytes, start_s = product.rss_bytes - empty_bytes, product.start_s
+    if n_found != count:
+        raise AssertionError(f"{n_found} of {count} registered models were there after a restart")
+    must, aim = (4.0, 1.0) if count >= 100_000 else (None, None)
+    per_model = (700, 300) if count >= 100_000 else (None, None)
+    # Rates are judged by their inverse, because lower is better in this table.
+    return [
+        Row(
+            "density",
+            f"registration in bulk, SQLite, {count:,} models",
+            f"{rate:,.0f}/s",
+            "",
+            1e6 / rate,
+            1e6 / 5_000,
+            1e6 / 20_000,
+            " µs",
+        ),
+        _per_model(f"registered by the admin API, {count:,} models", grown_bytes, count, *per_model),
+        _per_model("the same after a restart", again_bytes, count, *per_model),
+        Row("start", f"{count:,} models of a kept state", f"{start_s:.2f} s", "", start_s, must, aim, " s"),
+    ]
+
+
+def register_many(product: Product, count: int, path: Path) -> None:
+    """By one streamed request. AssertionError when one is not registered."""
+
+    def lines() -> Iterator[bytes]:
+        for start in range(0, count, 500):
+            items = (
+                {"id": f"m{n:06d}", "type": "sklearn", "path": str(path)} for n in range(start, start + 500)
+            )
+            yield "".join(json.dumps(item) + "\n" for item in items).encode()
+
+    headers = {"content-type": "application/x-ndjson"}
+    with httpx.stream(
+        "POST", f"{product.ops}/models:batch", content=lines(), headers=headers, timeout=300
+    ) as answer:
+        answer.raise_for_status()
+        failed = [line for line in answer.iter_lines() if line and json.loads(line)["error"]]
+    if failed:
+        raise AssertionError(f"{len(failed)} of {count} models were not registered, e.g. {failed[0]}")
+
+
+def _resident(count: int) -> list[Row]:
+    folder = tiny_models(count, distinct=True)
+    names = sorted(path.name for path in folder.iterdir())
+    with serving(folder, memory="8GiB", workers=2) as product:
+        asyncio.run(ask_each(product.grpc, names[:64]))
+        before_bytes = sum(pss_bytes(pid) for pid in product.workers)
+        started_s = time.monotonic()
+        asyncio.run(ask_each(product.grpc, names))
+        took_s = time.monotonic() - started_s
+        instance = product.get("/instance")
+        time.sleep(2)
+        workers_bytes = sum(pss_bytes(pid) for pid in product.workers)
+        all_bytes = workers_bytes + pss_bytes(product.pid)
+    if instance["models_loaded"] != count:
+        raise AssertionError(f"{instance['models_loaded']} of {count} models are loaded after each was asked")
+    must, aim = (700, 350) if count == 20_000 else (None, None)
+    told = f"{all_bytes / MIB:.0f} MiB; loaded at {count / took_s:,.0f}/s"
+    return [
+        Row(
+            "density",
+            f"{count:,} resident tiny models, two workers, in all",
+            told,
+            "",
+            all_bytes / MIB,
+            must,
+            aim,
+            " MiB",
+        ),
+        _per_model(
+            f"resident, {count:,} models (workers)", workers_bytes - before_bytes, count - 64, None, None
+        ),
+    ]
+
+
+async def ask_each(address: str, names: Sequence[str]) -> None:
+    """Every model once, from many clients. Raises an ExceptionGroup of grpc errors when one is not answered."""
+    left = iter(names)
+
+    async def client(call: grpc.aio.UnaryUnaryMultiCallable) -> None:
+        for name in left:
+            await call(tiny_request(name), timeout=120)
+
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.TaskGroup() as clients:
+        call = channel.unary_unary(INFER, request_serializer=None, response_deserializer=None)
+        for _ in range(N_CLIENTS):
+            clients.create_task(client(call))

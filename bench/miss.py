@@ -1,0 +1,153 @@
+"""What a miss costs: cold models asked one at a time, split by the journal into queue, load, and what the mesh adds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as oip
+
+from bench import traffic
+from bench.load import INFER
+from bench.models import tiny_models, zoo
+from bench.product import Product, serving
+from bench.report import Row
+
+Bodies = Mapping[str, bytes]
+"""Model name -> request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """One cold request. `answer_s` is what the client waited beyond a hit; `queue_s` and `load_s` are the journal's."""
+
+    answer_s: float
+    queue_s: float
+    load_s: float
+
+    @property
+    def added_s(self) -> float:
+        """Fault, decision, publishing, resume: all that is neither queue nor load."""
+        return self.answer_s - self.queue_s - self.load_s
+
+
+def tiny_request(name: str) -> bytes:
+    """For the models of `tiny_models`."""
+    message = oip.ModelInferRequest(model_name=name)
+    message.inputs.add(name="x", datatype="FP64", shape=[1, 4])
+    message.raw_input_contents.append(np.array([5.1, 3.5, 1.4, 0.2]).tobytes())
+    return message.SerializeToString()
+
+
+def misses(product: Product, bodies: Bodies) -> list[Miss]:
+    """Ask each model cold, then at once again hot. Raises grpc.RpcError when one is not answered."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(product.grpc, options=options) as channel:
+        call = channel.unary_unary(INFER, request_serializer=None, response_deserializer=None)
+        timed = {name: (_timed_s(call, body), _timed_s(call, body)) for name, body in bodies.items()}
+    hit_s = statistics.median(hot_s for _, hot_s in timed.values())
+    queued_s, loads_s = journal_figures(product)
+    return [
+        Miss(cold_s - hit_s, queued_s.get(name, 0.0), loads_s[name])
+        for name, (cold_s, _) in timed.items()
+        if name in loads_s
+    ]
+
+
+def _timed_s(call: Callable[..., bytes], body: bytes) -> float:
+    started_s = time.perf_counter()
+    call(body, timeout=60)
+    return time.perf_counter() - started_s
+
+
+def journal_figures(product: Product) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds queued and seconds loading, by the model's name, of its last load."""
+    queued_s: dict[str, float] = {}
+    loads_s: dict[str, float] = {}
+    since = 0
+    while True:
+        page = product.get("/journal", since=since, limit=2000)
+        for entry in page["entries"]:
+            name = entry["model"].partition("@")[0]
+            if entry["did"] == "loading":
+                queued_s[name] = entry["numbers"]["queued_s"]
+            elif entry["did"] == "loaded":
+                loads_s[name] = entry["numbers"]["load_s"]
+        if not page["entries"]:
+            return queued_s, loads_s
+        since = page["next_since"]
+
+
+def compare(*, quick: bool) -> list[Row]:
+    """A miss of an instantly loading model with room to spare, and misses of unequal models that need evictions."""
+    n_models = 200 if quick else 1000
+    tiny = tiny_models(2000, distinct=True)
+    names = sorted(folder.name for folder in tiny.iterdir())[:n_models]
+    with serving(tiny) as product:
+        _first_use(product, tiny_request(names[-1]))
+        crowd = loads_of_a_crowd(product, names[-2])
+        room = misses(product, {name: tiny_request(name) for name in names[:-2]})
+    models = zoo(2000)
+    index = models.index[:n_models]
+    with serving(models.models, memory="500MiB", workers=2) as product:
+        for model in {model.kind: model for model in models.index}.values():
+            _first_use(product, traffic.request(model, 0))
+        tight = misses(product, {model.name: traffic.request(model, 0) for model in index})
+        evictions = product.get("/instance")["evictions_total"]
+    added_ms = statistics.median(miss.added_s for miss in room) * 1000
+    return [
+        Row(
+            "miss",
+            f"tiny models, room to spare, {len(room)} misses",
+            _told(room),
+            "",
+            _answer_ms(room),
+            unit=" ms p50",
+        ),
+        Row(
+            "miss", "the same: beyond queue and load", f"{added_ms:.3f} ms p50", "", added_ms, 0.5, 0.2, " ms"
+        ),
+        Row(
+            "miss", "64 cold requests for one model at once", f"{crowd} load(s)", "", crowd, 1, unit=" loads"
+        ),
+        Row(
+            "miss",
+            f"the zoo on 500 MiB, {len(tight)} misses, {evictions} evictions",
+            _told(tight),
+            "",
+            _answer_ms(tight),
+            unit=" ms p50",
+        ),
+    ]
+
+
+def loads_of_a_crowd(product: Product, name: str) -> int:
+    """How often one cold model is loaded when 64 clients ask for it at once."""
+    with ThreadPoolExecutor(64) as threads:
+        list(threads.map(lambda _: _first_use(product, tiny_request(name)), range(64)))
+    return product.get(f"/models/{name}")["loads_total"]
+
+
+def _first_use(product: Product, body: bytes) -> None:
+    """The first model of a format brings its library along; that is no miss to measure."""
+    with grpc.insecure_channel(product.grpc) as channel:
+        channel.unary_unary(INFER, request_serializer=None, response_deserializer=None)(body, timeout=60)
+
+
+def _answer_ms(found: Sequence[Miss]) -> float:
+    return statistics.median(miss.answer_s for miss in found) * 1000
+
+
+def _told(found: Sequence[Miss]) -> str:
+    """Medians; the parts' medians need not add up to the whole's."""
+    parts = {
+        "queue": [miss.queue_s for miss in found],
+        "load": [miss.load_s for miss in found],
+        "mesh": [miss.added_s for miss in found],
+    }
+    return ", ".join(f"{name} {statistics.median(values) * 1000:.2f} ms" for name, values in parts.items())
