@@ -26,7 +26,11 @@ class ModelServer:
         batch_rows_max: int = 256,
         batch_bytes_max: int = 4194304,
         queue_max: int = 4096,
-    ) -> None: ...
+        queue_bytes_max: int = 67108864,
+    ) -> None:
+        """`queue_bytes_max` bounds the request messages being read, waiting and running together. `executing_path` is described in
+        `modelmesh.dataplane.executing`."""
+
     def start(self) -> None:
         """Bind and serve on a thread of its own. Raises OSError."""
     def add_model(
@@ -42,10 +46,10 @@ class ModelServer:
         """Serve a model. Inputs are (name, datatype, shape), outputs (name, datatype, shape, returned by default). −1 in a shape: any;
         an empty
         datatype: any; a single input with an empty name takes one input of any name. `row_wise`: requests may be
-        stacked along the first dimension."""
+        stacked along the first dimension. Raises ValueError when the id is taken or a datatype unknown."""
     def remove_model(self, model_id: str) -> int:
         """Stop serving it: later requests get the trailer `mm-not-here`. Returns the requests still queued or running; they
-        are served out."""
+        are served out. Asking again for a removed id tells how many are left."""
     def next_batch(self, timeout_ms: int) -> Batch | None:
         """The next requests to run together, oldest model first; None when none came in time or the server stopped. Publishes the
         model as executing (file `executing_path`) until the batch is answered."""
@@ -74,7 +78,8 @@ class Batch:
         """The stacked inputs in the order of the model's signature. The buffers are writable and the caller's own."""
     def reply(self, outputs: Sequence[tuple[str, str, Sequence[int], object]]) -> bool:
         """Answer all requests, rows split among them; data is any C-contiguous buffer or a list of bytes. False: an output's first
-        dimension is not `rows`, so the requests were queued again to run singly and the model is not batched any more."""
+        dimension is not `rows`, so the requests were queued again to run singly and the model is not batched any more. Raises
+        ValueError, the batch still unanswered, when a requested output is missing or data does not fit its datatype and shape."""
     def fail(self, code: int, message: str) -> bool:
         """A batch of one fails with this gRPC code. A larger one is halved and queued again, so that a bad request fails alone;
         then False is returned."""

@@ -1,1 +1,25 @@
-//! The worker's half: an Open Inference Protocol server on a unix socket that hands out batches.
+//! The worker's half of the data plane: an Open Inference Protocol server on a unix socket that hands out batches.
+//!
+//! One thread owns the sockets (`server`, `connection`, `grpc`, `call`): it reads, decodes and checks requests and puts them
+//! in the `queue`. Whoever runs the models takes a `batch` from there, and its answers go back to that thread in one piece.
+
+mod batch;
+mod budget;
+mod call;
+mod connection;
+mod encode;
+mod executing;
+mod grpc;
+mod models;
+mod queue;
+mod request;
+mod server;
+mod status;
+
+pub use batch::{Batch, Input};
+pub use encode::{Output, OutputData, Source};
+pub use executing::RECORD_BYTES;
+pub use models::{Signature, TensorSpec};
+pub use queue::Limits;
+pub use server::{Config, ModelServer, Stats};
+pub use status::Code;

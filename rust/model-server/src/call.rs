@@ -1,0 +1,283 @@
+//! One call: which method, which model, and what it is answered.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::request::Parts;
+use http::{HeaderMap, Request as HttpRequest, StatusCode, header};
+use inference::infer::InferRequest;
+use inference::messages::{
+    ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
+    ServerLiveResponse, ServerMetadataResponse, ServerReadyResponse, TensorMetadata,
+};
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::oneshot;
+
+use crate::encode::framed;
+use crate::grpc::{self, Ending, MessageLimits, base64_decode};
+use crate::models::{Lease, Models, TensorSpec};
+use crate::queue::{Pending, Place, Queue};
+use crate::request::Request;
+use crate::status::{Code, Status};
+
+/// What calls share.
+#[derive(Debug)]
+pub struct Core {
+    /// The models served.
+    pub models: Mutex<Models>,
+    /// The requests that wait.
+    pub queue: Arc<Queue>,
+    /// The bounds on messages.
+    pub limits: MessageLimits,
+    /// What has been counted.
+    pub counts: Counts,
+}
+
+/// Totals since the start, and the connections of now.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct Counts {
+    pub requests: AtomicU64,
+    pub batches: AtomicU64,
+    pub rows: AtomicU64,
+    pub refused: AtomicU64,
+    pub connections: AtomicU64,
+}
+
+const SERVICE: &str = "/inference.GRPCInferenceService/";
+
+/// Serves a call to its end.
+pub async fn serve(
+    request: HttpRequest<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    core: Arc<Core>,
+) {
+    let (head, mut body) = request.into_parts();
+    let is_grpc = head
+        .headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if !is_grpc {
+        return grpc::send_http_status(respond, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    }
+    let deadline =
+        grpc::timeout(&head.headers).and_then(|timeout| Instant::now().checked_add(timeout));
+    let ending = tokio::select! {
+        biased;
+        ending = answer(&head, &mut body, deadline, &core) => ending.unwrap_or_else(|ending| ending),
+        () = grpc::left(&mut respond) => Ending::Gone,
+        () = passed(deadline) => Ending::Failed(expired()),
+    };
+    grpc::send(respond, ending);
+}
+
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn expired() -> Status {
+    Status::new(
+        Code::DeadlineExceeded,
+        "The deadline passed before the model answered.",
+    )
+}
+
+async fn answer(
+    head: &Parts,
+    body: &mut RecvStream,
+    deadline: Option<Instant>,
+    core: &Core,
+) -> Result<Ending, Ending> {
+    let Some(method) = head.uri.path().strip_prefix(SERVICE) else {
+        return Err(unimplemented(head.uri.path()).into());
+    };
+    match method {
+        "ModelInfer" => infer(head, body, deadline, core).await,
+        "ModelReady" => {
+            let (message, _charge) = grpc::read_message(body, &core.limits).await?;
+            let asked = ModelReadyRequest::decode(message)
+                .map_err(|error| malformed("ModelReadyRequest", &error))?;
+            lease(core, &head.headers, &asked.name)?;
+            Ok(message_of(&ModelReadyResponse { ready: true }))
+        }
+        "ModelMetadata" => {
+            let (message, _charge) = grpc::read_message(body, &core.limits).await?;
+            let asked = ModelMetadataRequest::decode(message)
+                .map_err(|error| malformed("ModelMetadataRequest", &error))?;
+            let lease = lease(core, &head.headers, &asked.name)?;
+            Ok(message_of(&metadata(asked, &lease)))
+        }
+        "ServerLive" => {
+            grpc::read_message(body, &core.limits).await?;
+            Ok(message_of(&ServerLiveResponse { live: true }))
+        }
+        "ServerReady" => {
+            grpc::read_message(body, &core.limits).await?;
+            Ok(message_of(&ServerReadyResponse { ready: true }))
+        }
+        "ServerMetadata" => {
+            grpc::read_message(body, &core.limits).await?;
+            Ok(message_of(&ServerMetadataResponse {
+                name: "modelmesh".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                extensions: Vec::new(),
+            }))
+        }
+        #[cfg(test)]
+        "Panic" => panic!("as a test asked for"),
+        _ => Err(unimplemented(head.uri.path()).into()),
+    }
+}
+
+async fn infer(
+    head: &Parts,
+    body: &mut RecvStream,
+    deadline: Option<Instant>,
+    core: &Core,
+) -> Result<Ending, Ending> {
+    let (message, charge) = grpc::read_message(body, &core.limits).await?;
+    let (answer, receive) = oneshot::channel();
+    let queued = check(head, message, core).and_then(|(request, lease)| {
+        let place = core
+            .queue
+            .push(Pending::new(request, deadline, answer, lease, charge))?;
+        Ok(Waiting {
+            place,
+            queue: &core.queue,
+        })
+    });
+    let waiting = queued.inspect_err(|_| {
+        core.counts.refused.fetch_add(1, Ordering::Relaxed);
+    })?;
+    core.counts.requests.fetch_add(1, Ordering::Relaxed);
+    let answer = receive.await;
+    waiting.answered();
+    match answer {
+        Ok(Ok(answered)) => Ok(Ending::Message {
+            frame: answered.frame,
+            execution_us: Some(answered.execution_us),
+        }),
+        Ok(Err(status)) => Err(status.into()),
+        Err(_) if deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+            Err(expired().into())
+        }
+        Err(_) => Err(Status::new(
+            Code::Internal,
+            "The model server lost the request; please report it.",
+        )
+        .into()),
+    }
+}
+
+fn check(head: &Parts, message: Bytes, core: &Core) -> Result<(Request, Lease), Status> {
+    let message =
+        InferRequest::decode(message).map_err(|error| Status::invalid(error.to_string()))?;
+    let lease = lease(core, &head.headers, &message.model_name)?;
+    let request = Request::check(message, &lease)?;
+    Ok((request, lease))
+}
+
+/// A request's place in the queue. Dropped before [`Waiting::answered`], the caller has left and so does the request.
+struct Waiting<'a> {
+    place: Place,
+    queue: &'a Queue,
+}
+
+impl Waiting<'_> {
+    fn answered(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.queue.cancel(self.place);
+    }
+}
+
+/// The model of the header `mm-model-id` or `mm-model-id-bin`; without them, of the name in the body.
+fn lease(core: &Core, headers: &HeaderMap, name: &str) -> Result<Lease, Status> {
+    let id = model_id(headers)?.unwrap_or(Cow::Borrowed(name));
+    core.models
+        .lock()
+        .lease(&id)
+        .ok_or_else(|| Status::not_here(&id))
+}
+
+fn model_id(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, Status> {
+    if let Some(value) = headers.get("mm-model-id") {
+        let id = std::str::from_utf8(value.as_bytes())
+            .map_err(|_| Status::invalid("The header mm-model-id is not UTF-8."))?;
+        return Ok(Some(Cow::Borrowed(id)));
+    }
+    let Some(value) = headers.get("mm-model-id-bin") else {
+        return Ok(None);
+    };
+    let id = base64_decode(value.as_bytes()).and_then(|bytes| String::from_utf8(bytes).ok());
+    match id {
+        Some(id) => Ok(Some(Cow::Owned(id))),
+        None => Err(Status::invalid(
+            "The header mm-model-id-bin is not the base64 of an UTF-8 id.",
+        )),
+    }
+}
+
+fn metadata(asked: ModelMetadataRequest, lease: &Lease) -> ModelMetadataResponse {
+    let signature = &lease.signature;
+    // A model that takes any name and datatype shows one that works, so that a client can build its request from this.
+    let tensor = |spec: &TensorSpec| TensorMetadata {
+        name: if spec.name.is_empty() {
+            "input-0"
+        } else {
+            &spec.name
+        }
+        .to_owned(),
+        datatype: spec
+            .datatype
+            .map_or("FP64", |datatype| datatype.name())
+            .to_owned(),
+        shape: if spec.shape.is_empty() {
+            vec![-1]
+        } else {
+            spec.shape.to_vec()
+        },
+    };
+    ModelMetadataResponse {
+        name: asked.name,
+        versions: if asked.version.is_empty() {
+            Vec::new()
+        } else {
+            vec![asked.version]
+        },
+        platform: signature.platform.to_string(),
+        inputs: signature.inputs.iter().map(tensor).collect(),
+        outputs: signature.outputs.iter().map(tensor).collect(),
+    }
+}
+
+fn message_of(message: &impl Message) -> Ending {
+    Ending::Message {
+        frame: framed(&message.encode_to_vec()),
+        execution_us: None,
+    }
+}
+
+fn malformed(what: &str, error: &prost::DecodeError) -> Status {
+    Status::invalid(format!("The request body is not a {what}: {error}."))
+}
+
+fn unimplemented(path: &str) -> Status {
+    Status::new(
+        Code::Unimplemented,
+        format!("The method {path} is not offered by this model server."),
+    )
+}

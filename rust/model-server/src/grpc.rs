@@ -1,0 +1,342 @@
+//! gRPC over one HTTP/2 stream: the message of a unary call in, its answer out
+//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). With `connection`, the only file that knows `h2`.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bytes::{Bytes, BytesMut};
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+
+use crate::budget::{Budget, Charge};
+use crate::encode::PREFIX_BYTES;
+use crate::queue::PUSHBACK_MS;
+use crate::status::{Code, Status};
+
+/// How long a client may take to send its message.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest `grpc-message`: header lists are bounded on the other side, and names in sentences may be long.
+const SENTENCE_BYTES_MAX: usize = 2048;
+
+/// How a call ends.
+#[derive(Debug)]
+pub enum Ending {
+    /// With a message, framed.
+    Message {
+        /// The message behind its prefix.
+        frame: Bytes,
+        /// The trailer `mm-execution-us`.
+        execution_us: Option<u32>,
+    },
+    /// With a failure.
+    Failed(Status),
+    /// The caller left.
+    Gone,
+}
+
+impl From<Status> for Ending {
+    fn from(status: Status) -> Self {
+        Self::Failed(status)
+    }
+}
+
+/// The bounds on a message that is read.
+#[derive(Debug)]
+pub struct MessageLimits {
+    /// The largest message.
+    pub message_bytes_max: usize,
+    /// All messages together.
+    pub budget: Arc<Budget>,
+}
+
+/// Reads the one message of a unary call.
+///
+/// # Errors
+/// How the call ends instead.
+pub async fn read_message(
+    body: &mut RecvStream,
+    limits: &MessageLimits,
+) -> Result<(Bytes, Charge), Ending> {
+    match tokio::time::timeout(BODY_TIMEOUT, read_in_time(body, limits)).await {
+        Ok(read) => read,
+        Err(_) => Err(Status::new(
+            Code::DeadlineExceeded,
+            "The request message did not arrive within a minute.",
+        )
+        .into()),
+    }
+}
+
+async fn read_in_time(
+    body: &mut RecvStream,
+    limits: &MessageLimits,
+) -> Result<(Bytes, Charge), Ending> {
+    let mut chunk = next_chunk(body).await?.ok_or_else(cut_short)?;
+    while chunk.len() < PREFIX_BYTES {
+        let more = next_chunk(body).await?.ok_or_else(cut_short)?;
+        chunk = [chunk, more].concat().into();
+    }
+    let prefix = chunk.split_to(PREFIX_BYTES);
+    let len = message_len(&prefix, limits)?;
+    let charge = limits.budget.charge(len).ok_or_else(|| {
+        Status::exhausted(
+            "The requests in this server take too much memory already; try again later.",
+            PUSHBACK_MS,
+        )
+    })?;
+    let message = if chunk.len() >= len {
+        chunk
+    } else {
+        let mut whole = BytesMut::with_capacity(len);
+        whole.extend_from_slice(&chunk);
+        while whole.len() < len {
+            let more = next_chunk(body).await?.ok_or_else(cut_short)?;
+            if more.len() > len - whole.len() {
+                return Err(too_many());
+            }
+            whole.extend_from_slice(&more);
+        }
+        whole.freeze()
+    };
+    if message.len() > len {
+        return Err(too_many());
+    }
+    while !body.is_end_stream() {
+        match next_chunk(body).await? {
+            None => break,
+            Some(more) if more.is_empty() => {}
+            Some(_) => return Err(too_many()),
+        }
+    }
+    Ok((message, charge))
+}
+
+async fn next_chunk(body: &mut RecvStream) -> Result<Option<Bytes>, Ending> {
+    match body.data().await {
+        None => Ok(None),
+        Some(Err(_)) => Err(Ending::Gone),
+        Some(Ok(chunk)) => {
+            // What is held is bounded by the budget; the window only paces the sender.
+            body.flow_control()
+                .release_capacity(chunk.len())
+                .map_err(|_| Ending::Gone)?;
+            Ok(Some(chunk))
+        }
+    }
+}
+
+fn message_len(prefix: &[u8], limits: &MessageLimits) -> Result<usize, Ending> {
+    match prefix[0] {
+        0 => {}
+        1 => {
+            let sentence = "Compressed messages are not supported; send the message uncompressed.";
+            return Err(Status::new(Code::Unimplemented, sentence).into());
+        }
+        flag => {
+            return Err(Status::invalid(format!(
+                "The request is not framed as gRPC: its message begins with the flag {flag}."
+            ))
+            .into());
+        }
+    }
+    let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+    if len > limits.message_bytes_max {
+        let sentence = format!(
+            "The request message of {len} bytes is over the limit of {} bytes; send less or raise it.",
+            limits.message_bytes_max
+        );
+        return Err(Status::new(Code::ResourceExhausted, sentence).into());
+    }
+    Ok(len)
+}
+
+fn cut_short() -> Ending {
+    Status::invalid("The request ended before its message was complete.").into()
+}
+
+fn too_many() -> Ending {
+    Status::invalid("The request has more than one message, but the call takes one.").into()
+}
+
+/// Waits until the caller leaves.
+pub async fn left(respond: &mut SendResponse<Bytes>) {
+    // An error is the end of the connection: the caller has left as well.
+    let _ = poll_fn(|context| respond.poll_reset(context)).await;
+}
+
+/// Answers a call. A caller who is gone is not told.
+pub fn send(mut respond: SendResponse<Bytes>, ending: Ending) {
+    match ending {
+        Ending::Message {
+            frame,
+            execution_us,
+        } => {
+            // Errors here mean that the stream or the connection is closed.
+            let Ok(mut stream) = respond.send_response(head(), false) else {
+                return;
+            };
+            if stream.send_data(frame, false).is_ok() {
+                let mut trailers = HeaderMap::with_capacity(2);
+                trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                if let Some(execution_us) = execution_us {
+                    let mut value = HeaderValue::from(execution_us);
+                    value.set_sensitive(true); // a new value each time: kept out of the compression table
+                    trailers.insert("mm-execution-us", value);
+                }
+                let _ = stream.send_trailers(trailers);
+            }
+        }
+        Ending::Failed(status) => {
+            let mut response = head();
+            describe(&status, response.headers_mut());
+            let _ = respond.send_response(response, true);
+        }
+        Ending::Gone => {}
+    }
+}
+
+/// Refuses what is no gRPC call at all.
+pub fn send_http_status(mut respond: SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    // A caller who is gone is not told.
+    let _ = respond.send_response(response, true);
+}
+
+fn head() -> Response<()> {
+    let mut response = Response::new(());
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/grpc"),
+    );
+    response
+}
+
+fn describe(status: &Status, headers: &mut HeaderMap) {
+    headers.insert("grpc-status", HeaderValue::from(status.code as u16));
+    if let Ok(mut sentence) = HeaderValue::try_from(percent_encode(&status.message)) {
+        sentence.set_sensitive(true);
+        headers.insert("grpc-message", sentence);
+    }
+    if status.not_here {
+        headers.insert("mm-not-here", HeaderValue::from_static("1"));
+    }
+    if let Some(pushback_ms) = status.pushback_ms {
+        headers.insert("grpc-retry-pushback-ms", HeaderValue::from(pushback_ms));
+    }
+    if status.code == Code::Unimplemented {
+        headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
+    }
+}
+
+/// A sentence as `grpc-message` carries it: all but printable ASCII percent-encoded, '%' too; cut when it is too long.
+fn percent_encode(sentence: &str) -> String {
+    let mut encoded = String::with_capacity(sentence.len());
+    for c in sentence.chars() {
+        if encoded.len() > SENTENCE_BYTES_MAX {
+            encoded.push_str("...");
+            break;
+        }
+        if matches!(c, ' '..='~') && c != '%' {
+            encoded.push(c);
+        } else {
+            for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                encoded.push('%');
+                encoded.extend(
+                    [byte >> 4, byte & 15]
+                        .map(|nibble| char::from(b"0123456789ABCDEF"[usize::from(nibble)])),
+                );
+            }
+        }
+    }
+    encoded
+}
+
+/// How long the caller waits, by the header `grpc-timeout`; `None` when it does not say, or nothing that can be understood.
+#[must_use]
+pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit())
+    {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+/// The value of a `-bin` header: base64, with or without padding. `None` when it is not.
+#[must_use]
+pub fn base64_decode(text: &[u8]) -> Option<Vec<u8>> {
+    const EITHER: GeneralPurposeConfig =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    GeneralPurpose::new(&STANDARD, EITHER).decode(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_and_nonsense_ignored() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", HeaderValue::from_str(text).unwrap());
+            timeout(&headers)
+        };
+        assert_eq!(read("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(
+            read("99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3600))
+        );
+        assert_eq!(read("150m"), Some(Duration::from_millis(150)));
+        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
+        for nonsense in ["", "S", "1", "1x", "-1S", "123456789S", "1 S"] {
+            assert_eq!(read(nonsense), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn sentences_are_encoded_and_cut() {
+        assert_eq!(
+            percent_encode("100 % größer\n"),
+            "100 %25 gr%C3%B6%C3%9Fer%0A"
+        );
+        assert!(percent_encode(&"ö".repeat(10_000)).len() < SENTENCE_BYTES_MAX + 16);
+    }
+
+    #[test]
+    fn base64_with_and_without_padding() {
+        for (text, bytes) in [
+            ("", &b""[..]),
+            ("aQ", b"i"),
+            ("aQ==", b"i"),
+            ("aXI=", b"ir"),
+            ("aXJp", b"iri"),
+            ("/+8", b"\xff\xef"),
+        ] {
+            assert_eq!(
+                base64_decode(text.as_bytes()).as_deref(),
+                Some(bytes),
+                "{text}"
+            );
+        }
+        for nonsense in ["a", "a=b", "aX-p", "aaaaa"] {
+            assert_eq!(base64_decode(nonsense.as_bytes()), None, "{nonsense}");
+        }
+    }
+}
