@@ -85,14 +85,17 @@ class Order:
         return f"{self.kind}-{self.number:05d}"
 
 
-def plan(n_models: int, seed: int, size_bytes_max: int = SIZE_BYTES_MAX) -> list[Order]:
+def plan(
+    n_models: int, seed: int, size_bytes_max: int = SIZE_BYTES_MAX, tree_bytes_max: int = SIZE_BYTES_MAX
+) -> list[Order]:
     """Which models a zoo has: the same for equal arguments. (Leaf values also depend on who made which model first.)"""
     rng = np.random.default_rng(seed)
     kinds = rng.choice(list(SHARES), n_models, p=list(SHARES.values()))
     orders = []
     for number, kind in enumerate(kinds):
+        boosted = KINDS[kind].framework in ("xgboost", "lightgbm")
         least = max(KIB, KINDS[kind].size_bytes_min)
-        most = max(least, min(size_bytes_max, KINDS[kind].size_bytes_max))
+        most = max(least, min(tree_bytes_max if boosted else size_bytes_max, KINDS[kind].size_bytes_max))
         size_bytes = round(math.exp(rng.uniform(math.log(least), math.log(most))))
         orders.append(Order(number, str(kind), size_bytes, int(rng.integers(2**31))))
     return orders
@@ -140,10 +143,18 @@ def _make_share(orders: Sequence[Order], root: Path) -> list[ZooModel]:
 
 
 def zoo(
-    n_models: int, *, seed: int = 1, size_bytes_max: int = SIZE_BYTES_MAX, console: Console | None = None
+    n_models: int,
+    *,
+    seed: int = 1,
+    size_bytes_max: int = SIZE_BYTES_MAX,
+    tree_bytes_max: int = SIZE_BYTES_MAX,
+    console: Console | None = None,
 ) -> Zoo:
-    """The zoo of these arguments, made now unless it is kept. One process per core makes it."""
-    folder = OUT / f"zoo-{n_models}-{seed}-{size_bytes_max // KIB}k"
+    """The zoo of these arguments, made now unless it is kept. One process per core makes it.
+
+    `tree_bytes_max` bounds boosted trees; below 500 KiB none need to be grown deep, which saves most of a small zoo's time.
+    """
+    folder = OUT / f"zoo-{n_models}-{seed}-{size_bytes_max // KIB}k-{tree_bytes_max // KIB}k"
     made_with = {"format": FORMAT, "libraries": _versions()}
     kept = _read(folder, made_with)
     if kept is not None:
@@ -152,9 +163,8 @@ def zoo(
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     (partial / "models").mkdir(parents=True)
-    index = _make_all(
-        plan(n_models, seed, size_bytes_max), partial / "models", console or Console(stderr=True)
-    )
+    orders = plan(n_models, seed, size_bytes_max, tree_bytes_max)
+    index = _make_all(orders, partial / "models", console or Console(stderr=True))
     document = {**made_with, "models": [asdict(model) for model in index]}
     (partial / "index.json").write_text(json.dumps(document))
     partial.rename(folder)
