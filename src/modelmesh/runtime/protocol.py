@@ -6,6 +6,7 @@ by events what happens without being asked. All bytes are of memory (PSS), never
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -132,6 +133,9 @@ class Runtime(Protocol):
 
     async def next_events(self) -> list[RuntimeEvent]:
         """Wait for at least one event; return all that wait, in order."""
+
+    def memory(self) -> Sequence[tuple[str, int, int, int]]:
+        """Per server: (name, PSS bytes, base bytes, charged bytes), as last measured; empty when it does not tell."""
 
     async def stop(self, grace_s: float) -> None:
         """Stop the servers; after `grace_s` kill them. No process, socket or lock is left. Idempotent."""

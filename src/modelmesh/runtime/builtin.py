@@ -1,0 +1,346 @@
+"""The built-in runtime: models of the installed formats in worker processes of our own, under one memory budget."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from modelmesh.clock import LoopClock
+from modelmesh.errors import Code, LoadFailed, ModelTooLarge, Quarantined, RuntimeUnavailable, SettingsError
+from modelmesh.journal import Did
+from modelmesh.runtime.events import Events
+from modelmesh.runtime.facts import Facts
+from modelmesh.runtime.loader import Hung, Loader
+from modelmesh.runtime.meter import MIB, Meter
+from modelmesh.runtime.placement import Candidate, choose
+from modelmesh.runtime.protocol import Estimate, Loaded, ModelSpec, Noted, RuntimeEvent, RuntimeInfo
+from modelmesh.runtime.quarantine import Quarantine
+from modelmesh.runtime.replacing import Replacing
+from modelmesh.runtime.seat import Seat
+from modelmesh.runtime.sizes import Sizes
+from modelmesh.runtime.supervisor import Supervisor
+from modelmesh.runtime.worker_process import WorkerConfig, WorkerDied, WorkerProcess
+from modelmesh.worker.artefact import Artefact, read_artefact
+from modelmesh.worker.formats.protocol import Format
+from modelmesh.worker.formats.table import formats, identify
+
+log = logging.getLogger(__name__)
+
+WORKER_BYTES: Final = 512 * MIB
+ATTEMPTS: Final = 3
+"""Workers a load may lose to deaths that are not its fault."""
+BURIAL_TIMEOUT_S: Final = 5.0
+PROMISE_S: Final = 120.0
+
+
+def default_worker_count(budget_bytes: int, n_cores: int) -> int:
+    """One worker per core and 512 MiB, at least one."""
+    return max(1, min(n_cores, budget_bytes // WORKER_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltinConfig:
+    """What the built-in runtime is given."""
+
+    budget_bytes: int
+    """What all workers together may weigh, their own memory included."""
+    workers: WorkerConfig
+    n_workers: int = 1
+    load_timeout_s: float = 60.0
+    facts_path: Path | None = None
+    """Where to keep what was learned about bases; None: not kept."""
+
+
+@dataclass(slots=True, eq=False)
+class _Order:
+    """A load that runs. `unwanted`: nobody waits for it any more; it is unloaded as soon as it is done."""
+
+    spec: ModelSpec
+    task: asyncio.Task[Loaded] | None = None
+    unwanted: bool = False
+
+
+class BuiltinRuntime:
+    """Implements `runtime.protocol.Runtime`. Owned by the event loop it was started on."""
+
+    def __init__(self, config: BuiltinConfig) -> None:
+        self._config = config
+        self._events = Events()
+        self._sizes = Sizes()
+        self._quarantine = Quarantine()
+        self._orders: dict[str, _Order] = {}
+        self._promised: dict[Format, tuple[str, float]] = {}
+        self._stopped = False
+
+    async def start(self) -> RuntimeInfo:
+        """Start the workers. Raises RuntimeUnavailable, SettingsError."""
+        config = self._config
+        self._clock = LoopClock()
+        self._facts = await asyncio.to_thread(Facts, config.facts_path)
+        self._supervisor = Supervisor(config.workers, self._facts, self._quarantine, self._events, self._tell)
+        self._loader = Loader(self._sizes, self._facts, config.load_timeout_s)
+        self._meter = Meter(
+            config.budget_bytes,
+            lambda: self._supervisor.seats,
+            self._sizes,
+            self._events,
+            lambda seat: self._replacing.swollen(seat),
+        )
+        self._replacing = Replacing(self._supervisor, self._loader, self._meter, self._facts, self._events)
+        await self._supervisor.start(config.n_workers)
+        capacity_bytes = self._meter.adopted()
+        if capacity_bytes == 0:
+            weigh_bytes = sum(seat.account.base_bytes for seat in self._supervisor.seats)
+            await self.stop(0.0)
+            raise SettingsError(
+                f"The memory budget of {_mib(config.budget_bytes)} is less than what {config.n_workers} idle workers weigh "
+                f"({_mib(weigh_bytes)}): give more memory or fewer workers."
+            )
+        self._warn_if_small()
+        self._supervisor.spawn(self._meter.run(), "memory meter")
+        return RuntimeInfo(
+            capacity_bytes=capacity_bytes,
+            max_loads=config.n_workers,
+            model_types=frozenset(formats()),
+            load_timeout_s=config.load_timeout_s,
+        )
+
+    def _warn_if_small(self) -> None:
+        """The budget should hold the bases, one format and the largest model known."""
+        bases_bytes = sum(seat.account.base_bytes for seat in self._supervisor.seats)
+        format_bytes = max((self._facts.base_bytes(format, ()) for format in formats().values()), default=0)
+        needed_bytes = bases_bytes + format_bytes + self._facts.largest_model_bytes
+        if needed_bytes > self._config.budget_bytes:
+            self._events.put(
+                Noted(
+                    Did.WARNED,
+                    "",
+                    f"The memory budget of {_mib(self._config.budget_bytes)} may not hold the workers with a framework and the "
+                    f"largest known model; {_mib(needed_bytes)} would.",
+                )
+            )
+
+    def _tell(self, reason: str) -> None:
+        if not self._stopped:
+            self._meter.tell(reason)
+
+    # --- estimates ---------------------------------------------------------------------------------------------------
+
+    async def estimate(self, spec: ModelSpec) -> Estimate:
+        """See `Runtime.estimate`."""
+        format, artefact = await asyncio.to_thread(_examine, spec)
+        content = self._sizes.content_of(artefact)
+        weight = self._sizes.measured(content) or self._sizes.predicted(format, artefact.size_bytes)
+        alone = self._quarantine.runs_alone(spec.id, self._clock.monotonic_s())
+        base_bytes = self._own_worker_bytes(format) if alone else self._base_bytes(spec, format)
+        self._refuse_too_large(spec, weight.size_bytes, base_bytes, alone=alone)
+        room_bytes = self._meter.capacity_bytes() - base_bytes
+        return Estimate(
+            size_bytes=weight.size_bytes,
+            peak_bytes=max(weight.size_bytes, min(weight.peak_bytes, room_bytes)),
+            base_bytes=base_bytes,
+            load_s=weight.load_s,
+            content=content,
+        )
+
+    def _own_worker_bytes(self, format: Format) -> int:
+        return self._facts.idle_base_bytes() + self._facts.base_bytes(format, ())
+
+    def _base_bytes(self, spec: ModelSpec, format: Format) -> int:
+        """What the worker that would be chosen grows by; asked of one load only, for the others find it imported."""
+        seats = self._regular_seats()
+        place = choose([self._candidate(seat, format) for seat in seats], self._meter.share_bytes())
+        base_bytes = 0 if place is None else self._facts.base_bytes(format, seats[place].formats)
+        if base_bytes == 0:
+            return 0
+        now_s = self._clock.monotonic_s()
+        model, until_s = self._promised.get(format, ("", 0.0))
+        if model not in ("", spec.id) and now_s < until_s:
+            return 0
+        self._promised[format] = (spec.id, now_s + PROMISE_S)
+        return base_bytes
+
+    def _refuse_too_large(self, spec: ModelSpec, size_bytes: int, base_bytes: int, *, alone: bool) -> None:
+        bases_bytes = self._config.budget_bytes - self._meter.capacity_bytes() + base_bytes
+        if bases_bytes + size_bytes <= self._config.budget_bytes:
+            return
+        if alone:
+            raise Quarantined(
+                f"Model {spec.id} killed its worker and has to run alone, but there is no room for a worker of its own "
+                f"({_mib(base_bytes + size_bytes)}): {_mib(bases_bytes + size_bytes)} of memory would do.",
+                model=spec.id,
+            )
+        raise ModelTooLarge(
+            f"Model {spec.id} needs about {_mib(size_bytes)}, but of the budget of {_mib(self._config.budget_bytes)} the workers "
+            f"themselves take {_mib(bases_bytes)}: at least {_mib(bases_bytes + size_bytes)} of memory would do.",
+            model=spec.id,
+        )
+
+    # --- loads -------------------------------------------------------------------------------------------------------
+
+    async def load(self, spec: ModelSpec, estimate: Estimate) -> Loaded:
+        """See `Runtime.load`. When it is cancelled, the load goes on unseen and is undone when it is done."""
+        self._quarantine.check(spec.id, self._clock.monotonic_s())
+        if self._stopped:
+            raise RuntimeUnavailable("The server stops.", model=spec.id)
+        order = _Order(spec)
+        order.task = asyncio.create_task(self._fulfil(order, estimate), name=f"load {spec.id}")
+        self._orders[spec.id] = order
+        try:
+            return await asyncio.shield(order.task)
+        except asyncio.CancelledError:
+            order.unwanted = True
+            raise
+
+    async def _fulfil(self, order: _Order, estimate: Estimate) -> Loaded:
+        try:
+            loaded = await self._load(order.spec, may_import=estimate.base_bytes > 0)
+            if order.unwanted:
+                await self._unload(order.spec.id)
+            return loaded
+        finally:
+            if self._orders.get(order.spec.id) is order:
+                del self._orders[order.spec.id]
+
+    async def _load(self, spec: ModelSpec, *, may_import: bool) -> Loaded:
+        format, artefact = await asyncio.to_thread(_examine, spec)
+        try:
+            for _ in range(ATTEMPTS):
+                seat = await self._choose_seat(spec, format, may_import=may_import)
+                worker = seat.worker
+                try:
+                    return await self._load_into(seat, spec, format, artefact)
+                except WorkerDied:
+                    await self._find_fault(spec, worker)
+        finally:
+            if self._promised.get(format, ("", 0.0))[0] == spec.id:
+                del self._promised[format]
+        raise LoadFailed(
+            f"{ATTEMPTS} workers ended while model {spec.id} was loading, for other reasons than this model.",
+            code=Code.UNAVAILABLE,
+            model=spec.id,
+        )
+
+    async def _load_into(self, seat: Seat, spec: ModelSpec, format: Format, artefact: Artefact) -> Loaded:
+        try:
+            placed, measured = await self._loader.load(seat, spec, format, artefact)
+        except Hung as hung:
+            if hung.loading:
+                self._supervisor.strike(spec.id, "its load never ended", alone=bool(seat.alone_for))
+            self._replacing.hung(seat, f"the load of {spec.id} never ended")
+            raise hung.error from hung
+        except LoadFailed:
+            if seat.alone_for:
+                await self._supervisor.end_seat(seat, 0.0, f"{spec.id} could not be loaded")
+            raise
+        return Loaded(
+            size_bytes=seat.account.charges[spec.id].size_bytes,
+            measured=measured,
+            load_s=placed.load_s,
+            content=placed.content,
+            replicas=(placed.replica,),
+            capacity_bytes=self._meter.adopted(),
+        )
+
+    async def _find_fault(self, spec: ModelSpec, worker: WorkerProcess | None) -> None:
+        """Returns when the worker's death was not this model's doing. Raises Quarantined or LoadFailed when it was."""
+        if worker is None:
+            return
+        async with asyncio.timeout(BURIAL_TIMEOUT_S):
+            death = await asyncio.shield(worker.buried)
+        if death.blames_models and spec.id in death.suspects:
+            self._quarantine.check(spec.id, self._clock.monotonic_s())
+            raise LoadFailed(
+                f"The worker died while model {spec.id} was loading: {death.reason}. Next time it gets a worker of its own.",
+                code=Code.UNAVAILABLE,
+                model=spec.id,
+            )
+
+    async def _choose_seat(self, spec: ModelSpec, format: Format, *, may_import: bool) -> Seat:
+        if self._quarantine.runs_alone(spec.id, self._clock.monotonic_s()):
+            return await self._supervisor.add_seat(alone_for=spec.id)
+        await self._supervisor.wait_ready(self._config.load_timeout_s)
+        ready = [seat for seat in self._regular_seats() if seat.ready]
+        having = [seat for seat in ready if format in seat.formats or self._imports_now(seat, format)]
+        seats = ready if may_import or not having else having
+        place = choose([self._candidate(seat, format) for seat in seats], self._meter.share_bytes())
+        if place is None:
+            raise RuntimeUnavailable("No worker is ready.", model=spec.id)
+        return seats[place]
+
+    def _imports_now(self, seat: Seat, format: Format) -> bool:
+        """Whether the load that runs there is by a model that was promised the import of this format."""
+        return seat.loading is not None and self._promised.get(format, ("", 0.0))[0] == seat.loading.id
+
+    def _candidate(self, seat: Seat, format: Format) -> Candidate:
+        return Candidate(
+            charged_bytes=seat.account.charged_bytes,
+            new_base_bytes=self._facts.base_bytes(format, seat.formats),
+            busy=seat.busy,
+            loading=seat.loading is not None,
+            n_models=len(seat.models),
+        )
+
+    def _regular_seats(self) -> list[Seat]:
+        return [seat for seat in self._supervisor.seats if not seat.alone_for and not seat.closed]
+
+    # --- unloads and the rest ------------------------------------------------------------------------------------------
+
+    async def unload(self, model: str) -> None:
+        """See `Runtime.unload`. A load that nobody waits for any more is waited for and undone."""
+        order = self._orders.get(model)
+        if order is not None and order.task is not None:
+            order.unwanted = True
+            with contextlib.suppress(Exception):
+                await asyncio.shield(order.task)
+        if self._replacing.moving == model:
+            async with self._replacing.move:
+                pass
+        await self._unload(model)
+
+    async def _unload(self, model: str) -> None:
+        for seat in [seat for seat in self._supervisor.seats if model in seat.models]:
+            await self._loader.unload(seat, model)
+            if seat.alone_for:
+                await self._supervisor.end_seat(seat, 1.0, f"{model}, which had it alone, was unloaded")
+
+    async def next_events(self) -> list[RuntimeEvent]:
+        """See `Runtime.next_events`."""
+        return await self._events.take()
+
+    def memory(self) -> Sequence[tuple[str, int, int, int]]:
+        """Per worker: (name, PSS bytes, base bytes, charged bytes), as last read."""
+        return [
+            (seat.name, seat.account.footprint.pss_bytes, seat.account.base_bytes, seat.account.charged_bytes)
+            for seat in self._supervisor.seats
+        ]
+
+    async def stop(self, grace_s: float) -> None:
+        """See `Runtime.stop`."""
+        if self._stopped:
+            return
+        self._stopped = True
+        orders = [order.task for order in self._orders.values() if order.task is not None]
+        await self._supervisor.stop(grace_s)
+        for task in orders:
+            task.cancel()
+        await asyncio.gather(*orders, return_exceptions=True)
+        await asyncio.to_thread(self._facts.save)
+
+
+def _examine(spec: ModelSpec) -> tuple[Format, Artefact]:
+    try:
+        artefact = read_artefact(spec.path)
+        return identify(spec.type, artefact)[0], artefact
+    except LoadFailed as failure:
+        failure.model = spec.id
+        raise
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / MIB:.1f} MiB"

@@ -1,0 +1,155 @@
+"""One load into one seat, from the import of its format to its charge; with what is learned on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from typing import Final
+
+from modelmesh.dataplane.protocol import Replica
+from modelmesh.errors import Code, LoadFailed, LoadTimeout, RuntimeUnavailable
+from modelmesh.runtime.facts import Facts
+from modelmesh.runtime.memory import Charge
+from modelmesh.runtime.protocol import ModelSpec
+from modelmesh.runtime.seat import Placed, Seat
+from modelmesh.runtime.sizes import Sizes, Weight
+from modelmesh.runtime.worker_process import WorkerDied
+from modelmesh.worker.artefact import Artefact
+from modelmesh.worker.control import Import, Load, LoadDone, Message, Refused, Unload
+from modelmesh.worker.formats.protocol import Format
+from modelmesh.worker.memory import Footprint, footprint
+
+log = logging.getLogger(__name__)
+
+UNLOAD_GRACE_S: Final = 30.0
+"""How long requests that are already in the worker may take when their model is unloaded."""
+
+
+class Hung(Exception):
+    """A load or import did not end in time; the worker can only be killed. `loading`: the model itself is to blame."""
+
+    def __init__(self, error: LoadTimeout, *, loading: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.loading = loading
+
+
+class Loader:
+    """Knows how to load into a seat and out of it; not which seat, nor when."""
+
+    def __init__(self, sizes: Sizes, facts: Facts, load_timeout_s: float) -> None:
+        self._sizes = sizes
+        self._facts = facts
+        self._timeout_s = load_timeout_s
+        self._replica_ids = itertools.count(1)
+
+    async def load(
+        self, seat: Seat, spec: ModelSpec, format: Format, artefact: Artefact
+    ) -> tuple[Placed, bool]:
+        """Load a model and charge it. Returns it and whether its size is final. Raises LoadFailed; WorkerDied when the process
+        ended meanwhile; Hung after the load timeout."""
+        async with seat.turn:
+            if not seat.ready:
+                raise WorkerDied(seat.name)
+            seat.loading = spec
+            try:
+                if format not in seat.formats:
+                    await self._import(seat, format)
+                return await self._load(seat, spec, format, artefact)
+            finally:
+                seat.loading = None
+                seat.account.reserved_bytes = 0
+
+    async def _import(self, seat: Seat, format: Format) -> None:
+        """Import a format into a worker; what that weighs becomes its base."""
+        assert seat.worker is not None
+        worker, imported, account = seat.worker, tuple(seat.formats), seat.account
+        account.reserved_bytes = self._facts.base_bytes(format, imported)
+        before = await _reading(worker.pid)
+        await self._ask(seat, Import(format.name), seat.loading, loading=False)
+        after = await _reading(worker.pid)
+        if before is not None and after is not None:
+            self._facts.learn_base(format, imported, account.base_grew(before, after))
+            await asyncio.to_thread(self._facts.save)
+        seat.formats.append(format)
+
+    async def _load(
+        self, seat: Seat, spec: ModelSpec, format: Format, artefact: Artefact
+    ) -> tuple[Placed, bool]:
+        assert seat.worker is not None
+        worker, account = seat.worker, seat.account
+        content = self._sizes.content_of(artefact)
+        known = self._sizes.measured(content)
+        account.reserved_bytes = (known or self._sizes.predicted(format, artefact.size_bytes)).peak_bytes
+        replica = Replica(next(self._replica_ids), seat.target_id)
+        command = Load(spec.id, replica.id, format.name, spec.path, content)
+        done = await self._ask(seat, command, spec, loading=True)
+        if not isinstance(done, LoadDone):
+            raise LoadFailed(
+                f"The worker gave a wrong answer to the load of {spec.id}: {done}.", model=spec.id
+            )
+        known = self._sizes.measured(done.content)
+        measured = done.measured or known is not None
+        size_bytes = known.size_bytes if known is not None and not done.measured else done.size_bytes
+        weight = Weight(size_bytes, done.peak_bytes, done.load_s)
+        self._sizes.learn(format, artefact, done.content, weight, measured=measured)
+        self._facts.largest_model_bytes = max(self._facts.largest_model_bytes, size_bytes)
+        placed = Placed(spec, format, done.content, replica, done.peak_bytes, done.load_s)
+        if seat.worker is not worker:
+            raise WorkerDied(seat.name)
+        seat.models[spec.id] = placed
+        account.charges[spec.id] = Charge(size_bytes, done.file_bytes)
+        if done.base_grew:
+            await self._grow_base(seat)
+        return placed, measured
+
+    async def _grow_base(self, seat: Seat) -> None:
+        """A model imported modules of its own: all the worker weighs beyond charges and what was nobody's is its base now."""
+        assert seat.worker is not None
+        worker, account = seat.worker, seat.account
+        after = await _reading(worker.pid)
+        if after is not None and seat.worker is worker:
+            owned_bytes = account.charged_bytes + max(0, account.unattributed_bytes)
+            before = Footprint(account.base_anon_bytes, account.footprint.file_bytes)
+            account.base_grew(before, after, owned_bytes)
+
+    async def _ask(self, seat: Seat, command: Message, spec: ModelSpec | None, *, loading: bool) -> Message:
+        assert seat.worker is not None and spec is not None
+        started_s = time.monotonic()
+        try:
+            answer = await seat.worker.ask(command, self._timeout_s)
+        except TimeoutError as error:
+            what = "loading" if loading else "importing its framework"
+            timeout = LoadTimeout(
+                f"Model {spec.id} was still {what} after {time.monotonic() - started_s:.0f} s and was given up.",
+                model=spec.id,
+            )
+            raise Hung(timeout, loading=loading) from error
+        if isinstance(answer, Refused):
+            raise LoadFailed(answer.reason, code=Code(answer.code), model=spec.id)
+        return answer
+
+    async def unload(self, seat: Seat, model: str) -> None:
+        """Unload a model and release its charge. Returns when its memory is free, also when the worker died meanwhile.
+        Raises RuntimeUnavailable when the worker does not answer."""
+        worker = seat.worker
+        if worker is not None and model in seat.models:
+            try:
+                answer = await worker.ask(Unload(model, UNLOAD_GRACE_S), UNLOAD_GRACE_S + self._timeout_s)
+            except WorkerDied:
+                return
+            except TimeoutError as error:
+                raise RuntimeUnavailable(
+                    f"{seat.name} does not answer to the unload of {model}.", model=model
+                ) from error
+            if isinstance(answer, Refused):
+                raise LoadFailed(answer.reason, code=Code(answer.code), model=model)
+        if seat.worker is worker:
+            seat.models.pop(model, None)
+            seat.account.charges.pop(model, None)
+
+
+async def _reading(pid: int) -> Footprint | None:
+    return await asyncio.to_thread(footprint, pid)

@@ -1,0 +1,139 @@
+"""The reading of all workers' memory, about once a second: sizes settle, capacity moves, swollen workers are named."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from modelmesh.runtime.events import Events
+from modelmesh.runtime.memory import Charge, capacity_bytes, unattributed_bytes
+from modelmesh.runtime.protocol import CapacityChanged, SizeChanged
+from modelmesh.runtime.seat import Seat
+from modelmesh.runtime.sizes import Sizes, Weight
+from modelmesh.runtime.worker_process import WorkerDied
+from modelmesh.worker.control import Measure, Measured
+from modelmesh.worker.memory import footprint
+
+log = logging.getLogger(__name__)
+
+MIB: Final = 1 << 20
+INTERVAL_S: Final = 1.0
+READING_SHARE_MAX: Final = 0.02
+"""Readings take at most this share of the time; the kernel walks all pages for one."""
+ANSWER_TIMEOUT_S: Final = 10.0
+TELL_BYTES: Final = MIB
+"""Smaller movements of capacity are not worth an event."""
+SLACK_SHARE: Final = 0.05
+SWOLLEN_SHARE: Final = 0.2
+SWOLLEN_BYTES_MIN: Final = 16 * MIB
+SWOLLEN_S: Final = 10.0
+"""A worker whose memory does not come back: more than this share of its part of the budget, for this long."""
+
+
+class Meter:
+    """Reads what the seats weigh and tells the mesh. `on_swollen` is called with a seat whose memory does not come back."""
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        seats: Callable[[], list[Seat]],
+        sizes: Sizes,
+        events: Events,
+        on_swollen: Callable[[Seat], None],
+    ) -> None:
+        self._budget_bytes = budget_bytes
+        self._seats = seats
+        self._sizes = sizes
+        self._events = events
+        self._on_swollen = on_swollen
+        self._told = (0, 0)
+
+    def share_bytes(self) -> int:
+        """A worker's part of the budget."""
+        return self._budget_bytes // max(1, len(self._seats()))
+
+    def capacity_bytes(self) -> int:
+        """What models may use now."""
+        return capacity_bytes(self._budget_bytes, (seat.account for seat in self._seats()))
+
+    def free_bytes(self) -> int:
+        """What of the budget is used by nothing and reserved for no load, by the newest readings."""
+        accounts = [seat.account for seat in self._seats()]
+        return self._budget_bytes - sum(
+            max(account.footprint.pss_bytes, account.base_bytes + account.charged_bytes)
+            + account.reserved_bytes
+            for account in accounts
+        )
+
+    def tell(self, reason: str) -> None:
+        """Tell the mesh what models may use, when it moved by more than `TELL_BYTES`."""
+        now = self.capacity_bytes(), unattributed_bytes(seat.account for seat in self._seats())
+        if any(abs(new - old) >= TELL_BYTES for new, old in zip(now, self._told, strict=True)):
+            self._told = now
+            self._events.put(CapacityChanged(*now, reason))
+
+    def adopted(self) -> int:
+        """The capacity, told to the mesh by the caller."""
+        self._told = self.capacity_bytes(), self._told[1]
+        return self._told[0]
+
+    async def run(self) -> None:
+        """Read for ever."""
+        while True:
+            started_s = time.monotonic()
+            await asyncio.gather(*(self._read(seat) for seat in self._seats()))
+            self.tell("the workers were measured")
+            took_s = time.monotonic() - started_s
+            await asyncio.sleep(
+                max(INTERVAL_S - took_s, 0.0, took_s / READING_SHARE_MAX if took_s > INTERVAL_S else 0.0)
+            )
+
+    async def _read(self, seat: Seat) -> None:
+        worker = seat.worker
+        if worker is None or not worker.alive:
+            return
+        slack_max_bytes = max(MIB, int(self.share_bytes() * SLACK_SHARE))
+        try:
+            answer = await worker.ask(Measure(slack_max_bytes), ANSWER_TIMEOUT_S)
+        except WorkerDied:
+            return
+        except TimeoutError:
+            answer = None
+        reading = await asyncio.to_thread(footprint, worker.pid)
+        if seat.worker is not worker:
+            return
+        if isinstance(answer, Measured):
+            self._settle(seat, answer)
+        if reading is not None:
+            seat.account.measured(reading)
+            self._watch_swelling(seat)
+
+    def _settle(self, seat: Seat, measured: Measured) -> None:
+        now_s = time.monotonic()
+        elapsed_s = now_s - seat.measured_at_s
+        seat.busy = min(1.0, max(0.0, measured.busy_s - seat.busy_s) / elapsed_s) if elapsed_s > 0 else 0.0
+        seat.busy_s, seat.measured_at_s = measured.busy_s, now_s
+        for model, size_bytes in measured.settled.items():
+            placed, charge = seat.models.get(model), seat.account.charges.get(model)
+            if placed is None or charge is None or self._sizes.measured(placed.content) is not None:
+                continue
+            size_bytes = max(size_bytes, charge.file_bytes)
+            seat.account.charges[model] = Charge(size_bytes, charge.file_bytes)
+            self._sizes.settle(
+                placed.content, Weight(size_bytes, max(size_bytes, placed.peak_bytes), placed.load_s)
+            )
+            self._events.put(SizeChanged(model, size_bytes))
+
+    def _watch_swelling(self, seat: Seat) -> None:
+        limit_bytes = max(SWOLLEN_BYTES_MIN, int(self.share_bytes() * SWOLLEN_SHARE))
+        now_s = time.monotonic()
+        if seat.account.unattributed_bytes < limit_bytes or seat.loading is not None:
+            seat.swollen_since_s = None
+        elif seat.swollen_since_s is None:
+            seat.swollen_since_s = now_s
+        elif now_s - seat.swollen_since_s > SWOLLEN_S and not seat.closed:
+            seat.swollen_since_s = None
+            self._on_swollen(seat)

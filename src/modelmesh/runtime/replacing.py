@@ -1,0 +1,130 @@
+"""Replacing a worker that cannot go on: a new one first where it fits, its models moved one by one; else at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from modelmesh.errors import ModelMeshError
+from modelmesh.journal import Did
+from modelmesh.runtime.events import Events
+from modelmesh.runtime.facts import Facts
+from modelmesh.runtime.loader import Hung, Loader
+from modelmesh.runtime.meter import MIB, Meter
+from modelmesh.runtime.protocol import CopyLost, Noted, ReplicasChanged
+from modelmesh.runtime.seat import Placed, Seat
+from modelmesh.runtime.supervisor import Supervisor
+from modelmesh.runtime.worker_process import WorkerDied
+from modelmesh.worker.artefact import read_artefact
+
+log = logging.getLogger(__name__)
+
+ROUTE_GRACE_S: Final = 0.25
+"""How long a moved model's old replica still serves, so that routes follow without a request being turned away."""
+PAUSE_S: Final = 60.0
+PAUSE_S_MAX: Final = 3600.0
+"""Between two replacements of swollen workers; doubled each time, for what swells again was not helped."""
+END_GRACE_S: Final = 5.0
+
+
+class Replacing:
+    """One replacement at a time."""
+
+    def __init__(
+        self, supervisor: Supervisor, loader: Loader, meter: Meter, facts: Facts, events: Events
+    ) -> None:
+        self.moving = ""
+        """The model that is being moved now."""
+        self.move = asyncio.Lock()
+        """Held while a model is moved."""
+        self._supervisor = supervisor
+        self._loader = loader
+        self._meter = meter
+        self._facts = facts
+        self._events = events
+        self._one = asyncio.Lock()
+        self._pause_s = PAUSE_S
+        self._not_before_s = 0.0
+
+    def swollen(self, seat: Seat) -> None:
+        """A worker's memory does not come back: replace it, unless the last replacement was a moment ago."""
+        now_s = time.monotonic()
+        if seat.closed or now_s < self._not_before_s:
+            return
+        self._not_before_s = now_s + self._pause_s
+        self._pause_s = min(self._pause_s * 2, PAUSE_S_MAX)
+        kept_bytes = seat.account.unattributed_bytes
+        why = f"it keeps {kept_bytes / MIB:.1f} MiB that belong to no model"
+        self._supervisor.spawn(self.replace(seat, why), f"{seat.name} replacement")
+
+    def hung(self, seat: Seat, why: str) -> None:
+        """A worker's load never ends: save its models and kill it."""
+        if not seat.closed:
+            seat.closed = True
+            self._supervisor.spawn(self.replace(seat, why), f"{seat.name} replacement")
+
+    async def replace(self, seat: Seat, why: str) -> None:
+        """End a worker whose seat takes no more loads, and give its models to a new one as far as memory allows."""
+        async with self._one:
+            if seat.worker is None or seat not in self._supervisor.seats:
+                return
+            seat.closed = True
+            n_models, successor = len(seat.models), await self._successor(seat)
+            if successor is None:
+                self._note(
+                    seat,
+                    f"{why}; there is no room for a second one beside it, so {n_models} models load again",
+                )
+                seat.closed = bool(seat.alone_for)
+                await self._supervisor.end_worker(seat, why)
+                return
+            self._note(seat, f"{why}; {n_models} models move to {successor.name}")
+            for placed in sorted(seat.models.values(), key=lambda placed: placed.peak_bytes):
+                if not successor.ready or seat.worker is None:
+                    break
+                await self._move(placed, seat, successor)
+            await self._supervisor.end_seat(seat, END_GRACE_S, why)
+
+    def _note(self, seat: Seat, reason: str) -> None:
+        self._events.put(Noted(Did.WORKER_RECYCLED, "", f"{seat.name} is replaced: {reason}."))
+
+    async def _successor(self, seat: Seat) -> Seat | None:
+        """A new worker, when it fits beside the old one together with the largest model to move."""
+        if seat.alone_for:
+            return None
+        needed_bytes = self._facts.idle_base_bytes() + max(
+            (placed.peak_bytes for placed in seat.models.values()), default=0
+        )
+        for place, format in enumerate(seat.formats):
+            needed_bytes += self._facts.base_bytes(format, seat.formats[:place])
+        if needed_bytes > self._meter.free_bytes():
+            return None
+        try:
+            return await self._supervisor.add_seat()
+        except ModelMeshError as error:
+            log.warning("No successor of %s could be started: %s", seat.name, error)
+            return None
+
+    async def _move(self, placed: Placed, seat: Seat, successor: Seat) -> None:
+        model = placed.spec.id
+        async with self.move:
+            if model not in seat.models:
+                return
+            self.moving = model
+            try:
+                artefact = await asyncio.to_thread(read_artefact, placed.spec.path)
+                moved, _ = await self._loader.load(successor, placed.spec, placed.format, artefact)
+                self._events.put(ReplicasChanged(model, (moved.replica,)))
+                await asyncio.sleep(ROUTE_GRACE_S)
+                await self._loader.unload(seat, model)
+            except (ModelMeshError, WorkerDied, Hung) as error:
+                log.warning("Model %s could not be moved from %s: %s", model, seat.name, error)
+                if model not in successor.models and seat.models.pop(model, None) is not None:
+                    seat.account.charges.pop(model, None)
+                    self._events.put(
+                        CopyLost(model, f"its worker is replaced and it could not be moved: {error}")
+                    )
+            finally:
+                self.moving = ""

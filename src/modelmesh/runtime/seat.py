@@ -1,0 +1,68 @@
+"""A seat: the place of one worker, which outlives the processes that sit in it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from modelmesh.dataplane.protocol import Replica
+from modelmesh.runtime.memory import Account
+from modelmesh.runtime.protocol import ModelSpec
+from modelmesh.runtime.worker_process import WorkerProcess
+from modelmesh.worker.formats.protocol import Format
+
+
+@dataclass(slots=True)
+class Placed:
+    """A loaded model. `learned` is False while its size is provisional."""
+
+    spec: ModelSpec
+    format: Format
+    content: str
+    replica: Replica
+    peak_bytes: int
+    load_s: float
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A worker's place: its process of now (None while there is none), models, formats and account."""
+
+    name: str
+    alone_for: str = ""
+    """The model this seat exists for, when it must run alone."""
+    closed: bool = False
+    """Being replaced or ended: nothing is loaded here any more."""
+    worker: WorkerProcess | None = None
+    target_id: int = 0
+    models: dict[str, Placed] = field(default_factory=dict)
+    formats: list[Format] = field(default_factory=list)
+    """Imported, in that order."""
+    account: Account = field(default_factory=Account)
+    loading: ModelSpec | None = None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held for a load: one at a time."""
+    busy_s: float = 0.0
+    busy: float = 0.0
+    """Share of the time spent in models, between the last two readings."""
+    measured_at_s: float = 0.0
+    started_at_s: float = 0.0
+    failed_starts: int = 0
+    swollen_since_s: float | None = None
+    """Since when its memory does not come back; None when all is well."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a model may be loaded here now."""
+        return self.worker is not None and self.worker.alive and not self.closed
+
+    def vacate(self) -> list[str]:
+        """The process is gone and all with it. Returns the models that were lost."""
+        lost = list(self.models)
+        self.worker = None
+        self.models.clear()
+        self.formats.clear()
+        self.account = Account()
+        self.busy_s = self.busy = 0.0
+        self.swollen_since_s = None
+        return lost

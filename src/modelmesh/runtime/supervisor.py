@@ -1,0 +1,228 @@
+"""The workers: started, watched, started again, replaced; and what their deaths mean for the models they held."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from modelmesh.clock import LoopClock
+from modelmesh.dataplane.executing import executing_models
+from modelmesh.dataplane.protocol import Target
+from modelmesh.errors import ModelMeshError, RuntimeUnavailable
+from modelmesh.journal import Did
+from modelmesh.runtime.deaths import Death, oom_kills
+from modelmesh.runtime.events import Events
+from modelmesh.runtime.facts import Facts
+from modelmesh.runtime.protocol import CopyLost, Noted, TargetsChanged
+from modelmesh.runtime.quarantine import Quarantine
+from modelmesh.runtime.seat import Seat
+from modelmesh.runtime.worker_process import WorkerConfig, WorkerProcess
+from modelmesh.worker.memory import footprint
+
+log = logging.getLogger(__name__)
+
+RESTART_S_MIN: Final = 0.5
+RESTART_S_MAX: Final = 30.0
+STEADY_S: Final = 60.0
+"""A worker that lived this long is restarted at once; else each further start waits twice as long."""
+TARGET_CONCURRENCY: Final = 1024
+
+
+class Supervisor:
+    """All seats of the runtime. `on_change` is called when bases came or went."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        facts: Facts,
+        quarantine: Quarantine,
+        events: Events,
+        on_change: Callable[[str], None],
+    ) -> None:
+        self.seats: list[Seat] = []
+        self.someone_ready = asyncio.Condition()
+        self._config = config
+        self._facts = facts
+        self._quarantine = quarantine
+        self._events = events
+        self._on_change = on_change
+        self._clock = LoopClock()
+        self._target_ids = itertools.count(1)
+        self._names = itertools.count(0)
+        self._oom_kills = oom_kills()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def start(self, n_workers: int) -> None:
+        """Start the regular seats. Raises RuntimeUnavailable or SettingsError; then none is left running."""
+        self.seats = [Seat(f"worker-{next(self._names)}") for _ in range(n_workers)]
+        started = await asyncio.gather(
+            *(self._seat_worker(seat) for seat in self.seats), return_exceptions=True
+        )
+        failures = [failure for failure in started if isinstance(failure, BaseException)]
+        if failures:
+            await self.stop(0.0)
+            raise failures[0]
+
+    async def add_seat(self, *, alone_for: str = "") -> Seat:
+        """Start one more worker: for a model that must run alone, or to take a seat's place. Raises RuntimeUnavailable."""
+        seat = Seat(f"worker-{next(self._names)}", alone_for=alone_for)
+        self.seats.append(seat)
+        try:
+            await self._seat_worker(seat)
+        except BaseException:
+            self.seats.remove(seat)
+            raise
+        self._on_change(f"{seat.name} was started")
+        return seat
+
+    async def end_seat(self, seat: Seat, grace_s: float, why: str) -> None:
+        """End a worker for good; its models are lost."""
+        seat.closed = True
+        worker = seat.worker
+        if worker is not None:
+            await worker.stop(grace_s, why)
+            await worker.buried
+        if seat in self.seats:
+            self.seats.remove(seat)
+        self._on_change(f"{seat.name} was ended: {why}")
+
+    async def end_worker(self, seat: Seat, why: str) -> None:
+        """Kill the process of a seat; another takes its place, its models are lost."""
+        worker = seat.worker
+        if worker is not None:
+            await worker.kill(why)
+            await worker.buried
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run something beside the callers; it is cancelled by `stop`, and its errors are logged."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed", task.get_name(), exc_info=error)
+
+    async def stop(self, grace_s: float) -> None:
+        """End all workers and forget them. Idempotent."""
+        self._stopping = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        workers = [seat.worker for seat in self.seats if seat.worker is not None]
+        await asyncio.gather(*(worker.stop(grace_s, "the server stops") for worker in workers))
+        self.seats.clear()
+
+    async def _seat_worker(self, seat: Seat) -> None:
+        worker = WorkerProcess(f"{seat.name}-{next(self._target_ids)}", self._config)
+        await worker.start()
+        reading = await asyncio.to_thread(footprint, worker.pid)
+        if reading is not None:
+            seat.account.found_idle(reading)
+            self._facts.learn_idle_base(reading.pss_bytes)
+        seat.worker, seat.target_id = worker, next(self._target_ids)
+        seat.started_at_s = self._clock.monotonic_s()
+        target = Target(seat.target_id, f"unix:{worker.socket_path}", max_concurrency=TARGET_CONCURRENCY)
+        self._events.put(TargetsChanged(add=(target,), remove=()))
+        alone = f" for {seat.alone_for} alone" if seat.alone_for else ""
+        self._events.put(Noted(Did.WORKER_STARTED, "", f"{seat.name} runs as process {worker.pid}{alone}."))
+        worker.exited.add_done_callback(lambda _: self._died(seat, worker))
+        async with self.someone_ready:
+            self.someone_ready.notify_all()
+
+    def _died(self, seat: Seat, worker: WorkerProcess) -> None:
+        """Say what is lost, blame who is to blame, then bury and start again. Called as soon as the process has ended."""
+        suspects = tuple(executing_models(worker.executing_path))
+        if seat.loading is not None:
+            suspects = tuple(dict.fromkeys((*suspects, seat.loading.id)))
+        counted, self._oom_kills = self._oom_kills, oom_kills()
+        death = Death(worker.exited.result(), self._oom_kills > counted, worker.ending, suspects)
+        target_id, alone = seat.target_id, bool(seat.alone_for)
+        lost = seat.vacate()
+        if not self._stopping:
+            self._report(seat.name, target_id, death, lost)
+            self._blame(death, alone)
+            self._on_change(f"{seat.name} ended")
+        worker.buried.set_result(death)
+        if self._stopping:
+            return
+        self.spawn(self._succeed(seat, worker), f"{seat.name} successor")
+
+    def _report(self, name: str, target_id: int, death: Death, lost: list[str]) -> None:
+        self._events.put(TargetsChanged(add=(), remove=(target_id,)))
+        for model in lost:
+            self._events.put(CopyLost(model, f"its worker ended: {death.reason}"))
+        ran = f" while it ran or loaded {', '.join(death.suspects)}" if death.suspects else ""
+        self._events.put(
+            Noted(
+                Did.WORKER_DIED,
+                "",
+                f"{name} ended{ran}: {death.reason}; {len(lost)} models have to load again.",
+            )
+        )
+
+    def _blame(self, death: Death, alone: bool) -> None:
+        if death.blames_models:
+            for model in death.suspects:
+                self.strike(model, death.reason, alone=alone)
+
+    def strike(self, model: str, reason: str, *, alone: bool) -> None:
+        """A worker died, or has to, because of a model."""
+        if self._quarantine.strike(model, reason, self._clock.monotonic_s(), alone=alone):
+            self._events.put(
+                Noted(
+                    Did.QUARANTINED,
+                    model,
+                    f"It killed a worker that was its own ({reason}) and is kept away for a while.",
+                )
+            )
+        else:
+            self._events.put(
+                Noted(
+                    Did.STRUCK,
+                    model,
+                    f"Its worker died under it ({reason}); from now on it runs in a worker of its own.",
+                )
+            )
+
+    async def _succeed(self, seat: Seat, worker: WorkerProcess) -> None:
+        """Clean up after a process and seat the next one, unless nobody needs it."""
+        lived_s = self._clock.monotonic_s() - seat.started_at_s
+        await worker.close()
+        if seat.closed or seat.alone_for:
+            if seat in self.seats:
+                self.seats.remove(seat)
+                self._on_change(f"{seat.name} was ended")
+            return
+        seat.failed_starts = 0 if lived_s > STEADY_S else seat.failed_starts + 1
+        while not self._stopping:
+            if seat.failed_starts > 1:
+                await asyncio.sleep(min(RESTART_S_MIN * 2 ** (seat.failed_starts - 2), RESTART_S_MAX))
+            try:
+                await self._seat_worker(seat)
+            except ModelMeshError as error:
+                seat.failed_starts += 1
+                log.warning("%s cannot be started again: %s", seat.name, error)
+                continue
+            self._on_change(f"{seat.name} was started again")
+            return
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until a regular seat is ready. Raises RuntimeUnavailable after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s), self.someone_ready:
+                await self.someone_ready.wait_for(
+                    lambda: any(seat.ready and not seat.alone_for for seat in self.seats) or self._stopping
+                )
+        except TimeoutError as error:
+            raise RuntimeUnavailable(
+                f"No worker became ready in {timeout_s:.0f} s; they are being restarted."
+            ) from error
+        if self._stopping:
+            raise RuntimeUnavailable("The server stops.")

@@ -1,0 +1,159 @@
+"""What a worker and its supervisor say to each other, over one end of a socket pair each.
+
+A message is four bytes of length (big-endian) and that many bytes of JSON. The supervisor sends numbered commands, the
+worker one answer per command, in any order: loads and imports run beside unloads and measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Final
+
+LENGTH: Final = struct.Struct(">I")
+MESSAGE_BYTES_MAX: Final = 1 << 20
+
+
+class Message:
+    """Base of all messages; each class is known by its name on the wire."""
+
+    _kinds: ClassVar[dict[str, type[Message]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Message._kinds[cls.__name__] = cls
+
+
+@dataclass(frozen=True, slots=True)
+class Serve(Message):
+    """The first command: listen. Answered with Done once the socket accepts."""
+
+    socket_path: str
+    executing_path: str
+    parent_pid: int
+    batch_rows_max: int
+    batch_bytes_max: int
+    message_bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Import(Message):
+    """Import a format's framework. Answered with Done or Refused."""
+
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Message):
+    """Load a model and serve it. Answered with LoadDone or Refused. `content` is its content hash where known already:
+    it is not computed again then."""
+
+    model: str
+    handle: int
+    format: str
+    path: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unload(Message):
+    """Stop serving a model, let its requests finish for `grace_s`, free it. Answered with Done, also when it is not here."""
+
+    model: str
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measure(Message):
+    """Tell of the memory; give free pages back when more than `slack_max_bytes` of them are kept."""
+
+    slack_max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Message):
+    """Finish what runs, for at most `grace_s`, and exit."""
+
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Message):
+    """A command is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadDone(Message):
+    """A model is served. `measured` is False when batches ran meanwhile: Measured.settled will tell."""
+
+    size_bytes: int
+    peak_bytes: int
+    file_bytes: int
+    """Of the size: what is mapped from files."""
+    measured: bool
+    load_s: float
+    content: str
+    base_grew: bool
+    """The model imported modules of its own; their memory is the worker's, not its."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Message):
+    """The worker's memory of the moment. `settled` are the models whose size was provisional, with their measured sizes."""
+
+    in_use_bytes: int
+    slack_bytes: int
+    busy_s: float
+    """Seconds spent in models since the start."""
+    batches: int
+    settled: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Message):
+    """A command failed with a gRPC code and a sentence."""
+
+    code: int
+    reason: str
+
+
+def encode(number: int, message: Message) -> bytes:
+    """A numbered message, framed."""
+    body = json.dumps([number, type(message).__name__, asdict(message)], separators=(",", ":")).encode()  # type: ignore[call-overload]
+    return LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> tuple[int, Message]:
+    """The number and message of a frame's body. Raises ValueError for anything else."""
+    number, kind, values = json.loads(body)
+    message_type: Any = Message._kinds.get(kind)
+    if message_type is None or set(values) != {field.name for field in fields(message_type)}:
+        raise ValueError(f"an unknown control message: {kind}")
+    return int(number), message_type(**values)
+
+
+def receive(channel: socket.socket) -> tuple[int, Message] | None:
+    """The next message, waited for; None when the other end is closed. Raises ValueError for a broken one."""
+    head = _receive_exactly(channel, LENGTH.size)
+    if head is None:
+        return None
+    (length,) = LENGTH.unpack(head)
+    if length > MESSAGE_BYTES_MAX:
+        raise ValueError(f"a control message of {length} bytes")
+    body = _receive_exactly(channel, length)
+    return None if body is None else decode(body)
+
+
+def _receive_exactly(channel: socket.socket, length: int) -> bytes | None:
+    parts: list[bytes] = []
+    while length:
+        try:
+            part = channel.recv(length)
+        except ConnectionError:
+            return None
+        if not part:
+            return None
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
