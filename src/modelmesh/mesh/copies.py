@@ -1,0 +1,332 @@
+"""The copies of this instance: one state per model, its bytes in the ledger, its route a projection of both.
+
+Every change of state goes through a method here, which moves the ledger, the residents and the route along. Routes
+are not kept in step by hand: a change marks the model, `publish` projects all marked ones and tells the data plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from modelmesh.dataplane.protocol import DataPlane, Replica, Route
+from modelmesh.errors import InvariantBroken
+from modelmesh.mesh.histories import Histories, History
+from modelmesh.mesh.ledger import Ledger
+from modelmesh.mesh.views import State
+from modelmesh.policy.eviction import Resident, Residents
+from modelmesh.policy.urgency import Why
+from modelmesh.registry.records import ModelRecord
+from modelmesh.runtime.protocol import Estimate, Loaded, TargetsChanged
+
+PUBLISH_BATCH = 1024
+"""Routes per call: the data plane holds its locks for the whole of one."""
+
+
+@dataclass(slots=True)
+class Want:
+    """Why a model is to be loaded, from the moment it is wanted until it is loaded, refused or abandoned."""
+
+    since_s: float
+    waiting: int = 0
+    """Requests parked for it, as far as known."""
+    latest_deadline_s: float = 0.0
+    """When the last of them gives up."""
+    asked: bool = False
+    """Somebody asked for it to be loaded, or expects a retry: it stays wanted when no request waits."""
+    late: bool = False
+    """The data plane was told that not even the last of the waiting can be in time."""
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+    """Calls of the control plane that wait for the outcome."""
+
+    @property
+    def why(self) -> Why:
+        if self.waiting:
+            return Why.URGENT
+        return Why.ASKED if self.asked or self.waiters else Why.PREWARM
+
+
+class Purpose(StrEnum):
+    """Why a copy retires."""
+
+    ROOM = "room"
+    """Others need its bytes; a new request revives it."""
+    ASKED = "asked"
+    """Somebody asked for the unload."""
+    UNREGISTERED = "unregistered"
+
+
+@dataclass(slots=True)
+class Retirement:
+    """A copy that is not acquired any more and waits for its requests to end. `pending`: replicas not yet clean."""
+
+    token: int
+    pending: set[int]
+    purpose: Purpose
+    reason: str
+    since_s: float
+
+
+def identity(record: ModelRecord) -> int:
+    """Equal for records of the same artefact."""
+    return hash((record.type, record.path, record.key))
+
+
+class Copy(Resident):
+    """A model in this instance. See `Copies` for what changes it."""
+
+    __slots__ = (
+        "calling",
+        "cancelled",
+        "content",
+        "estimate",
+        "history",
+        "holds",
+        "identity",
+        "measured",
+        "needed_bytes",
+        "order_sequence",
+        "replicas",
+        "resumed",
+        "retirement",
+        "state",
+        "want",
+    )
+
+    def __init__(self, model: str, record: ModelRecord, history: History, now_s: float, want: Want) -> None:
+        super().__init__(model, 0, record.load_ms / 1000, history, now_s)
+        self.identity = identity(record)
+        """Of what was registered when it was queued: notices another artefact under the same id."""
+        self.history = history
+        self.state = State.QUEUED
+        self.want: Want | None = want
+        self.replicas: tuple[Replica, ...] = ()
+        self.holds: tuple[str, ...] = ()
+        """Why it may not be evicted: "ensure loaded", "vmodel target"."""
+        self.retirement: Retirement | None = None
+        self.estimate: Estimate | None = None
+        self.needed_bytes = 0
+        """What its load must reserve; meaningful with an estimate."""
+        self.measured = False
+        self.content = ""
+        self.resumed = 0
+        """Requests that waited for this load: together one use, counted when it was loaded."""
+        self.order_sequence = 0
+        self.calling = False
+        """The runtime was asked to load it: a cancellation has something to stop."""
+        self.cancelled = False
+
+    @property
+    def evictable(self) -> bool:
+        return self.state is State.LOADED and self.retirement is None and not self.holds
+
+
+class Copies:
+    """The table of copies. Models without one are cold, whatever else is known of them."""
+
+    def __init__(
+        self, dataplane: DataPlane, ledger: Ledger, residents: Residents, histories: Histories
+    ) -> None:
+        self.ledger = ledger
+        self.residents = residents
+        self._dataplane = dataplane
+        self._histories = histories
+        self._table: dict[str, Copy] = {}
+        self._holds: dict[str, tuple[str, ...]] = {}
+        self._dirty: dict[str, None] = {}
+        self._targets: set[int] = set()
+        self._without_target: dict[str, None] = {}
+        self._routed: set[str] = set()
+        self.n_loaded = 0
+
+    def get(self, model: str) -> Copy | None:
+        return self._table.get(model)
+
+    def __iter__(self) -> Iterator[Copy]:
+        return iter(self._table.values())
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    # --- states ---------------------------------------------------------------------------------------------
+
+    def queue(self, model: str, record: ModelRecord, now_s: float, want: Want) -> Copy:
+        """cold -> queued."""
+        if model in self._table:
+            raise InvariantBroken(f"Model {model} has a copy already.", model=model)
+        copy = self._table[model] = Copy(model, record, self._histories.take(model), now_s, want)
+        copy.holds = self.holds(model)
+        return copy
+
+    def unqueue(self, copy: Copy) -> None:
+        """queued -> cold."""
+        self._expect(copy, State.QUEUED)
+        self._drop(copy)
+
+    def begin_loading(self, copy: Copy) -> bool:
+        """queued -> loading, charged what the load needs; False, and nothing changed, when that is not free."""
+        self._expect(copy, State.QUEUED)
+        if not self.ledger.reserve(copy.model, copy.needed_bytes):
+            return False
+        copy.state = State.LOADING
+        return True
+
+    def loaded(self, copy: Copy, loaded: Loaded, now_s: float) -> None:
+        """loading -> loaded: the measured size replaces the reservation, the route appears."""
+        self._expect(copy, State.LOADING)
+        self.ledger.settle(copy.model, loaded.size_bytes, loaded.capacity_bytes)
+        copy.state = State.LOADED
+        copy.size_bytes, copy.measured = loaded.size_bytes, loaded.measured
+        copy.load_s, copy.content = loaded.load_s, loaded.content
+        copy.replicas, copy.since_s = loaded.replicas, now_s
+        copy.estimate = None
+        copy.history.loads_total += 1
+        self.n_loaded += 1
+        self._place(copy)
+        self.mark(copy)
+
+    def begin_unload(self, copy: Copy) -> None:
+        """loaded, or loading that failed -> unloading: still charged; the route is gone before the runtime hears of it."""
+        if copy.state is State.LOADED:
+            self.n_loaded -= 1
+        elif copy.state is not State.LOADING:
+            raise InvariantBroken(
+                f"Model {copy.model} cannot be unloaded: it is {copy.state}.", model=copy.model
+            )
+        self.ledger.begin_unload(copy.model)
+        copy.state, copy.retirement, copy.replicas = State.UNLOADING, None, ()
+        self._place(copy)
+        self.mark(copy)
+
+    def unloaded(self, copy: Copy) -> None:
+        """unloading -> cold: its bytes are free."""
+        self._expect(copy, State.UNLOADING)
+        self.ledger.release(copy.model)
+        self._drop(copy)
+
+    def lost(self, copy: Copy) -> None:
+        """loaded -> cold without an unload: the runtime has it no more."""
+        self._expect(copy, State.LOADED)
+        self.n_loaded -= 1
+        self.ledger.release(copy.model)
+        copy.retirement = None
+        self._drop(copy)
+
+    # --- what changes within a state ------------------------------------------------------------------------
+
+    def retire(self, copy: Copy, retirement: Retirement) -> None:
+        self._expect(copy, State.LOADED)
+        copy.retirement = retirement
+        self._place(copy)
+
+    def revive(self, copy: Copy) -> None:
+        """Its retirement is off: publishing its route makes it acquirable again."""
+        copy.retirement = None
+        self._place(copy)
+        self.mark(copy)
+
+    def hold(self, model: str, reason: str) -> None:
+        """Keep the model's copy from being evicted, also one yet to be loaded, until `unhold`. Idempotent."""
+        reasons = self._holds.get(model, ())
+        if reason not in reasons:
+            self._set_holds(model, (*reasons, reason))
+
+    def unhold(self, model: str, reason: str) -> None:
+        """No error when it was not held for that reason."""
+        reasons = self._holds.get(model, ())
+        if reason in reasons:
+            self._set_holds(model, tuple(other for other in reasons if other != reason))
+
+    def holds(self, model: str) -> tuple[str, ...]:
+        """Why a model is held; empty when it is not."""
+        return self._holds.get(model, ())
+
+    def held(self) -> list[Copy]:
+        """Loaded copies that are held, longest held first."""
+        copies = (self._table.get(model) for model in self._holds)
+        return [copy for copy in copies if copy is not None and copy.state is State.LOADED]
+
+    def _set_holds(self, model: str, reasons: tuple[str, ...]) -> None:
+        if reasons:
+            self._holds[model] = reasons
+        else:
+            del self._holds[model]
+        copy = self._table.get(model)
+        if copy is not None:
+            copy.holds = reasons
+            self._place(copy)
+
+    def resize(self, copy: Copy, size_bytes: int) -> None:
+        """A loaded or unloading copy was measured anew."""
+        self.ledger.resize(copy.model, size_bytes)
+        self.residents.resize(copy, size_bytes)
+        copy.measured = True
+
+    def set_replicas(self, copy: Copy, replicas: tuple[Replica, ...]) -> None:
+        copy.replicas = replicas
+        self.mark(copy)
+
+    def change_targets(self, change: TargetsChanged) -> None:
+        """Tell the data plane first; routes that waited for one of the new targets follow."""
+        self._targets.difference_update(change.remove)
+        self._targets.update(target.id for target in change.add)
+        self._dataplane.set_targets(change.add, change.remove)
+        self._dirty.update(self._without_target)
+        self._without_target.clear()
+
+    # --- routes ---------------------------------------------------------------------------------------------
+
+    def route(self, copy: Copy) -> Route:
+        """Where its requests go now; no replicas when it cannot serve."""
+        if copy.state is not State.LOADED:
+            return Route(copy.model, ())
+        known = tuple(replica for replica in copy.replicas if replica.target_id in self._targets)
+        return Route(copy.model, known)
+
+    def mark(self, copy: Copy) -> None:
+        """Project its route at the next `publish`."""
+        self._dirty[copy.model] = None
+
+    def publish(self) -> None:
+        """Tell the data plane the routes that changed. A retiring copy is left alone: naming it would revive it."""
+        if not self._dirty:
+            return
+        routes: list[Route] = []
+        for model in self._dirty:
+            copy = self._table.get(model)
+            if copy is not None and copy.retirement is not None:
+                continue
+            route = Route(model, ()) if copy is None else self.route(copy)
+            if copy is not None and len(route.replicas) < len(copy.replicas):
+                self._without_target[model] = None
+            if route.replicas:
+                routes.append(route)
+                self._routed.add(model)
+            elif model in self._routed:
+                routes.append(route)
+                self._routed.remove(model)
+        self._dirty.clear()
+        for start in range(0, len(routes), PUBLISH_BATCH):
+            self._dataplane.publish(routes[start : start + PUBLISH_BATCH])
+
+    # ---------------------------------------------------------------------------------------------------------
+
+    def _place(self, copy: Copy) -> None:
+        """Among the residents exactly when it is evictable."""
+        if copy.evictable and copy.index < 0:
+            self.residents.add(copy)
+        elif not copy.evictable:
+            self.residents.discard(copy)
+
+    def _drop(self, copy: Copy) -> None:
+        del self._table[copy.model]
+        self.residents.discard(copy)
+        self._without_target.pop(copy.model, None)
+        self._histories.put(copy.model, copy.history)
+        self.mark(copy)
+
+    def _expect(self, copy: Copy, state: State) -> None:
+        if copy.state is not state or self._table.get(copy.model) is not copy:
+            raise InvariantBroken(f"Model {copy.model} is {copy.state}, not {state}.", model=copy.model)

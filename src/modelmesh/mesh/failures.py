@@ -1,0 +1,82 @@
+"""Standing load failures: while one stands, requests are refused at once with its reason."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from modelmesh.clock import Clock
+from modelmesh.errors import LoadFailed, ModelMeshError, ModelTooLarge, code_of
+from modelmesh.mesh.views import Failure
+from modelmesh.policy.backoff import stands_s
+
+TOO_LARGE_S = 5.0
+"""A model larger than the budget is looked at again after this: the budget moves when bases or workers change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A failure, when it happened and until when it stands (monotonic seconds). `count` in a row."""
+
+    error: ModelMeshError
+    at_s: float
+    expires_s: float
+    permanent: bool
+    count: int
+
+
+def is_permanent(error: ModelMeshError) -> bool:
+    """Whether the same artefact will fail again: a bad artefact, or one that never fits."""
+    return isinstance(error, ModelTooLarge) or (isinstance(error, LoadFailed) and error.permanent)
+
+
+class Failures:
+    """The newest failure of each model, at most `capacity`. An expired one is kept, so that the next in a row waits
+    longer; success or unregistration forgets it."""
+
+    def __init__(self, clock: Clock, rng: random.Random, capacity: int) -> None:
+        self._clock = clock
+        self._rng = rng
+        self._capacity = capacity
+        self._table: OrderedDict[str, Standing] = OrderedDict()
+
+    def record(self, model: str, error: ModelMeshError) -> Standing:
+        """A load failed now."""
+        now_s = self._clock.monotonic_s()
+        before = self._table.pop(model, None)
+        count = before.count + 1 if before is not None else 1
+        permanent = is_permanent(error)
+        suggested_s = TOO_LARGE_S if isinstance(error, ModelTooLarge) else error.retry_after_s
+        expires_s = now_s + stands_s(count, permanent, self._rng, suggested_s)
+        standing = self._table[model] = Standing(error, now_s, expires_s, permanent, count)
+        if len(self._table) > self._capacity:
+            self._table.popitem(last=False)
+        return standing
+
+    def standing(self, model: str) -> Standing | None:
+        """The failure that stands now, or None."""
+        failure = self._table.get(model)
+        return failure if failure is not None and self._clock.monotonic_s() < failure.expires_s else None
+
+    def models(self) -> list[str]:
+        """The models with a standing failure, the longest failed first."""
+        return [model for model in self._table if self.standing(model) is not None]
+
+    def forget(self, model: str) -> None:
+        self._table.pop(model, None)
+
+    def view(self, model: str) -> Failure | None:
+        """The standing failure for the faces, in wall time."""
+        standing = self.standing(model)
+        if standing is None:
+            return None
+        from_monotonic_s = self._clock.wall_s() - self._clock.monotonic_s()
+        return Failure(
+            reason=str(standing.error),
+            code=code_of(standing.error),
+            at_wall_s=standing.at_s + from_monotonic_s,
+            expires_wall_s=standing.expires_s + from_monotonic_s,
+            permanent=standing.permanent,
+            count=standing.count,
+        )

@@ -1,0 +1,511 @@
+"""Loading: one flight per model, in the order of urgency, within the slots of the runtime and the bytes of the ledger.
+
+    want -> estimate -> queue -> reserve (may evict) -> load -> loaded, or failed and cleaned up
+
+No slot is held while memory is awaited, and no task exists for a load that waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from math import ceil
+from typing import Any
+
+from modelmesh.clock import Clock
+from modelmesh.dataplane.protocol import DataPlane
+from modelmesh.errors import (
+    Code,
+    LoadFailed,
+    LoadTimeout,
+    ModelMeshError,
+    ModelNotFound,
+    ModelTooLarge,
+    NoCapacity,
+)
+from modelmesh.journal import Did, Journal
+from modelmesh.mesh.copies import Copies, Copy, Want
+from modelmesh.mesh.evictions import HOLD_UNTIL_USED, Evictions
+from modelmesh.mesh.failures import Failures, Standing
+from modelmesh.mesh.measures import Measures
+from modelmesh.mesh.queue import LoadQueue
+from modelmesh.mesh.refusals import Refusals
+from modelmesh.mesh.tuning import Tuning
+from modelmesh.mesh.views import State
+from modelmesh.policy.thrash import Thrash
+from modelmesh.policy.urgency import Claim, Why, ready_in_s, startable
+from modelmesh.registry.records import ModelRecord
+from modelmesh.runtime.protocol import Estimate, Loaded, ModelSpec, Runtime
+from modelmesh.settings.sizes import format_size
+
+
+class Loads:
+    """`record_of` answers from the mirror; `on_loaded` is told of each new copy after its route is marked."""
+
+    def __init__(
+        self,
+        copies: Copies,
+        evictions: Evictions,
+        dataplane: DataPlane,
+        runtime: Runtime,
+        failures: Failures,
+        refusals: Refusals,
+        clock: Clock,
+        journal: Journal,
+        measures: Measures,
+        thrash: Thrash,
+        tuning: Tuning,
+        *,
+        record_of: Callable[[str], ModelRecord | None],
+        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+        settle: Callable[[], None],
+        on_loaded: Callable[[Copy, Loaded], None],
+    ) -> None:
+        self._copies = copies
+        self._evictions = evictions
+        self._dataplane = dataplane
+        self._runtime = runtime
+        self._failures = failures
+        self._refusals = refusals
+        self._clock = clock
+        self._journal = journal
+        self._measures = measures
+        self._thrash = thrash
+        self._tuning = tuning
+        self._record_of = record_of
+        self._spawn = spawn
+        self._settle = settle
+        self._on_loaded = on_loaded
+        self._queue = LoadQueue(tuning.asked_patience_s)
+        self._estimating: dict[int, Copy] = {}
+        self._running: dict[str, tuple[asyncio.Task[None], float]] = {}
+        """model -> (its task, when the load began)"""
+        self._inline: Copy | None = None
+        """The copy whose estimating task may go on to load it."""
+        self.slots = 1
+        self.load_timeout_s = 60.0
+        self.total = 0
+        self.failed_total = 0
+
+    @property
+    def n_queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def n_running(self) -> int:
+        return len(self._running)
+
+    # --- wanting --------------------------------------------------------------------------------------------
+
+    def want(self, model: str, record: ModelRecord) -> Want | None:
+        """The want of a model that is not loaded; the caller says in it why, and then calls `changed`. None, with
+        QueueFull for those who wait, when too many models are queued."""
+        copy = self._copies.get(model)
+        now_s = self._clock.monotonic_s()
+        if copy is not None:
+            copy.want = copy.want or Want(now_s)
+            return copy.want
+        if len(self._queue) >= self._tuning.queue_max:
+            return None
+        want = Want(now_s)
+        self._copies.queue(model, record, now_s, want)
+        return want
+
+    def changed(self, model: str) -> None:
+        """The want of a model changed: its place in the queue follows. Nobody wanting it any more removes it."""
+        copy = self._copies.get(model)
+        if copy is None or copy.want is None or copy.state is not State.QUEUED:
+            return
+        self._queue.push(copy, self._clock.monotonic_s())
+
+    def abandoned(self, model: str) -> None:
+        """No request waits for the model any more. A queued load nobody else wants leaves the queue; one that runs goes on,
+        because a retry is likely and the work mostly done.
+
+        Where the deadlines were too short for the load itself (not for the queue), it stays wanted: the client was
+        told when to come back, and would be refused for ever if nobody loaded it.
+        """
+        copy = self._copies.get(model)
+        if copy is None or copy.want is None:
+            return
+        want = copy.want
+        patience_s = want.latest_deadline_s - want.since_s
+        if want.late and copy.load_s > patience_s:
+            want.asked = True
+        want.waiting = 0
+        if copy.state is State.QUEUED and want.why is Why.PREWARM and not copy.holds:
+            self._measures.count("modelmesh_loads_abandoned")
+            self.drop(copy)
+        elif copy.state is State.QUEUED:
+            self.changed(model)
+        elif copy.state is State.UNLOADING and want.why is Why.PREWARM:
+            copy.want = None
+
+    def unwanted(self, copy: Copy) -> None:
+        """A hold or a waiting call ended: a queued load nobody wants any more leaves the queue."""
+        want = copy.want
+        if copy.state is State.QUEUED and want is not None and want.why is Why.PREWARM and not copy.holds:
+            self.drop(copy)
+
+    def stop(self, error: ModelMeshError) -> None:
+        """Tell the calls that wait for a load; the data plane tells its requests itself."""
+        for copy in self._copies:
+            self._answer(copy.want, error)
+
+    def drop(self, copy: Copy) -> None:
+        """Take a queued load out."""
+        self._queue.discard(copy)
+        self._copies.unqueue(copy)
+
+    def cancel(self, copy: Copy) -> None:
+        """What is registered under the id is gone or another: a queued load leaves the queue, a running one is stopped and
+        cleaned up. Whoever waits is told when it is gone, and waits on for the other artefact otherwise."""
+        if copy.state is State.QUEUED:
+            self.drop(copy)
+            self.requeue(copy)
+        elif copy.state is State.LOADING:
+            copy.cancelled = True
+            if copy.calling:
+                self._running[copy.model][0].cancel()
+
+    def requeue(self, copy: Copy) -> None:
+        """The copy is gone (unloaded, lost). If it is wanted again meanwhile, it is queued with that want."""
+        want, record = copy.want, self._record_of(copy.model)
+        copy.want = None
+        if want is None and not copy.holds:
+            return
+        if record is None:
+            copy.want = want
+            self._tell(copy, _not_found(copy.model))
+            return
+        now_s = self._clock.monotonic_s()
+        want = want or Want(now_s)
+        want.asked = want.asked or bool(copy.holds)
+        self._copies.queue(copy.model, record, now_s, want)
+        self.changed(copy.model)
+
+    # --- the step -------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Start what may start, and make room for what may not. To be called after every change; idempotent."""
+        self._start_estimates()
+        ledger = self._copies.ledger
+        if ledger.free_bytes < 0:
+            lacking_bytes = -ledger.free_bytes - self._evictions.incoming_bytes
+            if lacking_bytes > 0:
+                reason = "because the memory in use came out larger than planned"
+                self._evictions.make_room(lacking_bytes, reason, at_once=True, urgent=True)
+            return
+        queued = [copy for copy in self._queue.first(self._tuning.lookahead) if copy.estimate is not None]
+        claims = [Claim(copy.needed_bytes) for copy in queued]
+        free_slots = self.slots - len(self._running)
+        started, lacking_bytes = startable(
+            claims, free_slots, ledger.free_bytes, self._evictions.incoming_bytes
+        )
+        for index in started:
+            self._start(queued[index])
+        blocked = [copy for index, copy in enumerate(queued) if index not in started]
+        if lacking_bytes > 0:
+            self._make_room(blocked[0], lacking_bytes)
+        elif not blocked:
+            self._evictions.revive_all("nobody waits for its memory any more")
+
+    def _make_room(self, head: Copy, lacking_bytes: int) -> None:
+        ledger, want = self._copies.ledger, head.want
+        usable_bytes = ledger.capacity_bytes - ledger.unattributed_bytes
+        if head.needed_bytes > ledger.capacity_bytes:
+            usable_bytes = ledger.capacity_bytes
+            self._refuse_queued(head, self._too_large(head, usable_bytes))
+            self._settle()
+            return
+        urgent = want is not None and want.why is Why.URGENT
+        if want is not None and want.why >= Why.SCALE:
+            return
+        reason = f"to make room for {head.model}"
+        possible = self._evictions.make_room(lacking_bytes, reason, at_once=False, urgent=urgent)
+        busy = self._running or self._evictions.incoming_bytes > 0
+        if not possible and not busy and not len(self._copies.residents):
+            self._refuse_queued(head, self._all_held(head, usable_bytes))
+            self._settle()
+
+    def _too_large(self, copy: Copy, usable_bytes: int) -> ModelTooLarge:
+        return ModelTooLarge(
+            f"Model {copy.model} needs {format_size(copy.needed_bytes)} to load, but all models together may use "
+            f"{format_size(usable_bytes)}: raise the memory by at least "
+            f"{format_size(copy.needed_bytes - usable_bytes)}.",
+            model=copy.model,
+        )
+
+    def _all_held(self, copy: Copy, usable_bytes: int) -> NoCapacity:
+        held_bytes = sum(held.size_bytes for held in self._copies.held())
+        return NoCapacity(
+            f"Model {copy.model} needs {format_size(copy.needed_bytes)} of {format_size(usable_bytes)}, of which "
+            f"{format_size(held_bytes)} are held by models that may not be evicted.",
+            model=copy.model,
+            retry_after_s=1.0,
+        )
+
+    # --- estimating -----------------------------------------------------------------------------------------
+
+    def _start_estimates(self) -> None:
+        room = self._tuning.estimates_max - len(self._estimating)
+        if room <= 0 or not len(self._queue):
+            return
+        for copy in self._queue.first(self._tuning.lookahead + self._tuning.estimates_max):
+            if copy.estimate is None and id(copy) not in self._estimating:
+                self._estimating[id(copy)] = copy
+                self._spawn(self._estimate(copy), f"estimate {copy.model}")
+                room -= 1
+                if room == 0:
+                    return
+
+    async def _estimate(self, copy: Copy) -> None:
+        record = self._record_of(copy.model)
+        error: ModelMeshError | None = None
+        estimate: Estimate | None = None
+        try:
+            if record is None:
+                raise _not_found(copy.model)
+            async with asyncio.timeout(self._tuning.estimate_timeout_s):
+                estimate = await self._runtime.estimate(_spec(copy.model, record))
+        except TimeoutError:
+            error = LoadTimeout(f"The size of model {copy.model} was not known in time.", model=copy.model)
+        except ModelMeshError as raised:
+            error = raised
+        except Exception as raised:
+            error = _unexpected(copy.model, raised)
+        finally:
+            del self._estimating[id(copy)]
+        if copy.state is not State.QUEUED or self._copies.get(copy.model) is not copy:
+            self._settle()
+            return
+        if error is not None or estimate is None or record is None:
+            self._refuse_queued(copy, error or _unexpected(copy.model, ValueError("no estimate")))
+            self._settle()
+            return
+        copy.estimate = refined(estimate, record)
+        copy.needed_bytes = copy.estimate.peak_bytes + copy.estimate.base_bytes
+        if copy.load_s == 0.0 and copy.estimate.load_s > 0.0:
+            copy.load_s = copy.estimate.load_s
+            self.changed(copy.model)
+        self._inline = copy
+        self._settle()
+        inline = self._inline is None
+        self._inline = None
+        if inline:
+            await self._load(copy)
+
+    # --- loading --------------------------------------------------------------------------------------------
+
+    def _start(self, copy: Copy) -> None:
+        if not self._copies.begin_loading(copy):
+            return
+        self._queue.discard(copy)
+        now_s = self._clock.monotonic_s()
+        want, estimate = copy.want, copy.estimate
+        assert want is not None and estimate is not None
+        queued_s = now_s - want.since_s
+        self._measures.observe("modelmesh_loading_queue_delay_milliseconds", queued_s * 1000)
+        self._journal.record(
+            Did.LOADING,
+            copy.model,
+            f"Loading, because {_because(want)}; {format_size(estimate.size_bytes)} expected.",
+            size_bytes=estimate.size_bytes,
+            reserved_bytes=copy.needed_bytes,
+            free_bytes=self._copies.ledger.free_bytes,
+            waiting=want.waiting,
+            queued_s=queued_s,
+            load_s=copy.load_s,
+            queue=len(self._queue),
+        )
+        if copy is self._inline:
+            self._inline = None
+            task = asyncio.current_task()
+            assert task is not None
+        else:
+            task = self._spawn(self._load(copy), f"load {copy.model}")
+        self._running[copy.model] = (task, now_s)
+
+    async def _load(self, copy: Copy) -> None:
+        record, estimate = self._record_of(copy.model), copy.estimate
+        error: ModelMeshError | None = None
+        loaded: Loaded | None = None
+        try:
+            if record is None or estimate is None or copy.cancelled:
+                raise _not_found(copy.model)
+            copy.calling = True
+            async with asyncio.timeout(self.load_timeout_s):
+                loaded = await self._runtime.load(_spec(copy.model, record), estimate)
+        except TimeoutError:
+            error = LoadTimeout(
+                f"Loading model {copy.model} was not done within {self.load_timeout_s:.0f} s.",
+                model=copy.model,
+            )
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not copy.cancelled or task is None:
+                raise
+            task.uncancel()
+            error = _not_found(copy.model)
+        except ModelMeshError as raised:
+            error = raised
+        except Exception as raised:
+            error = _unexpected(copy.model, raised)
+        finally:
+            self._running.pop(copy.model, None)
+        if copy.cancelled:
+            self._evictions.unload(copy)
+        elif loaded is not None:
+            self._loaded(copy, loaded)
+        else:
+            assert error is not None
+            self._failed(copy, error)
+        self._settle()
+
+    def _loaded(self, copy: Copy, loaded: Loaded) -> None:
+        now_s = self._clock.monotonic_s()
+        want = copy.want
+        copy.want = None
+        copy.resumed = want.waiting if want is not None else 0
+        reserved_bytes = copy.needed_bytes
+        self._copies.loaded(copy, loaded, now_s)
+        self._failures.forget(copy.model)
+        self.total += 1
+        if want is not None and want.waiting:
+            self._thrash.loaded(copy.model, loaded.size_bytes, now_s)
+        self._measures.count("modelmesh_loadmodel")
+        self._measures.observe("modelmesh_loadmodel_milliseconds", loaded.load_s * 1000)
+        self._measures.observe("modelmesh_loaded_model_size_bytes", loaded.size_bytes)
+        self._journal.record(
+            Did.LOADED,
+            copy.model,
+            f"Loaded in {loaded.load_s * 1000:.0f} ms: {format_size(loaded.size_bytes)}"
+            f"{'' if loaded.measured else ', provisionally'}.",
+            size_bytes=loaded.size_bytes,
+            reserved_bytes=reserved_bytes,
+            load_s=loaded.load_s,
+            waited_s=now_s - want.since_s if want is not None else 0.0,
+            waiting=copy.resumed,
+            free_bytes=self._copies.ledger.free_bytes,
+        )
+        self._on_loaded(copy, loaded)
+        self._answer(want, None)
+
+    def _failed(self, copy: Copy, error: ModelMeshError) -> None:
+        """The load failed: whoever waits is told, what may be left of it is unloaded, its bytes are charged until then."""
+        self._fail(copy, error)
+        self._tell(copy, error)
+        self._evictions.unload(copy)
+
+    def _refuse_queued(self, copy: Copy, error: ModelMeshError) -> None:
+        """A queued load cannot be."""
+        if not isinstance(error, ModelNotFound | NoCapacity) or isinstance(error, ModelTooLarge):
+            self._fail(copy, error)
+        self._tell(copy, error)
+        self.drop(copy)
+
+    def _fail(self, copy: Copy, error: ModelMeshError) -> Standing:
+        standing = self._failures.record(copy.model, error)
+        self.failed_total += 1
+        self._measures.count("modelmesh_loadmodel_failure")
+        stands_s = standing.expires_s - standing.at_s
+        kind = "pointless to try again before it changes" if standing.permanent else "perhaps passing"
+        self._journal.record(
+            Did.LOAD_FAILED,
+            copy.model,
+            f"{error} ({kind}; tried again in {stands_s:.0f} s at the earliest)",
+            failures=standing.count,
+            stands_s=stands_s,
+            reserved_bytes=copy.needed_bytes,
+        )
+        return standing
+
+    # --- telling those who wait -----------------------------------------------------------------------------
+
+    def _tell(self, copy: Copy, error: ModelMeshError) -> None:
+        """Everybody who waits for this copy gets the error. What was asked for is not asked for any more."""
+        want, copy.want = copy.want, None
+        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        waiting = want.waiting if want is not None else 0
+        self._refusals.model(copy.model, error, self._failures.standing(copy.model), waiting)
+        self._answer(want, error)
+
+    @staticmethod
+    def _answer(want: Want | None, error: ModelMeshError | None) -> None:
+        for waiter in want.waiters if want is not None else ():
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+    # --- admission by deadline ------------------------------------------------------------------------------
+
+    def announce(self, only: dict[str, None] | None = None) -> None:
+        """Tell the data plane when the models requests wait for can be ready, so that those who cannot be in time are refused
+        at once: all of them, or `only` those."""
+        now_s = self._clock.monotonic_s()
+        remaining_s = []
+        for model, (_, began_s) in self._running.items():
+            copy = self._copies.get(model)
+            left_s = max(copy.load_s - (now_s - began_s), 0.0) if copy is not None else 0.0
+            remaining_s.append(left_s)
+            if copy is not None and (only is None or model in only):
+                self._expect(copy, left_s, now_s)
+        ordered = self._queue.ordered()
+        ready_s = ready_in_s([copy.load_s for copy in ordered], self.slots, remaining_s)
+        for copy, ready_in in zip(ordered, ready_s, strict=True):
+            if only is None or copy.model in only:
+                self._expect(copy, ready_in if copy.load_s > 0.0 else 0.0, now_s)
+
+    def _expect(self, copy: Copy, ready_in: float, now_s: float) -> None:
+        want = copy.want
+        if want is None or not want.waiting or ready_in <= 0.0:
+            return
+        want.late = want.latest_deadline_s < now_s + ready_in
+        self._dataplane.expect(copy.model, round(ready_in * 1000))
+        if want.late:
+            self._refusals.late(copy.model, ready_in, want.latest_deadline_s - now_s, len(self._queue))
+
+    def age(self) -> None:
+        self._queue.age(self._clock.monotonic_s())
+
+
+def refined(estimate: Estimate, record: ModelRecord) -> Estimate:
+    """The estimate with what was learned of the same content: its size, the peak in proportion, its load time."""
+    same = not estimate.content or not record.content or estimate.content == record.content
+    if not same or record.size_bytes <= 0:
+        return estimate
+    growth = estimate.peak_bytes / estimate.size_bytes if estimate.size_bytes > 0 else 1.0
+    return replace(
+        estimate,
+        size_bytes=record.size_bytes,
+        peak_bytes=max(ceil(record.size_bytes * growth), record.size_bytes),
+        load_s=record.load_ms / 1000 or estimate.load_s,
+    )
+
+
+def _spec(model: str, record: ModelRecord) -> ModelSpec:
+    return ModelSpec(id=model, type=record.type, path=record.path, key=record.key)
+
+
+def _not_found(model: str) -> ModelNotFound:
+    return ModelNotFound(f"model not found: {model}", model=model)
+
+
+def _because(want: Want) -> str:
+    if want.waiting:
+        return f"{want.waiting} request{'s wait' if want.waiting > 1 else ' waits'}"
+    return "it was asked for" if want.asked or want.waiters else "it is expected to be used"
+
+
+def _unexpected(model: str, error: Exception) -> LoadFailed:
+    failed = LoadFailed(
+        f"Loading model {model} failed unexpectedly: {type(error).__name__}: {error}",
+        code=Code.INTERNAL,
+        model=model,
+    )
+    failed.__cause__ = error
+    return failed

@@ -1,0 +1,649 @@
+"""One instance's behaviour, put together: events come in, decisions go out; and the facade the faces ask.
+
+The parts, each in its file: `names` resolve, `faults` want, `queue` and `loads` load, `evictions` make room, `copies` hold the
+states with `ledger` and routes, `failures` and `refusals` say no, `usage` learns. After whatever happened, `_settle` starts
+what may start and publishes the routes that changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from modelmesh.clock import Clock
+from modelmesh.dataplane.protocol import DataPlane, Event, Name, NameKind
+from modelmesh.errors import (
+    LoadFailed,
+    LoadTimeout,
+    ModelMeshError,
+    ModelNotFound,
+    NoCapacity,
+    RuntimeUnavailable,
+)
+from modelmesh.journal import Did, Journal
+from modelmesh.mesh.control import Page, Registration
+from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
+from modelmesh.mesh.evictions import HOLD_UNTIL_USED, Evictions
+from modelmesh.mesh.failures import Failures
+from modelmesh.mesh.faults import Faults
+from modelmesh.mesh.histories import Histories
+from modelmesh.mesh.ledger import Ledger
+from modelmesh.mesh.loads import Loads
+from modelmesh.mesh.measures import Measures
+from modelmesh.mesh.names import Names
+from modelmesh.mesh.refusals import Refusals, thrashing_sentence
+from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.reports import Reports
+from modelmesh.mesh.tuning import Tuning
+from modelmesh.mesh.usage import UsageReader
+from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
+from modelmesh.mesh.vmodel_rules import Setting
+from modelmesh.mesh.vmodels import VModels
+from modelmesh.policy.eviction import Residents
+from modelmesh.policy.shadow import Shadow
+from modelmesh.policy.thrash import Thrash
+from modelmesh.registry.mirror import ChangedIds
+from modelmesh.runtime.protocol import (
+    CapacityChanged,
+    CopyLost,
+    Loaded,
+    Noted,
+    ReplicasChanged,
+    Runtime,
+    RuntimeEvent,
+    SizeChanged,
+    TargetsChanged,
+)
+from modelmesh.settings.sizes import format_size
+
+log = logging.getLogger(__name__)
+
+ASK_TIMEOUT_S = 300.0
+"""How long `load` and `unload` wait when the caller gives no limit."""
+_DRAIN_POLL_S = 0.02
+_ASKED = "it was asked for"
+
+
+class _Stop(Exception):
+    """Ends the task group."""
+
+
+class Mesh:
+    """One owner, the event loop it was started on. The registrar must have been started before `start`; the data plane is
+    started and stopped by the caller, who also passes its events to `handle_events` when its descriptor is readable."""
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        runtime: Runtime,
+        registrar: Registrar,
+        clock: Clock,
+        journal: Journal,
+        rng: random.Random,
+        tuning: Tuning | None = None,
+        *,
+        id: str = "local",
+        version: str = "",
+    ) -> None:
+        self._dataplane = dataplane
+        self._runtime = runtime
+        self._registrar = registrar
+        self._mirror = registrar.mirror
+        self._clock = clock
+        self._journal = journal
+        self._tuning = tuning or Tuning()
+        self._id = id
+        self._version = version
+        self.measures = Measures()
+        self._thrash = Thrash()
+        self._thrashing = ""
+        self._shadow = Shadow(rng)
+        self._histories = Histories(self._tuning.histories_max)
+        self._copies = Copies(dataplane, Ledger(), Residents(rng), self._histories)
+        self._failures = Failures(clock, rng, self._tuning.failures_max)
+        self._refusals = Refusals(dataplane, clock, journal, self.measures, self._thrash, self._tuning)
+        self._names = Names(self._mirror, dataplane, self._refusals, self._tuning)
+        self._reports = Reports(self._mirror, self._copies, self._failures, self._histories, clock)
+        self._usage = UsageReader(dataplane, self._copies, self._histories, self._shadow, clock, self._used)
+        self._evictions = Evictions(
+            self._copies, dataplane, runtime, clock, journal, self.measures, self._thrash, self._tuning,
+            spawn=self._spawn, settle=self._settle, settle_at=self._settle_at, on_gone=self._gone,
+            read_usage=lambda: self._usage.read(self._tuning.usage_fresh_s),
+        )  # fmt: skip
+        self._loads = Loads(
+            self._copies, self._evictions, dataplane, runtime, self._failures, self._refusals, clock, journal,
+            self.measures, self._thrash, self._tuning,
+            record_of=self._mirror.model, spawn=self._spawn, settle=self._settle, on_loaded=self._loaded,
+        )  # fmt: skip
+        self._faults = Faults(
+            dataplane, registrar, self._copies, self._names, self._loads, self._evictions, self._failures,
+            self._refusals, clock, journal, self.measures, self._tuning,
+            spawn=self._spawn, settle=self._settle,
+        )  # fmt: skip
+        self.transitions = VModels(registrar, self, clock, journal)
+        """Moves vmodels; the folder asks it too."""
+        self._waiting_gone: dict[str, list[asyncio.Future[None]]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._owner: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._wake: asyncio.TimerHandle | None = None
+        self._wake_s = float("inf")
+        self._settling = self._unsettled = False
+        self._ready = self._draining = False
+        self._started_wall_s = 0.0
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the runtime and serve. Raises RuntimeUnavailable, SettingsError."""
+        info = await self._runtime.start()
+        self._copies.ledger.adopt(info.capacity_bytes, 0)
+        self._loads.slots = info.max_loads
+        self._loads.load_timeout_s = info.load_timeout_s
+        self._started_wall_s = self._clock.wall_s()
+        started = asyncio.Event()
+        self._owner = asyncio.create_task(self._own(started), name="mesh")
+        await started.wait()
+        self._registrar.on_change(self._registry_changed)
+        self.transitions.start()
+        self._ready = True
+
+    async def wait(self) -> None:
+        """Return when stopped. Raises what ended the mesh otherwise: an ExceptionGroup of bugs."""
+        if self._owner is not None:
+            await asyncio.shield(self._owner)
+
+    async def drain(self, grace_s: float) -> None:
+        """Be not ready, accept no more, and return when what is in flight and parked is done, or after `grace_s`."""
+        self._draining, self._ready = True, False
+        if self._owner is None or self._owner.done():
+            return
+        ends_s = self._clock.monotonic_s() + grace_s
+        self._dataplane.drain(round(grace_s * 1000))
+        while self._clock.monotonic_s() < ends_s:
+            stats = self._dataplane.stats()
+            if stats.in_flight == 0 and stats.parked_requests == 0:
+                return
+            await asyncio.sleep(_DRAIN_POLL_S)
+
+    async def stop(self, grace_s: float) -> None:
+        """Drain, end all work, stop the runtime. Idempotent. Raises what ended the mesh before, if a bug did."""
+        ends_s = self._clock.monotonic_s() + grace_s
+        await self.drain(grace_s)
+        await self.transitions.stop()
+        self._stopping.set()
+        if self._wake is not None:
+            self._wake.cancel()
+        if self._owner is not None:
+            await asyncio.wait({self._owner})
+        for waiters in self._waiting_gone.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(RuntimeUnavailable("The instance is stopping."))
+        self._loads.stop(RuntimeUnavailable("The instance is stopping."))
+        await self._runtime.stop(max(ends_s - self._clock.monotonic_s(), 1.0))
+        if self._owner is not None and not self._owner.cancelled() and (error := self._owner.exception()):
+            raise error
+
+    async def _own(self, started: asyncio.Event) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                group.create_task(self._follow_runtime(), name="runtime events")
+                group.create_task(self._tick_forever(), name="mesh tick")
+                started.set()
+                await self._stopping.wait()
+                raise _Stop
+        except* _Stop:
+            pass
+        finally:
+            self._group = None
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        assert self._group is not None
+        return self._group.create_task(work, name=name)
+
+    # --- settling -------------------------------------------------------------------------------------------
+
+    def handle_events(self, events: Sequence[Event]) -> None:
+        """What `dataplane.take_events()` gave. Returns once all of it is decided and told to the data plane."""
+        waited = self._faults.handle(events)
+        self._settle()
+        if waited:
+            self._loads.announce(waited)
+
+    def _settle(self) -> None:
+        """Start what may start, publish what changed. Called again from within, it goes round once more."""
+        if self._group is None or self._stopping.is_set():
+            return
+        self._unsettled = True
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while self._unsettled:
+                self._unsettled = False
+                self._loads.step()
+            self._copies.publish()
+        finally:
+            self._settling = False
+
+    def _settle_at(self, at_s: float) -> None:
+        """Settle again at that time: something may be evicted then."""
+        now_s = self._clock.monotonic_s()
+        if self._wake is not None and now_s < self._wake_s <= at_s:
+            return
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake_s = at_s
+        self._wake = asyncio.get_running_loop().call_later(max(at_s - now_s, 0.0) + 1e-4, self._settle)
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._tuning.tick_s)
+            self.tick()
+
+    def tick(self) -> None:
+        """Read usage, look at all that waits, and at the policies' own state."""
+        now_s = self._clock.monotonic_s()
+        self._usage.read()
+        self._faults.refresh()
+        self._evictions.overdue()
+        self._loads.age()
+        self._follow_shadow()
+        self._follow_thrash(now_s)
+        self._settle()
+        self._loads.announce()
+
+    def _follow_shadow(self) -> None:
+        ledger = self._copies.ledger
+        self._shadow.resize(ledger.capacity_bytes - ledger.unattributed_bytes, self._mirror.n_models)
+        if self._shadow.policy is not self._evictions.policy:
+            self._evictions.policy = self._shadow.policy
+            self._journal.record(
+                Did.WARNED,
+                "",
+                f"Eviction goes by {self._shadow.policy} from now on, which would have spent less time on loading lately.",
+                lru_load_s=self._shadow.lru_load_s,
+                rate_cost_load_s=self._shadow.rate_cost_load_s,
+            )
+
+    def _follow_thrash(self, now_s: float) -> None:
+        seen = self._thrash.judge(now_s)
+        if seen is not None and not self._thrashing:
+            self._journal.record(
+                Did.WARNED,
+                "",
+                thrashing_sentence(seen),
+                loads=seen.loads,
+                returns=seen.returns,
+                lacking_bytes=seen.lacking_bytes,
+            )
+        self._thrashing = "" if seen is None else thrashing_sentence(seen)
+
+    # --- what the parts report ------------------------------------------------------------------------------
+
+    def _used(self, copy: Copy, last_used_ms: int) -> None:
+        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        self._registrar.used(copy.model, last_used_ms)
+
+    def _loaded(self, copy: Copy, loaded: Loaded) -> None:
+        if copy.resumed:
+            self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        self._usage.waited_load(copy)
+        if loaded.measured:
+            self._learn(copy)
+
+    def _learn(self, copy: Copy) -> None:
+        self._registrar.learned(copy.model, copy.size_bytes, round(copy.load_s * 1000), copy.content)
+
+    def _gone(self, copy: Copy) -> None:
+        self._loads.requeue(copy)
+        for waiter in self._waiting_gone.pop(copy.model, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _registry_changed(self, changed: ChangedIds) -> None:
+        """The mirror is different. Most changes are learned facts, which concern nobody here."""
+        models = sorted(changed.models)
+        for model in models:
+            record, copy = self._mirror.model(model), self._copies.get(model)
+            if record is None or (copy is not None and copy.identity != identity(record)):
+                self._unregistered(model, copy)
+        for vmodel in sorted(changed.vmodels):
+            moving = self._mirror.vmodel(vmodel)
+            if moving is not None and not moving.settled:
+                self._inherit(moving.active, moving.target)
+        self._names.changed([*models, *sorted(changed.vmodels)])
+        self._settle()
+
+    def _unregistered(self, model: str, copy: Copy | None) -> None:
+        """The model is gone, or another is registered under its id."""
+        self._failures.forget(model)
+        self._histories.forget(model)
+        if copy is None:
+            return
+        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        if copy.state is State.LOADED:
+            self._evictions.retire(copy, Purpose.UNREGISTERED, "it was unregistered")
+        else:
+            self._loads.cancel(copy)
+
+    def _inherit(self, active: str, target: str) -> None:
+        """The target of a vmodel takes over the use of the active model, so it is not the first to be evicted."""
+        source, heir = self._copies.get(active), self._copies.get(target)
+        uses = source.history if source is not None else self._histories.peek(active)
+        if uses is None:
+            return
+        history = heir.history if heir is not None else self._histories.take(target)
+        history.inherit(uses)
+        if heir is None:
+            self._histories.put(target, history)
+
+    async def _follow_runtime(self) -> None:
+        while True:
+            try:
+                events = await self._runtime.next_events()
+            except RuntimeUnavailable as error:
+                self._journal.record(Did.WARNED, "", f"The runtime tells nothing: {error}")
+                await asyncio.sleep(1.0)
+                continue
+            for event in events:
+                self._runtime_event(event)
+            self._settle()
+
+    def _runtime_event(self, event: RuntimeEvent) -> None:
+        match event:
+            case TargetsChanged():
+                self._copies.change_targets(event)
+            case CapacityChanged():
+                self._copies.ledger.adopt(event.capacity_bytes, event.unattributed_bytes)
+            case Noted():
+                self._journal.record(event.did, event.model, event.reason)
+            case CopyLost():
+                self._copy_lost(event)
+            case SizeChanged():
+                self._resized(event)
+            case ReplicasChanged():
+                copy = self._copies.get(event.model)
+                if copy is not None and copy.state is State.LOADED:
+                    self._copies.set_replicas(copy, event.replicas)
+                    self._evictions.moved(copy)
+
+    def _copy_lost(self, event: CopyLost) -> None:
+        copy = self._copies.get(event.model)
+        if copy is None or copy.state is not State.LOADED:
+            return
+        self.measures.count("modelmesh_copies_lost")
+        self._journal.record(
+            Did.LOST,
+            event.model,
+            f"The copy is lost ({event.reason}); {format_size(copy.size_bytes)} are free, and it loads again when "
+            "asked for.",
+            size_bytes=copy.size_bytes,
+        )
+        self._evictions.lost(copy)
+        self._copies.lost(copy)
+        self._gone(copy)
+
+    def _resized(self, event: SizeChanged) -> None:
+        copy = self._copies.get(event.model)
+        if copy is None or copy.state not in (State.LOADED, State.UNLOADING):
+            return
+        before_bytes = copy.size_bytes
+        self._copies.resize(copy, event.size_bytes)
+        self._evictions.resized(copy, before_bytes)
+        self._learn(copy)
+
+    # --- what vmodels and folders ask (`vmodels.Loader`) ----------------------------------------------------
+
+    async def ensure_loaded(
+        self, model: str, *, why: str, hold: bool = False, timeout_s: float | None = None
+    ) -> None:
+        """Return when this concrete model is loaded here; with `hold` it then stays until its first use. A standing failure does
+        not keep it from being tried. Raises ModelNotFound, LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable."""
+        waiter = self._ask(model, why, hold)
+        if waiter is None:
+            return
+        limit_s = ASK_TIMEOUT_S if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await waiter
+        except TimeoutError:
+            raise LoadTimeout(f"Model {model} was not loaded within {limit_s:g} s.", model=model) from None
+        finally:
+            self._withdraw(model, waiter)
+
+    def _ask(self, model: str, why: str, hold: bool) -> asyncio.Future[None] | None:
+        """Have a model loaded. None when it is; else what tells when, which must be awaited or withdrawn."""
+        record = self._mirror.model(model)
+        if record is None:
+            raise ModelNotFound(f"model not found: {model}", model=model)
+        if self._stopping.is_set() or self._group is None:
+            raise RuntimeUnavailable("The instance is not running.", model=model)
+        copy = self._copies.get(model)
+        if copy is not None and copy.state is State.LOADED:
+            if copy.retirement is not None and copy.retirement.purpose is Purpose.ROOM:
+                self._evictions.revive(copy, why)
+            if copy.retirement is None:
+                if hold:
+                    self._copies.hold(model, HOLD_UNTIL_USED)
+                self._settle()
+                return None
+        want = self._loads.want(model, record)
+        if want is None:
+            raise NoCapacity(
+                f"Too many models wait to be loaded; model {model} is not accepted.",
+                model=model,
+                retry_after_s=1.0,
+            )
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        want.waiters.append(waiter)
+        if hold:
+            self._copies.hold(model, HOLD_UNTIL_USED)
+        self._loads.changed(model)
+        self._settle()
+        return waiter
+
+    def _withdraw(self, model: str, waiter: asyncio.Future[None]) -> None:
+        """A call stopped waiting. If it was the last to want the load, the queue forgets it."""
+        copy = self._copies.get(model)
+        if copy is None or copy.want is None or waiter not in copy.want.waiters:
+            return
+        copy.want.waiters.remove(waiter)
+        if not copy.want.waiters and not copy.want.asked:
+            self._copies.unhold(model, HOLD_UNTIL_USED)
+        self._loads.unwanted(copy)
+        self._settle()
+
+    def hold(self, model: str, why: str) -> None:
+        """Keep its copy from being evicted, also one yet to be loaded, until released. Idempotent."""
+        self._copies.hold(model, why)
+
+    def release(self, model: str, why: str) -> None:
+        """End a hold. No error when there is none."""
+        self._copies.unhold(model, why)
+        copy = self._copies.get(model)
+        if copy is not None:
+            self._loads.unwanted(copy)
+        self._settle()
+
+    def has_copies(self, model: str) -> bool:
+        """Whether it is loaded and can serve; one that only makes room can be had back."""
+        copy = self._copies.get(model)
+        if copy is None or copy.state is not State.LOADED:
+            return False
+        return copy.retirement is None or copy.retirement.purpose is Purpose.ROOM
+
+    def failure(self, model: str) -> str:
+        """Why it cannot be loaded, while a permanent failure stands; else empty."""
+        standing = self._failures.standing(model)
+        return str(standing.error) if standing is not None and standing.permanent else ""
+
+    async def adopt_copy(self, old: str, new: str) -> bool:
+        """False: the model servers know a copy by its id, so another id needs another load."""
+        return False
+
+    # --- ControlPlane: models -------------------------------------------------------------------------------
+
+    @property
+    def journal(self) -> Journal:
+        return self._journal
+
+    def resolve(self, name: str, version: str = "") -> str:
+        """The concrete model of what a user typed: a vmodel, then a model. Raises ModelNotFound."""
+        asked = Name(NameKind.VMODEL_FIRST, name, version)
+        model = self._names.resolve(asked)
+        if model is None:
+            raise self._names.not_found(asked)
+        return model
+
+    async def register(
+        self, registration: Registration, *, load_now: bool = False, sync: bool = False
+    ) -> ModelView:
+        await self._registrar.register(registration)
+        if load_now and sync:
+            try:
+                await self.ensure_loaded(registration.id, why=_ASKED, hold=True)
+            except (LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable) as error:
+                log.info("Model %s is registered but not loaded: %s", registration.id, error)
+        elif load_now:
+            self._begin_load(registration.id)
+        return self._reports.model(registration.id)
+
+    def _begin_load(self, model: str) -> None:
+        """Start a load nobody waits for."""
+        waiter = self._ask(model, _ASKED, True)
+        copy = self._copies.get(model)
+        if waiter is not None and copy is not None and copy.want is not None:
+            copy.want.asked = True
+            self._withdraw(model, waiter)
+
+    async def register_many(self, registrations: Sequence[Registration]) -> Sequence[ModelMeshError | None]:
+        return await self._registrar.register_many(registrations)
+
+    async def unregister(self, model: str) -> None:
+        await self._registrar.unregister(model)
+
+    async def load(self, name: str, *, timeout_s: float | None = None) -> ModelView:
+        model = self.resolve(name)
+        await self.ensure_loaded(model, why=_ASKED, hold=True, timeout_s=timeout_s)
+        return self._reports.model(model)
+
+    async def unload(self, name: str, *, timeout_s: float | None = None) -> ModelView:
+        model = self.resolve(name)
+        copy = self._copies.get(model)
+        limit_s = ASK_TIMEOUT_S if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                if copy is not None and copy.state in (State.QUEUED, State.LOADING):
+                    await self._load_ended(copy)
+                copy = self._copies.get(model)
+                if copy is not None and copy.state in (State.LOADED, State.UNLOADING):
+                    await self._unload_and_wait(copy)
+        except TimeoutError:
+            raise LoadTimeout(
+                f"Model {model} was not unloaded within {limit_s:g} s: its requests have not ended. It goes when they do.",
+                model=model,
+            ) from None
+        return self._reports.model(model)
+
+    async def _load_ended(self, copy: Copy) -> None:
+        """Wait for a load under way, whatever comes of it; one only asked for is dropped."""
+        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        if copy.want is not None and not copy.want.waiters:
+            copy.want.asked = False
+        self._loads.unwanted(copy)
+        if self._copies.get(copy.model) is not copy or copy.want is None:
+            return
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        copy.want.waiters.append(ended)
+        try:
+            await ended
+        except ModelMeshError as error:
+            log.info("Model %s need not be unloaded: %s", copy.model, error)
+
+    async def _unload_and_wait(self, copy: Copy) -> None:
+        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting_gone.setdefault(copy.model, []).append(gone)
+        if copy.state is State.LOADED:
+            self._evictions.retire(copy, Purpose.ASKED, "it was asked for")
+            self._settle()
+        await gone
+
+    def model(self, name: str) -> ModelView:
+        return self._reports.model(self.resolve(name))
+
+    def models(
+        self, *, prefix: str = "", state: State | None = None, after: str = "", limit: int = 100
+    ) -> Page:
+        return self._reports.models(prefix, state, after, limit)
+
+    def servable(self, name: str, version: str = "") -> bool:
+        return self._reports.state(self.resolve(name, version)) is not State.FAILED
+
+    # --- ControlPlane: vmodels ------------------------------------------------------------------------------
+
+    async def set_vmodel(
+        self,
+        vmodel: str,
+        target: str,
+        *,
+        model: Registration | None = None,
+        auto_delete_target: bool = False,
+        load_now: bool = False,
+        force: bool = False,
+        sync: bool = False,
+        expected_target: str = "",
+        owner: str = "",
+        update_only: bool = False,
+    ) -> VModelView:
+        setting = Setting(
+            vmodel, target, model, auto_delete_target, load_now, force, expected_target, owner, update_only
+        )
+        return await self.transitions.set(setting, sync=sync)
+
+    async def delete_vmodel(self, vmodel: str, *, owner: str = "") -> None:
+        await self.transitions.delete(vmodel, owner=owner)
+
+    def vmodel(self, vmodel: str, *, owner: str = "") -> VModelView:
+        return self.transitions.view(vmodel, owner=owner)
+
+    def vmodels(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[VModelView]:
+        return self.transitions.views(prefix=prefix, after=after, limit=limit)
+
+    # --- ControlPlane: the instance -------------------------------------------------------------------------
+
+    def instance(self) -> InstanceView:
+        return InstanceView(
+            id=self._id,
+            version=self._version,
+            started_wall_s=self._started_wall_s,
+            ready=self._ready,
+            draining=self._draining,
+            ledger=self._copies.ledger.view(),
+            models_registered=self._mirror.n_models,
+            vmodels_registered=self._mirror.n_vmodels,
+            models_loaded=self._copies.n_loaded,
+            models_failed=len(self._failures.models()),
+            loads_queued=self._loads.n_queued,
+            loads_running=self._loads.n_running,
+            loads_total=self._loads.total,
+            load_failures_total=self._loads.failed_total,
+            evictions_total=self._evictions.total,
+            faults_total=self._faults.total,
+            refusals_total=self._refusals.total,
+            thrashing=self._thrashing,
+            eviction_policy=str(self._evictions.policy),
+        )
+
+    def oldest_use_wall_s(self) -> float:
+        """When the least recently used loaded copy was used; 0 when nothing is loaded."""
+        return self._reports.oldest_use_wall_s()
+
+    def memory(self) -> Sequence[tuple[str, int, int, int]]:
+        return self._runtime.memory()

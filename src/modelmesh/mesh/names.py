@@ -1,0 +1,126 @@
+"""From what a request asks for to a concrete model; and which of these answers the data plane remembers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from modelmesh.dataplane.protocol import DataPlane, Name, NameKind
+from modelmesh.errors import ModelMeshError, ModelNotFound
+from modelmesh.mesh.refusals import Refusals
+from modelmesh.mesh.tuning import Tuning
+from modelmesh.registry.ids import version_name
+from modelmesh.registry.mirror import Mirror
+
+
+class Names:
+    """The data plane is told only names it asked for, and told again when their answer changes. A refused name is
+    remembered too, so that registering it ends the refusal at once. The oldest are forgotten beyond the bound."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        dataplane: DataPlane,
+        refusals: Refusals,
+        tuning: Tuning,
+    ) -> None:
+        self._mirror = mirror
+        self._dataplane = dataplane
+        self._refusals = refusals
+        self._tuning = tuning
+        self._told: OrderedDict[Name, str] = OrderedDict()
+        """Name -> the model the data plane was told; empty: it was refused."""
+        self._by_id: dict[str, dict[Name, None]] = {}
+        """Id of a model or vmodel -> the told names whose answer depends on it."""
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def resolve(self, name: Name) -> str | None:
+        """The concrete model a name means now, or None. A version N means the vmodel `name:N` where there is one,
+        else it is the runtime's matter."""
+        kind = name.kind
+        if name.version and kind is not NameKind.MODEL:
+            active = self._active(version_name(name.name, name.version))
+            if active is not None:
+                return active
+        if kind in (NameKind.MODEL, NameKind.MODEL_FIRST) and self._mirror.model(name.name) is not None:
+            return name.name
+        if kind is not NameKind.MODEL:
+            active = self._active(name.name)
+            if active is not None:
+                return active
+        if kind is NameKind.VMODEL_FIRST and self._mirror.model(name.name) is not None:
+            return name.name
+        return None
+
+    def _active(self, vmodel: str) -> str | None:
+        record = self._mirror.vmodel(vmodel)
+        return None if record is None else record.active
+
+    def not_found(self, name: Name) -> ModelNotFound:
+        """The error of a name that means nothing. Clients of the predecessor compare the first words."""
+        what = "vmodel" if name.kind is NameKind.VMODEL else "model"
+        return ModelNotFound(f"{what} not found: {name.name}", model=name.name)
+
+    def tell(self, answers: Iterable[tuple[Name, str]]) -> None:
+        """Answer what the data plane asked."""
+        batch = list(answers)
+        if not batch:
+            return
+        for name, model in batch:
+            self._remember(name, model)
+        self._dataplane.publish_names(batch)
+        self._trim()
+
+    def refuse(self, name: Name, error: ModelMeshError, waiting: int, cache_s: float) -> None:
+        """Answer that a name means nothing, or that this cannot be known now."""
+        if cache_s > 0:
+            self._remember(name, "")
+        self._refusals.name(name, error, waiting, cache_s)
+        self._trim()
+
+    def changed(self, ids: Iterable[str]) -> None:
+        """Models or vmodels with these ids were put or deleted: tell the names whose answer is another now."""
+        publish: list[tuple[Name, str]] = []
+        forget: list[Name] = []
+        for id in ids:
+            for name in self._by_id.get(id, ()):
+                told, model = self._told[name], self.resolve(name)
+                if model is None:
+                    if told:
+                        forget.append(name)
+                elif model != told:
+                    publish.append((name, model))
+        for name in dict.fromkeys(forget):
+            self._drop(name)
+        if forget:
+            self._dataplane.forget_names(list(dict.fromkeys(forget)))
+        self.tell(dict.fromkeys(publish))
+
+    def _ids(self, name: Name) -> tuple[str, ...]:
+        return (name.name, version_name(name.name, name.version)) if name.version else (name.name,)
+
+    def _remember(self, name: Name, model: str) -> None:
+        self._told[name] = model
+        self._told.move_to_end(name)
+        for id in self._ids(name):
+            self._by_id.setdefault(id, {})[name] = None
+
+    def _drop(self, name: Name) -> None:
+        del self._told[name]
+        for id in self._ids(name):
+            names = self._by_id[id]
+            del names[name]
+            if not names:
+                del self._by_id[id]
+
+    def _trim(self) -> None:
+        forget: list[Name] = []
+        while len(self._told) > self._tuning.names_max:
+            name = next(iter(self._told))
+            if self._told[name]:
+                forget.append(name)
+            self._drop(name)
+        if forget:
+            self._dataplane.forget_names(forget)

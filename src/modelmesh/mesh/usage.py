@@ -1,0 +1,78 @@
+"""Reading what the data plane counted: uses feed rates, residents, the shadow, and lazily the records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from modelmesh.clock import Clock
+from modelmesh.dataplane.protocol import DataPlane, Usage
+from modelmesh.mesh.copies import Copies, Copy
+from modelmesh.mesh.histories import Histories
+from modelmesh.mesh.views import State
+from modelmesh.policy.shadow import Shadow
+
+
+class UsageReader:
+    """`on_used(copy, wall_ms)` is told of each copy that was used."""
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        copies: Copies,
+        histories: Histories,
+        shadow: Shadow,
+        clock: Clock,
+        on_used: Callable[[Copy, int], None],
+    ) -> None:
+        self._dataplane = dataplane
+        self._copies = copies
+        self._histories = histories
+        self._shadow = shadow
+        self._clock = clock
+        self._on_used = on_used
+        self._busy: dict[str, Copy] = {}
+        self._read_s = float("-inf")
+
+    def read(self, older_than_s: float = 0.0) -> None:
+        """Take the counts, unless they were taken less than `older_than_s` ago."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._read_s < older_than_s:
+            return
+        self._read_s = now_s
+        for copy in self._busy.values():
+            copy.in_flight = 0
+        self._busy.clear()
+        rows = sorted(self._dataplane.take_usage(), key=lambda row: (-row.last_used_ms_ago, row.replica_id))
+        for row in rows:
+            self._take(row, now_s)
+
+    def waited_load(self, copy: Copy) -> None:
+        """A copy was loaded for requests that waited: together they are one use, now."""
+        if not copy.resumed:
+            return
+        now_s = self._clock.monotonic_s()
+        copy.history.record(now_s)
+        self._shadow.used(copy.model, copy.size_bytes, copy.load_s, copy.history, now_s)
+
+    def _take(self, row: Usage, now_s: float) -> None:
+        copy = self._copies.get(row.model)
+        history = copy.history if copy is not None else self._histories.peek(row.model)
+        if history is None:
+            return
+        history.requests_total += row.requests
+        if copy is None or copy.state is not State.LOADED:
+            return
+        if row.in_flight:
+            copy.in_flight += row.in_flight
+            self._busy[copy.model] = copy
+        resumed = min(row.requests, copy.resumed)
+        copy.resumed -= resumed
+        uses = row.requests - resumed
+        if row.requests:
+            ago_s = row.last_used_ms_ago / 1000
+            self._on_used(copy, round((self._clock.wall_s() - ago_s) * 1000))
+            if uses:
+                used_s = now_s - ago_s
+                copy.history.record(used_s, uses)
+                self._copies.residents.used(copy)
+                self._shadow.used(copy.model, copy.size_bytes, copy.load_s, copy.history, used_s)

@@ -1,0 +1,501 @@
+"""A data plane without sockets: requests are calls, model servers are a question to the caller.
+
+It parks, resumes, refuses, retires and loses as `dataplane.protocol` says, under the time of the running loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from modelmesh.dataplane.protocol import (
+    Abandoned,
+    Addresses,
+    Event,
+    Fault,
+    Histogram,
+    Name,
+    NotHere,
+    RelayStats,
+    Replica,
+    Retired,
+    Route,
+    Target,
+    TargetBack,
+    TargetLost,
+    Usage,
+    Waiting,
+)
+from modelmesh.errors import Code
+
+REFUSED_NAMES_MAX: Final = 10_000
+
+
+class Answer(NamedTuple):
+    """What a client got. `model` is the concrete model that served it, or was asked to."""
+
+    code: Code
+    message: str = ""
+    model: str = ""
+    retry_after_ms: int = -1
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One call of a client. `answer` is set exactly once."""
+
+    name: Name
+    deadline_s: float
+    execution_s: float
+    answer: asyncio.Future[Answer]
+    begun_s: float
+    model: str = ""
+    replica_id: int = 0
+    crashes: int = 0
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+    def cancel(self) -> None:
+        """The client goes away."""
+        self.answer.cancel()
+
+
+@dataclass(slots=True)
+class _Replica:
+    """A replica the data plane knows of, from its first publication on."""
+
+    model: str
+    target_id: int
+    in_flight: dict[int, Request] = field(default_factory=dict)
+    token: int = 0
+    """Of a retirement that runs or ended; 0: acquirable."""
+    retire_timer: asyncio.TimerHandle | None = None
+    not_here: bool = False
+    requests: int = 0
+    errors: int = 0
+    execution_us: int = 0
+    last_used_s: float = 0.0
+
+
+class _Refusal(NamedTuple):
+    answer: Answer
+    until_s: float
+
+
+class FakeDataPlane:
+    """`holds(model, replica_id)` says whether the model server has that replica. `wake` is called, from the loop, when events
+    wait; without it the descriptor of `fileno` is readable."""
+
+    def __init__(
+        self,
+        holds: Callable[[str, int], bool] = lambda model, replica: True,
+        wake: Callable[[], None] | None = None,
+    ) -> None:
+        self._holds = holds
+        self.wake = wake
+        self._fd = -1
+        self._events: list[Event] = []
+        self._targets: dict[int, Target] = {}
+        self._lost: set[int] = set()
+        self.routes: dict[str, tuple[Replica, ...]] = {}
+        self._replicas: dict[int, _Replica] = {}
+        self.names: dict[Name, str] = {}
+        self._refused_names: dict[Name, _Refusal] = {}
+        self._refused_models: dict[str, _Refusal] = {}
+        self._ready_s: dict[str, float] = {}
+        self._parked_names: dict[Name, dict[int, Request]] = {}
+        self._parked_models: dict[str, dict[int, Request]] = {}
+        self._faulted: set[Name | str] = set()
+        self._dirty: dict[int, None] = {}
+        self.requests: list[Request] = []
+        """Those not answered yet."""
+        self._draining = False
+        self.violations: list[str] = []
+
+    # --- the client's side ----------------------------------------------------------------------------------
+
+    def request(self, name: Name, timeout_s: float, execution_s: float = 0.001) -> Request:
+        """Begin a call; await its `answer`."""
+        loop = asyncio.get_running_loop()
+        request = Request(name, loop.time() + timeout_s, execution_s, loop.create_future(), loop.time())
+        if self._draining:
+            request.answer.set_result(Answer(Code.UNAVAILABLE, "draining"))
+            return request
+        self.requests.append(request)
+        request.timers.append(
+            loop.call_at(request.deadline_s, self._finish, request, Answer(Code.DEADLINE_EXCEEDED))
+        )
+        request.answer.add_done_callback(lambda _: self._left(request))
+        self._resolve(request)
+        return request
+
+    def _finish(self, request: Request, answer: Answer) -> None:
+        if request.answer.cancelled():
+            return
+        if request.answer.done():
+            self.violations.append(f"request for {request.name} answered twice: {answer}")
+            return
+        request.answer.set_result(answer)
+        self._left(request)
+
+    def _left(self, request: Request) -> None:
+        """It is answered or cancelled: nothing of it may stay behind. Idempotent."""
+        for timer in request.timers:
+            timer.cancel()
+        request.timers.clear()
+        if request in self.requests:
+            self.requests.remove(request)
+        self._unpark(request)
+        self._end_execution(request)
+
+    def _unpark(self, request: Request) -> None:
+        waiting = self._parked_names.get(request.name)
+        if waiting is not None and id(request) in waiting:
+            del waiting[id(request)]
+        if waiting is not None and not waiting:
+            del self._parked_names[request.name]
+            if request.name in self._faulted:
+                self._faulted.discard(request.name)
+                self._emit(Abandoned(request.name, ""))
+        parked = self._parked_models.get(request.model)
+        if parked is not None and id(request) in parked:
+            del parked[id(request)]
+        if parked is not None and not parked:
+            del self._parked_models[request.model]
+            if request.model in self._faulted:
+                self._faulted.discard(request.model)
+                self._emit(Abandoned(request.name, request.model))
+
+    # --- a request's way ------------------------------------------------------------------------------------
+
+    def _resolve(self, request: Request) -> None:
+        name, now_s = request.name, self._now_s()
+        model = self.names.get(name)
+        if model is not None:
+            request.model = model
+            self._route(request)
+            return
+        refusal = self._refused_names.get(name)
+        if refusal is not None and now_s < refusal.until_s:
+            self._finish(request, refusal.answer)
+            return
+        request.model = ""
+        self._parked_names.setdefault(name, {})[id(request)] = request
+        if name not in self._faulted:
+            self._faulted.add(name)
+            self._emit(self._fault(name, "", self._parked_names[name]))
+
+    def _route(self, request: Request) -> None:
+        model, now_s = request.model, self._now_s()
+        for replica in self.routes.get(model, ()):
+            known = self._replicas[replica.id]
+            if not known.token and not known.not_here and self._reachable(known.target_id):
+                self._execute(request, replica.id, known)
+                return
+        refusal = self._refused_models.get(model)
+        if refusal is not None and now_s < refusal.until_s:
+            self._finish(request, refusal.answer)
+        elif request.deadline_s < self._ready_s.get(model, 0.0):
+            self._finish(request, self._too_late(model))
+        else:
+            parked = self._parked_models.setdefault(model, {})
+            parked[id(request)] = request
+            if model not in self._faulted:
+                self._faulted.add(model)
+                self._emit(self._fault(request.name, model, parked))
+
+    def _execute(self, request: Request, replica_id: int, replica: _Replica) -> None:
+        request.replica_id = replica_id
+        replica.in_flight[id(request)] = request
+        self._dirty[replica_id] = None
+        loop = asyncio.get_running_loop()
+        request.timers.append(loop.call_later(request.execution_s, self._executed, request, replica_id))
+
+    def _executed(self, request: Request, replica_id: int) -> None:
+        replica = self._replicas[replica_id]
+        there = self._holds(replica.model, replica_id)
+        self._end_execution(request)
+        if request.answer.done():
+            return
+        if not there:
+            if not replica.not_here:
+                replica.not_here = True
+                self._emit(NotHere(replica.model, replica_id))
+            self._resolve(request)
+            return
+        replica.requests += 1
+        replica.execution_us += round(request.execution_s * 1e6)
+        replica.last_used_s = self._now_s()
+        self._finish(request, Answer(Code.OK, "", request.model))
+
+    def _end_execution(self, request: Request) -> None:
+        replica_id, request.replica_id = request.replica_id, 0
+        replica = self._replicas.get(replica_id)
+        if replica is None or replica.in_flight.pop(id(request), None) is None:
+            return
+        self._dirty[replica_id] = None
+        self._retire_if_idle(replica_id, replica)
+
+    # --- DataPlane ------------------------------------------------------------------------------------------
+
+    def start(self) -> Addresses:
+        return Addresses("127.0.0.1:0", "127.0.0.1:0")
+
+    def fileno(self) -> int:
+        if self._fd < 0:
+            self._fd = os.eventfd(1 if self._events else 0, os.EFD_NONBLOCK)
+        return self._fd
+
+    def take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        if self._fd >= 0 and events:
+            os.eventfd_read(self._fd)
+        return events
+
+    def set_targets(self, add: Sequence[Target], remove: Sequence[int]) -> None:
+        for target in add:
+            self._targets[target.id] = target
+        for target_id in remove:
+            self._targets.pop(target_id, None)
+            self._lose_requests(target_id)
+            self._lost.discard(target_id)
+
+    def publish(self, routes: Sequence[Route]) -> None:
+        for route in routes:
+            for old in self.routes.pop(route.model, ()):
+                if old.id not in {replica.id for replica in route.replicas}:
+                    self._forget_if_idle(old.id)
+            if route.replicas:
+                self.routes[route.model] = route.replicas
+                self._refused_models.pop(route.model, None)
+                self._ready_s.pop(route.model, None)
+            for replica in route.replicas:
+                if replica.target_id not in self._targets:
+                    self.violations.append(f"route of {route.model} names unknown target {replica.target_id}")
+                known = self._replicas.setdefault(replica.id, _Replica(route.model, replica.target_id))
+                known.token, known.not_here = 0, False
+                if known.retire_timer is not None:
+                    known.retire_timer.cancel()
+                    known.retire_timer = None
+            if route.replicas:
+                self._faulted.discard(route.model)
+                for request in list(self._parked_models.pop(route.model, {}).values()):
+                    self._route(request)
+
+    def publish_names(self, names: Sequence[tuple[Name, str]]) -> None:
+        for name, model in names:
+            self.names[name] = model
+            self._refused_names.pop(name, None)
+            self._resolve_again(name)
+
+    def forget_names(self, names: Sequence[Name]) -> None:
+        for name in names:
+            self.names.pop(name, None)
+            self._refused_names.pop(name, None)
+            self._resolve_again(name)
+
+    def _resolve_again(self, name: Name) -> None:
+        again = list(self._parked_names.pop(name, {}).values())
+        self._faulted.discard(name)
+        for parked in list(self._parked_models.values()):
+            for request in [request for request in parked.values() if request.name == name]:
+                if request.model != self.names.get(name):
+                    self._unpark(request)
+                    again.append(request)
+        for request in again:
+            self._resolve(request)
+
+    def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None:
+        loop = asyncio.get_running_loop()
+        for replica_id, token in replicas:
+            replica = self._replicas.get(replica_id)
+            if replica is None:
+                self._emit(Retired(replica_id, token, True))
+                continue
+            if replica.retire_timer is not None:
+                replica.retire_timer.cancel()
+            replica.token = token
+            replica.retire_timer = loop.call_later(
+                timeout_ms / 1000, self._retire_timed_out, replica_id, token
+            )
+            self._retire_if_idle(replica_id, replica)
+
+    def _retire_if_idle(self, replica_id: int, replica: _Replica) -> None:
+        if replica.retire_timer is not None and not replica.in_flight:
+            replica.retire_timer.cancel()
+            replica.retire_timer = None
+            self._emit(Retired(replica_id, replica.token, True))
+        elif not replica.in_flight:
+            self._forget_if_idle(replica_id)
+
+    def _retire_timed_out(self, replica_id: int, token: int) -> None:
+        replica = self._replicas.get(replica_id)
+        if replica is not None and replica.token == token and replica.retire_timer is not None:
+            replica.retire_timer = None
+            self._emit(Retired(replica_id, token, False))
+
+    def _forget_if_idle(self, replica_id: int) -> None:
+        replica = self._replicas.get(replica_id)
+        if (
+            replica is None
+            or replica.in_flight
+            or replica_id in self._dirty
+            or replica.retire_timer is not None
+        ):
+            return
+        if all(listed.id != replica_id for listed in self.routes.get(replica.model, ())):
+            del self._replicas[replica_id]
+
+    def expect(self, model: str, ready_in_ms: int) -> None:
+        ready_s = self._now_s() + ready_in_ms / 1000
+        self._ready_s[model] = ready_s
+        for request in [r for r in self._parked_models.get(model, {}).values() if r.deadline_s < ready_s]:
+            self._answer_parked(request, self._too_late(model))
+
+    def _too_late(self, model: str) -> Answer:
+        retry_ms = max(round((self._ready_s[model] - self._now_s()) * 1000), 0)
+        return Answer(Code.RESOURCE_EXHAUSTED, "cannot be ready in time", model, retry_ms)
+
+    def _answer_parked(self, request: Request, answer: Answer) -> None:
+        """Answering is not abandoning: no event for it."""
+        parked = self._parked_models.get(request.model, {})
+        parked.pop(id(request), None)
+        if not parked:
+            self._parked_models.pop(request.model, None)
+            self._faulted.discard(request.model)
+        self._finish(request, answer)
+
+    def refuse(
+        self, model: str, code: Code, message: str, retry_after_ms: int, cache_ms: int, http_status: int = 0
+    ) -> None:
+        answer = Answer(code, message, model, retry_after_ms)
+        if cache_ms:
+            self._refused_models[model] = _Refusal(answer, self._now_s() + cache_ms / 1000)
+        for request in list(self._parked_models.get(model, {}).values()):
+            self._answer_parked(request, answer)
+
+    def refuse_name(
+        self, name: Name, code: Code, message: str, retry_after_ms: int, cache_ms: int, http_status: int = 0
+    ) -> None:
+        answer = Answer(code, message, name.name, retry_after_ms)
+        if cache_ms:
+            self._refused_names.pop(name, None)
+            self._refused_names[name] = _Refusal(answer, self._now_s() + cache_ms / 1000)
+            if len(self._refused_names) > REFUSED_NAMES_MAX:
+                del self._refused_names[next(iter(self._refused_names))]
+        self._faulted.discard(name)
+        for request in list(self._parked_names.pop(name, {}).values()):
+            self._finish(request, answer)
+
+    def take_waiting(self) -> list[Waiting]:
+        now_s = self._now_s()
+        return [
+            Waiting(
+                model,
+                len(parked),
+                round((now_s - min(request.begun_s for request in parked.values())) * 1000),
+                round((max(request.deadline_s for request in parked.values()) - now_s) * 1000),
+            )
+            for model, parked in self._parked_models.items()
+        ]
+
+    def take_usage(self) -> list[Usage]:
+        dirty, self._dirty = self._dirty, {}
+        now_s = self._now_s()
+        rows = []
+        for replica_id in dirty:
+            replica = self._replicas.get(replica_id)
+            if replica is None:
+                continue
+            ago_ms = round((now_s - replica.last_used_s) * 1000) if replica.requests else 0
+            rows.append(
+                Usage(
+                    replica.model, replica_id, replica.requests, replica.errors, len(replica.in_flight),
+                    replica.execution_us, ago_ms,
+                )
+            )  # fmt: skip
+            replica.requests = replica.errors = replica.execution_us = 0
+            if replica.in_flight:
+                self._dirty[replica_id] = None
+            else:
+                self._forget_if_idle(replica_id)
+        return rows
+
+    def histograms(self) -> list[Histogram]:
+        return []
+
+    def stats(self) -> RelayStats:
+        parked = sum(map(len, self._parked_models.values())) + sum(map(len, self._parked_names.values()))
+        return RelayStats(
+            in_flight=sum(len(replica.in_flight) for replica in self._replicas.values()),
+            parked_requests=parked,
+            routes=len(self.routes),
+            names=len(self.names),
+        )
+
+    def drain(self, timeout_ms: int) -> None:
+        self._draining = True
+
+    def stop(self) -> None:
+        for request in list(self.requests):
+            self._finish(request, Answer(Code.UNAVAILABLE, "stopped"))
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # --- the script -----------------------------------------------------------------------------------------
+
+    def lose_target(self, target_id: int) -> None:
+        """All connections to a target break."""
+        if target_id in self._targets and target_id not in self._lost:
+            self._lost.add(target_id)
+            self._emit(TargetLost(target_id))
+            self._lose_requests(target_id)
+
+    def find_target(self, target_id: int) -> None:
+        """A lost target answers again."""
+        if target_id in self._lost:
+            self._lost.discard(target_id)
+            self._emit(TargetBack(target_id))
+
+    def in_flight(self, replica_id: int) -> int:
+        replica = self._replicas.get(replica_id)
+        return 0 if replica is None else len(replica.in_flight)
+
+    def _lose_requests(self, target_id: int) -> None:
+        """What was in flight there parks again, once per request."""
+        for replica_id, replica in list(self._replicas.items()):
+            if replica.target_id != target_id:
+                continue
+            for request in list(replica.in_flight.values()):
+                for timer in request.timers[1:]:
+                    timer.cancel()
+                del request.timers[1:]
+                self._end_execution(request)
+                request.crashes += 1
+                if request.crashes > 1:
+                    self._finish(request, Answer(Code.UNAVAILABLE, "lost twice", request.model))
+                else:
+                    self._resolve(request)
+            self._retire_if_idle(replica_id, replica)
+
+    def _reachable(self, target_id: int) -> bool:
+        return target_id in self._targets and target_id not in self._lost
+
+    def _fault(self, name: Name, model: str, parked: dict[int, Request]) -> Fault:
+        now_s = self._now_s()
+        deadlines_s = [request.deadline_s - now_s for request in parked.values()]
+        return Fault(name, model, len(parked), round(min(deadlines_s) * 1000), round(max(deadlines_s) * 1000))
+
+    def _emit(self, event: Event) -> None:
+        self._events.append(event)
+        if len(self._events) == 1:
+            if self.wake is not None:
+                asyncio.get_running_loop().call_soon(self.wake)
+            if self._fd >= 0:
+                os.eventfd_write(self._fd, 1)
+
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()

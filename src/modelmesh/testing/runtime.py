@@ -1,0 +1,219 @@
+"""A runtime without processes: models are numbers, and faults are scripted.
+
+It accounts for its memory as a real one does, from its own books, so that a test can compare them with the mesh's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from modelmesh.dataplane.protocol import Replica, Target
+from modelmesh.errors import Code, LoadFailed, ModelMeshError, RuntimeUnavailable
+from modelmesh.runtime.protocol import (
+    CapacityChanged,
+    CopyLost,
+    Estimate,
+    Loaded,
+    ModelSpec,
+    ReplicasChanged,
+    RuntimeEvent,
+    RuntimeInfo,
+    SizeChanged,
+    TargetsChanged,
+)
+
+
+@dataclass(slots=True)
+class Artefact:
+    """What a model is made of. `estimate_bytes` 0: the estimate is right."""
+
+    size_bytes: int = 1000
+    load_s: float = 0.01
+    unload_s: float = 0.001
+    estimate_bytes: int = 0
+    peak_factor: float = 1.0
+    content: str = ""
+    provisional: bool = False
+    """The size is told late, by SizeChanged, when `measure` is called."""
+    error: ModelMeshError | None = None
+    """Loading fails with it, after `load_s`."""
+    estimate_error: ModelMeshError | None = None
+    unload_errors: int = 0
+    """How many unloads fail before one succeeds."""
+    base_bytes: int = 0
+    """The server grows by this at the first load of any model with the same `type`."""
+
+
+class FakeRuntime:
+    """Keeps the promises of `runtime.protocol.Runtime`. `artefact_of` answers for a spec; None is an unknown artefact."""
+
+    def __init__(
+        self,
+        artefact_of: Callable[[ModelSpec], Artefact | None],
+        *,
+        budget_bytes: int = 100_000,
+        max_loads: int = 2,
+        targets: int = 2,
+        load_timeout_s: float = 10.0,
+    ) -> None:
+        self._artefact_of = artefact_of
+        self.budget_bytes = budget_bytes
+        self.max_loads = max_loads
+        self.load_timeout_s = load_timeout_s
+        self._n_targets = targets
+        self._target_ids = count(1)
+        self._replica_ids = count(1)
+        self._events: list[RuntimeEvent] = []
+        self._news = asyncio.Event()
+        self.targets: list[int] = []
+        self.loaded: dict[str, tuple[Artefact, tuple[Replica, ...]]] = {}
+        self.busy: dict[str, str] = {}
+        """Model -> "load" or "unload", while one runs: they may never overlap."""
+        self.residue: set[str] = set()
+        """Models whose failed or cancelled load has not been followed by an unload."""
+        self.bases: dict[str, int] = {}
+        self.unattributed_bytes = 0
+        self.loads: list[str] = []
+        """Every load that was begun, in order."""
+        self.violations: list[str] = []
+        self._stopped = False
+
+    # --- Runtime --------------------------------------------------------------------------------------------
+
+    async def start(self) -> RuntimeInfo:
+        for _ in range(self._n_targets):
+            self.start_target()
+        return RuntimeInfo(self.capacity_bytes, self.max_loads, frozenset({"fake"}), self.load_timeout_s)
+
+    async def estimate(self, spec: ModelSpec) -> Estimate:
+        await asyncio.sleep(0)
+        artefact = self._artefact_of(spec)
+        if artefact is None:
+            raise LoadFailed(f"Model {spec.id} has no artefact.", code=Code.NOT_FOUND, model=spec.id)
+        if artefact.estimate_error is not None:
+            raise artefact.estimate_error
+        size_bytes = artefact.estimate_bytes or artefact.size_bytes
+        base_bytes = artefact.base_bytes if spec.type not in self.bases else 0
+        return Estimate(
+            size_bytes, round(size_bytes * artefact.peak_factor), base_bytes, 0.0, artefact.content
+        )
+
+    async def load(self, spec: ModelSpec, estimate: Estimate) -> Loaded:
+        if spec.id in self.busy or spec.id in self.loaded or spec.id in self.residue:
+            self.violations.append(f"load of {spec.id} while {self.busy.get(spec.id, 'there')}")
+        if sum(kind == "load" for kind in self.busy.values()) >= self.max_loads:
+            self.violations.append(f"load of {spec.id} beyond {self.max_loads} slots")
+        self.loads.append(spec.id)
+        self.busy[spec.id] = "load"
+        self.residue.add(spec.id)
+        try:
+            artefact = self._artefact_of(spec)
+            if artefact is None:
+                raise LoadFailed(f"Model {spec.id} has no artefact.", code=Code.NOT_FOUND, model=spec.id)
+            await asyncio.sleep(artefact.load_s)
+            if artefact.error is not None:
+                raise artefact.error
+            if not self.targets:
+                raise RuntimeUnavailable("No server is running.", model=spec.id, retry_after_s=0.5)
+        finally:
+            del self.busy[spec.id]
+        self.residue.discard(spec.id)
+        if artefact.base_bytes:
+            self.bases.setdefault(spec.type, artefact.base_bytes)
+        target = self.targets[len(self.loads) % len(self.targets)]
+        replicas = (Replica(next(self._replica_ids), target),)
+        self.loaded[spec.id] = (artefact, replicas)
+        size_bytes = estimate.size_bytes if artefact.provisional else artefact.size_bytes
+        return Loaded(
+            size_bytes,
+            not artefact.provisional,
+            artefact.load_s,
+            artefact.content,
+            replicas,
+            self.capacity_bytes,
+        )
+
+    async def unload(self, model: str) -> None:
+        if model in self.busy:
+            self.violations.append(f"unload of {model} during its {self.busy[model]}")
+        self.busy[model] = "unload"
+        try:
+            artefact, _ = self.loaded.get(model, (Artefact(), ()))
+            await asyncio.sleep(artefact.unload_s)
+            if artefact.unload_errors:
+                artefact.unload_errors -= 1
+                raise RuntimeUnavailable(f"Unloading {model} failed.", model=model)
+            self.loaded.pop(model, None)
+            self.residue.discard(model)
+        finally:
+            del self.busy[model]
+
+    async def next_events(self) -> list[RuntimeEvent]:
+        while not self._events:
+            self._news.clear()
+            await self._news.wait()
+        events, self._events = self._events, []
+        return events
+
+    def memory(self) -> Sequence[tuple[str, int, int, int]]:
+        base_bytes = sum(self.bases.values())
+        charged_bytes = sum(artefact.size_bytes for artefact, _ in self.loaded.values())
+        return [("fake", base_bytes + charged_bytes + self.unattributed_bytes, base_bytes, charged_bytes)]
+
+    async def stop(self, grace_s: float) -> None:
+        self._stopped = True
+
+    # --- the script -----------------------------------------------------------------------------------------
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self.budget_bytes - sum(self.bases.values())
+
+    def emit(self, *events: RuntimeEvent) -> None:
+        self._events.extend(events)
+        self._news.set()
+
+    def start_target(self) -> int:
+        """One more server."""
+        target = next(self._target_ids)
+        self.targets.append(target)
+        self.emit(TargetsChanged((Target(target, f"unix:/fake/{target}"),), ()))
+        return target
+
+    def crash_target(self, target: int) -> list[str]:
+        """A server dies with all its replicas, and another takes its place. Returns the models lost."""
+        self.targets.remove(target)
+        lost = [model for model, (_, replicas) in self.loaded.items() if replicas[0].target_id == target]
+        for model in lost:
+            del self.loaded[model]
+        self.emit(
+            *(CopyLost(model, f"server {target} died") for model in lost), TargetsChanged((), (target,))
+        )
+        self.start_target()
+        return lost
+
+    def forget(self, model: str) -> bool:
+        """Lose a model silently. False when it is not loaded."""
+        return self.loaded.pop(model, None) is not None
+
+    def measure(self, model: str) -> None:
+        """Tell the size of a model loaded provisionally."""
+        if model in self.loaded:
+            self.emit(SizeChanged(model, self.loaded[model][0].size_bytes))
+
+    def move(self, model: str) -> None:
+        """A model's replica moves to another server, as when a worker is recycled."""
+        if model in self.loaded and self.targets:
+            artefact, old = self.loaded[model]
+            others = [target for target in self.targets if target != old[0].target_id] or self.targets
+            replicas = (Replica(next(self._replica_ids), others[0]),)
+            self.loaded[model] = (artefact, replicas)
+            self.emit(ReplicasChanged(model, replicas))
+
+    def resize(self, budget_bytes: int, unattributed_bytes: int = 0) -> None:
+        """The budget or what belongs to nobody changes."""
+        self.budget_bytes, self.unattributed_bytes = budget_bytes, unattributed_bytes
+        self.emit(CapacityChanged(self.capacity_bytes, unattributed_bytes, "scripted"))
