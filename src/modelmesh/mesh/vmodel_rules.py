@@ -15,7 +15,7 @@ from modelmesh.errors import AlreadyExists, FailedPrecondition, InvalidInput, Mo
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
 from modelmesh.mesh.registrar import register_in
-from modelmesh.registry.ids import check_id
+from modelmesh.registry.ids import check_id, follows_versions
 from modelmesh.registry.records import VModelRecord
 
 HOUR_MS: Final = 3_600_000
@@ -67,15 +67,18 @@ def set_in(
         return Outcome.CREATED
     if old.target == target and (old.settled or not setting.force):
         return Outcome.UNCHANGED
-    at_once = setting.force or target == old.active or not has_copies(old.active) or has_copies(target)
+    anew = replace(old, target=target, failed=False)
+    waits = not has_copies(target) and must_load(vmodel, anew, has_copies)
+    at_once = setting.force or target == old.active or not waits
     _inherit_use(draft, old.active, target, now_ms - (HOUR_MS if setting.load_now else 6 * HOUR_MS))
-    _move(
-        draft,
-        vmodel,
-        old,
-        replace(old, active=target if at_once else old.active, target=target, failed=False),
-    )
+    _move(draft, vmodel, old, replace(anew, active=target) if at_once else anew)
     return Outcome.SWITCHED if at_once else Outcome.BEGUN
+
+
+def must_load(vmodel: str, record: VModelRecord, has_copies: Callable[[str], bool]) -> bool:
+    """Whether the target has to prove itself before it becomes active: the active model serves, or the target failed before, or
+    the active one is another version that could go on serving when asked."""
+    return record.failed or has_copies(record.active) or follows_versions(vmodel, record.active)
 
 
 def switch_in(draft: Draft, vmodel: str, target: str) -> bool:

@@ -24,8 +24,8 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.draft import Draft
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.views import VModelView
-from modelmesh.mesh.vmodel_rules import Outcome, Setting, delete_in, fail_in, set_in, switch_in
-from modelmesh.registry.mirror import ChangedIds
+from modelmesh.mesh.vmodel_rules import Outcome, Setting, delete_in, fail_in, must_load, set_in, switch_in
+from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.registry.records import VModelRecord
 
 HOLD: Final = "vmodel target"
@@ -87,6 +87,10 @@ class VModels:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._loads: set[asyncio.Task[None]] = set()
         self._started = False
+
+    @property
+    def mirror(self) -> Mirror:
+        return self._mirror
 
     def start(self) -> None:
         """Take up the transitions that were under way."""
@@ -252,7 +256,7 @@ class VModels:
         """Bring a vmodel to its target."""
         target = record.target
         try:
-            if record.failed or self._loader.has_copies(record.active):
+            if must_load(vmodel, record, self._loader.has_copies):
                 await self._load_and_switch(vmodel, record.active, target)
             else:
                 await self._switch(

@@ -6,11 +6,13 @@ the vmodels `iris` and `iris:2` point at them. ':' and '@' are therefore reserve
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from modelmesh.errors import InvalidInput
 
 MAX_ID_BYTES: Final = 1024
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 VERSION: Final = ":"
 CONTENT: Final = "@"
 RESERVED: Final = VERSION + CONTENT
@@ -23,7 +25,7 @@ def check_id(value: str, what: str = "model") -> str:
         raise InvalidInput(f"A {what} id is needed; it is empty.")
     if value != value.strip():
         raise InvalidInput(f"The {what} id {value!r} begins or ends with a blank.")
-    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in value):
+    if CONTROL.search(value):
         raise InvalidInput(f"The {what} id {value!r} contains a control character.")
     try:
         size_bytes = len(value.encode())
@@ -55,3 +57,8 @@ def split_version(name: str) -> tuple[str, str]:
     """(name, version) of a vmodel id; the version is empty when there is none."""
     base, found, version = name.rpartition(VERSION)
     return (base, version) if found and base and version.isdigit() else (name, "")
+
+
+def follows_versions(vmodel: str, model: str) -> bool:
+    """Whether a name without a version points at one version of several in its folder."""
+    return bool(split_version(name_of(model))[1]) and not split_version(vmodel)[1]

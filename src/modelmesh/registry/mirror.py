@@ -78,6 +78,10 @@ class Mirror:
         raw = self._vmodels.get(id)
         return None if raw is None else VModelRecord.decode(_split(raw)[1])
 
+    def has_vmodel(self, id: str) -> bool:
+        """Whether there is such a vmodel, without decoding its record."""
+        return self._vmodels.get(id) is not None
+
     def model_at(self, id: str) -> tuple[int, ModelRecord | None]:
         """The record with the revision it was last changed at, for compare-and-put; (0, None) when absent."""
         raw = self._models.get(id)
