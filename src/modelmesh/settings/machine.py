@@ -24,7 +24,7 @@ def memory_limit_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs
 
 def cores(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """How many cores this process may keep busy, at least 1: the affinity mask, and the quota rounded up."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
     allowed = [len(affinity(0)) if affinity else os.cpu_count() or 1]
     for folder, unified in _control_groups("cpu", proc, cgroups):
         if unified:

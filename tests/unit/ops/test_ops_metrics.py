@@ -1,0 +1,114 @@
+"""/metrics: names, labels and buckets of the predecessor, and that the page lists exactly what is shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from modelmesh.dataplane.protocol import Histogram, RelayStats
+from modelmesh.errors import Code
+from modelmesh.ops.metrics import CONTENT_TYPE, TABLE
+from modelmesh.testing.control import FakeControlPlane
+from modelmesh.testing.ops import QuietRelay, parts_over, served_ops
+
+METHOD = "inference.GRPCInferenceService/ModelInfer"
+
+
+def scrape(
+    relay: QuietRelay | None = None, control: FakeControlPlane | None = None, query: str = ""
+) -> httpx.Response:
+    parts = parts_over(control or FakeControlPlane(), relay)
+    parts.measures.observe("modelmesh_loadmodel_milliseconds", 7.0)
+    parts.measures.count("modelmesh_loadmodel_failure", 3)
+    with served_ops(parts) as url:
+        return httpx.get(f"{url}/metrics{query}", timeout=10)
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_all_families_are_shown_and_documented() -> None:
+    response = scrape()
+    assert response.headers["content-type"] == CONTENT_TYPE
+    shown = re.findall(r"^# TYPE (\w+) (\w+)$", response.text, re.MULTILINE)
+    assert dict(shown) == {family.name: family.kind for family in TABLE.values()}
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \|", page, re.MULTILINE)
+    assert {name: (kind, labels) for name, kind, labels in rows} == {
+        family.name: (family.kind, ", ".join(family.labels) or "-") for family in TABLE.values()
+    }
+
+
+def test_histograms_of_the_relay_are_cumulated_and_labelled() -> None:
+    relay = QuietRelay()
+    relay.observed = [
+        Histogram("modelmesh_invoke_model_milliseconds", METHOD, Code.NOT_FOUND, [1, 2, *[0] * 17, 3], 12.5),
+        Histogram("modelmesh_request_size_bytes", METHOD, Code.OK, [4, *[0] * 8], 400.0),
+        Histogram("modelmesh_cache_miss_milliseconds", METHOD, Code.OK, [0] * 19 + [1], 9e5),
+        Histogram("something_newer", METHOD, Code.OK, [1], 1.0),
+    ]
+    seen = samples(scrape(relay).text)
+    labels = (("code", "NOT_FOUND"), ("method", METHOD))
+    name = "modelmesh_invoke_model_milliseconds"
+    buckets = {dict(key[1])["le"]: value for key, value in seen.items() if key[0] == f"{name}_bucket"}
+    assert (buckets["0.5"], buckets["1.0"], buckets["300000.0"], buckets["+Inf"]) == (1, 3, 3, 6)
+    assert seen[(f"{name}_count", labels)] == 6
+    assert seen[(f"{name}_sum", labels)] == 12.5
+    assert seen[("modelmesh_cache_miss_milliseconds_count", ())] == 1
+    assert (
+        seen[("modelmesh_request_size_bytes_bucket", (("code", "OK"), ("le", "128.0"), ("method", METHOD)))]
+        == 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "last", "n"),
+    [
+        ("modelmesh_loadmodel_milliseconds", 0.5, 300_000, 19),
+        ("modelmesh_age_at_eviction_milliseconds", 30_000, 90 * 86_400_000, 10),
+        ("modelmesh_loaded_model_size_bytes", 256 << 10, (256 << 10) * 4**7, 8),
+        ("modelmesh_response_size_bytes", 128, 128 * 4**7, 8),
+    ],
+)
+def test_buckets_are_the_predecessors(kind: str, first: float, last: float, n: int) -> None:
+    buckets = TABLE[kind].buckets
+    assert (buckets[0], buckets[-1], len(buckets)) == (first, last, n)
+    assert list(buckets) == sorted(buckets)
+
+
+def test_what_is_counted_and_what_stands() -> None:
+    control, relay = FakeControlPlane(), QuietRelay()
+    control.ready = False
+    relay.shown = RelayStats(parked_requests=5, counters={"retries": 2})
+    seen = samples(scrape(relay, control).text)
+    assert seen[("modelmesh_loadmodel_milliseconds_count", ())] == 1
+    assert seen[("modelmesh_loadmodel_failure", ())] == 3
+    assert seen[("modelmesh_relay_parked_requests", ())] == 5
+    assert seen[("modelmesh_relay_events_total", (("event", "retries"),))] == 2
+    assert seen[("modelmesh_ready", ())] == 0
+    assert seen[("modelmesh_worker_pss_bytes", (("worker", "worker 0"),))] == 60 << 20
+    assert seen[("modelmesh_ledger_bytes", (("account", "free"),))] == 1 << 30
+
+
+def test_families_can_be_picked_by_name() -> None:
+    text = scrape(query="?name[]=modelmesh_ready&name[]=modelmesh_loadmodel_milliseconds_count").text
+    shown = re.findall(r"^# TYPE (\w+)", text, re.MULTILINE)
+    assert shown == ["modelmesh_loadmodel_milliseconds", "modelmesh_ready"]
+
+
+def test_compressed_only_when_accepted() -> None:
+    with served_ops(parts_over(FakeControlPlane())) as url:
+        packed = httpx.get(f"{url}/metrics", headers={"accept-encoding": "gzip"})
+        plain = httpx.get(f"{url}/metrics", headers={"accept-encoding": "identity"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in plain.headers
+    assert packed.text == plain.text
