@@ -15,6 +15,8 @@ mod queue;
 mod request;
 mod server;
 mod status;
+#[cfg(test)]
+mod testing;
 
 pub use batch::{Batch, Input};
 pub use encode::{Output, OutputData, Source};

@@ -64,11 +64,16 @@ pub struct Stats {
 pub struct ModelServer {
     config: Config,
     core: Arc<Core>,
-    answers: Answers,
-    sent: Mutex<Option<Sent>>,
-    executing: OnceLock<Arc<Executing>>,
+    started: OnceLock<Started>,
     serving: Mutex<Option<Serving>>,
     process: u32,
+}
+
+/// What batches need.
+#[derive(Debug)]
+struct Started {
+    executing: Arc<Executing>,
+    answers: Answers,
 }
 
 #[derive(Debug)]
@@ -82,7 +87,6 @@ impl ModelServer {
     /// A server that does not serve yet.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let (answers, sent) = mpsc::unbounded_channel();
         let core = Core {
             models: Mutex::new(Models::new()),
             queue: Arc::new(Queue::new(config.limits)),
@@ -95,9 +99,7 @@ impl ModelServer {
         Self {
             config,
             core: Arc::new(core),
-            answers,
-            sent: Mutex::new(Some(sent)),
-            executing: OnceLock::new(),
+            started: OnceLock::new(),
             serving: Mutex::new(None),
             process: std::process::id(),
         }
@@ -115,14 +117,13 @@ impl ModelServer {
     /// When the socket, the file or the thread cannot be had, or the server was started before.
     pub fn start(&self) -> io::Result<()> {
         let mut serving = self.serving.lock();
-        let Some(sent) = self.sent.lock().take() else {
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                "the model server was started before",
-            ));
-        };
-        let executing = Executing::create(&self.config.executing_path)?;
+        if self.started.get().is_some() {
+            let sentence = "the model server was started before";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, sentence));
+        }
         let listener = bind(&self.config.socket_path)?;
+        let executing = Executing::create(&self.config.executing_path)?;
+        let (answers, sent) = mpsc::unbounded_channel();
         let (stopping, stopped) = watch::channel(false);
         let (closing, closed) = oneshot::channel();
         let runtime = Builder::new_current_thread()
@@ -139,13 +140,13 @@ impl ModelServer {
             .spawn(move || {
                 runtime.block_on(serve(listener, core, streams_max, stopped, closed, sent));
             })?;
-        // Nobody else sets it: `sent` is taken once.
-        let _ = self.executing.set(executing);
         *serving = Some(Serving {
             thread,
             stopping,
             closing,
         });
+        // Nobody else sets it: the lock above is held.
+        self.started.get_or_init(|| Started { executing, answers });
         Ok(())
     }
 
@@ -165,18 +166,14 @@ impl ModelServer {
     pub fn next_batch(&self, timeout: Duration) -> Option<Batch> {
         loop {
             let taken = self.core.queue.next(timeout)?;
-            let marked = self
-                .executing
-                .get()
-                .map(|executing| executing.mark(&taken.model.id))
-                .transpose();
-            let (marker, unmarked) = match marked {
-                Ok(marker) => (marker, None),
+            let started = self.started.wait();
+            let id = taken.model.id.clone();
+            let (marker, unmarked) = match started.executing.mark(&id) {
+                Ok(marker) => (Some(marker), None),
                 Err(error) => (None, Some(error)),
             };
-            let id = taken.model.id.clone();
-            let mut batch =
-                Batch::new(taken, marker, self.core.queue.clone(), self.answers.clone());
+            let queue = self.core.queue.clone();
+            let mut batch = Batch::new(taken, marker, queue, started.answers.clone());
             if let Some(error) = unmarked {
                 // Unmarked it must not run: if it killed the process, nobody would know which model it was.
                 let sentence =
@@ -309,5 +306,96 @@ async fn accept_all(
             Some(_) = connections.join_next() => {}
             () = connection::told_to_stop(&mut stopped) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use h2::client::{ResponseFuture, SendRequest};
+    use http::Request;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::testing::{LIMITS, temporary};
+
+    fn server(name: &str) -> ModelServer {
+        ModelServer::new(Config {
+            socket_path: temporary(&format!("{name}.sock")),
+            executing_path: temporary(&format!("{name}.executing")),
+            message_bytes_max: 1 << 20,
+            queue_bytes_max: 1 << 20,
+            limits: LIMITS,
+        })
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let limited = async { tokio::time::timeout(Duration::from_secs(30), test).await };
+        runtime.block_on(limited).unwrap();
+    }
+
+    async fn connect(server: &ModelServer) -> (SendRequest<Bytes>, JoinSet<Result<(), h2::Error>>) {
+        let socket = UnixStream::connect(&server.config.socket_path)
+            .await
+            .unwrap();
+        let (client, connection) = h2::client::handshake(socket).await.unwrap();
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        (client, driver)
+    }
+
+    fn call(client: &mut SendRequest<Bytes>, method: &str) -> ResponseFuture {
+        let uri = format!("http://worker/inference.GRPCInferenceService/{method}");
+        let request = Request::post(uri).header("content-type", "application/grpc");
+        let (response, mut body) = client
+            .send_request(request.body(()).unwrap(), false)
+            .unwrap();
+        body.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+        response
+    }
+
+    #[test]
+    fn a_panic_closes_its_connection_and_no_other() {
+        let server = server("panic");
+        server.start().unwrap();
+        run(async {
+            let (mut unlucky, mut unlucky_driver) = connect(&server).await;
+            let (mut other, _driver) = connect(&server).await;
+            assert_eq!(
+                call(&mut unlucky, "ServerLive").await.unwrap().status(),
+                200
+            );
+            assert_eq!(call(&mut other, "ServerLive").await.unwrap().status(), 200);
+            assert!(call(&mut unlucky, "Panic").await.is_err());
+            assert!(unlucky_driver.join_next().await.is_some());
+            assert_eq!(call(&mut other, "ServerLive").await.unwrap().status(), 200);
+        });
+        server.stop(Duration::ZERO);
+        assert_eq!(server.stats().connections, 0);
+        std::fs::remove_file(&server.config.executing_path).unwrap();
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let first = server("stale");
+        drop(StdUnixListener::bind(&first.config.socket_path).unwrap());
+        first.start().unwrap();
+        assert_eq!(
+            first.start().unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        let second = server("stale");
+        assert_eq!(second.start().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(second);
+        let mode = std::fs::metadata(&first.config.socket_path)
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        first.stop(Duration::ZERO);
+        first.stop(Duration::ZERO);
+        assert!(!first.config.socket_path.exists());
+        std::fs::remove_file(&first.config.executing_path).unwrap();
     }
 }
