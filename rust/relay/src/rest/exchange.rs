@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use super::route::{Action, Endpoint, NoRoute, route};
 use super::{body, headers};
 use crate::dispatch::{self, Dispatcher};
+use crate::headers::deadline_of;
 use crate::name::Name;
 use crate::status::{Code, Status};
 
@@ -124,7 +125,7 @@ async fn call(
     let call = Call {
         dispatcher,
         head,
-        deadline: headers::deadline(&head.headers, Instant::now())?,
+        deadline: deadline_of(&head.headers, Instant::now())?,
     };
     match endpoint {
         Endpoint::ServerLive => call.server_live().await,

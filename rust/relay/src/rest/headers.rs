@@ -1,6 +1,6 @@
-//! What a REST call says in headers, and which headers travel on and back.
+//! Which model a REST call is for, and which of its headers travel on and back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -8,8 +8,9 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use crate::headers::name_of;
 use crate::name::{Name, NameKind};
-use crate::status::{Code, Status};
+use crate::status::Status;
 
 /// Binary headers come with and without padding (gRPC over HTTP/2, "Custom-Metadata").
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -39,80 +40,10 @@ const OURS: [HeaderName; 16] = [
 
 /// The model a call is for: an id header wins over the name in the path, which is a vmodel's before it is a model's.
 pub fn name(headers: &HeaderMap, path_name: &str, version: &str) -> Result<Name, Status> {
-    let (kind, header) = match (id(headers, "mm-model-id")?, id(headers, "mm-vmodel-id")?) {
-        (Some(_), Some(_)) => {
-            return Err(refused(
-                "The request has both mm-model-id and mm-vmodel-id; send one of them.",
-            ));
-        }
-        (Some(model), None) => (NameKind::ModelFirst, Some(model)),
-        (None, Some(vmodel)) => (NameKind::VModel, Some(vmodel)),
-        (None, None) => (NameKind::VModelFirst, None),
-    };
-    Ok(Name::new(
-        kind,
-        header.as_deref().unwrap_or(path_name),
-        version,
-    ))
-}
-
-/// The id in a header, or in its binary form when the plain one is absent.
-fn id(headers: &HeaderMap, plain: &str) -> Result<Option<String>, Status> {
-    let binary = format!("{plain}-bin");
-    let (key, values) = if headers.contains_key(plain) {
-        (plain, headers.get_all(plain))
-    } else {
-        (binary.as_str(), headers.get_all(&binary))
-    };
-    let mut values = values.iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    if values.next().is_some() {
-        let sentence = format!(
-            "The request has the header {key} more than once; over REST, send one request per model."
-        );
-        return Err(Status::new(Code::Unimplemented, sentence));
-    }
-    let bytes = if key == plain {
-        Some(value.as_bytes().to_vec())
-    } else {
-        BASE64.decode(value).ok()
-    };
-    match bytes.and_then(|bytes| String::from_utf8(bytes).ok()) {
-        Some(id) if !id.is_empty() => Ok(Some(id)),
-        _ => Err(refused(format!(
-            "The header {key} holds no model id; write the id as UTF-8, base64-encoded in a -bin header."
-        ))),
-    }
-}
-
-/// When the caller stops waiting, by the header `grpc-timeout`: up to eight digits and one of H, M, S, m, u, n.
-pub fn deadline(headers: &HeaderMap, now: Instant) -> Result<Option<Instant>, Status> {
-    let Some(value) = headers.get("grpc-timeout") else {
-        return Ok(None);
-    };
-    let timeout = value.to_str().ok().and_then(timeout).ok_or_else(|| {
-        refused("The header grpc-timeout is up to eight digits and one of H, M, S, m, u, n, as in 500m for half a second.")
-    })?;
-    Ok(Some(now + timeout))
-}
-
-fn timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let number: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(number * 3600)),
-        "M" => Some(Duration::from_secs(number * 60)),
-        "S" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_millis(number)),
-        "u" => Some(Duration::from_micros(number)),
-        "n" => Some(Duration::from_nanos(number)),
-        _ => None,
-    }
+    Ok(match name_of(headers)? {
+        Some(asked) => Name::new(asked.kind, &asked.name, version),
+        None => Name::new(NameKind::VModelFirst, path_name, version),
+    })
 }
 
 /// The headers a model server gets. What gRPC could not carry as metadata is left out: values that are not printable
@@ -158,10 +89,6 @@ pub fn retry_after(after: Duration) -> HeaderValue {
     HeaderValue::from(after.as_secs() + u64::from(after.subsec_nanos() != 0))
 }
 
-fn refused(sentence: impl Into<std::borrow::Cow<'static, str>>) -> Status {
-    Status::new(Code::InvalidArgument, sentence)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,72 +109,21 @@ mod tests {
 
     #[test]
     fn id_headers_win_over_the_path() {
-        let name_of = |pairs: &[(&'static str, &'static [u8])]| name(&headers(pairs), "path", "2");
-        let named = |kind, id| Ok(Name::new(kind, id, "2"));
-        assert_eq!(name_of(&[]), named(NameKind::VModelFirst, "path"));
+        let name_of = |pairs| name(&headers(pairs), "path", "2");
+        assert_eq!(
+            name_of(&[]),
+            Ok(Name::new(NameKind::VModelFirst, "path", "2"))
+        );
         assert_eq!(
             name_of(&[("mm-model-id", b"a")]),
-            named(NameKind::ModelFirst, "a")
-        );
-        assert_eq!(
-            name_of(&[("mm-model-id-bin", b"w6k=")]),
-            named(NameKind::ModelFirst, "é")
-        );
-        assert_eq!(
-            name_of(&[("mm-model-id-bin", b"w6k")]),
-            named(NameKind::ModelFirst, "é")
-        );
-        assert_eq!(
-            name_of(&[("mm-model-id-bin", b"w6k="), ("mm-model-id", b"a")]),
-            named(NameKind::ModelFirst, "a")
+            Ok(Name::new(NameKind::ModelFirst, "a", "2"))
         );
         assert_eq!(
             name_of(&[("mm-vmodel-id", b"v")]),
-            named(NameKind::VModel, "v")
+            Ok(Name::new(NameKind::VModel, "v", "2"))
         );
-        for wrong in [
-            &[("mm-model-id", &b"a"[..]), ("mm-vmodel-id", b"v")][..],
-            &[("mm-model-id", b"")],
-            &[("mm-model-id", b"\xff")],
-            &[("mm-vmodel-id-bin", b"!")],
-        ] {
-            assert_eq!(
-                name_of(wrong).unwrap_err().code,
-                Code::InvalidArgument,
-                "{wrong:?}"
-            );
-        }
-        let twice = name_of(&[("mm-model-id", b"a"), ("mm-model-id", b"b")]);
-        assert_eq!(twice.unwrap_err().code, Code::Unimplemented);
-    }
-
-    #[test]
-    fn deadlines() {
-        let now = Instant::now();
-        let deadline =
-            |value: &'static str| deadline(&headers(&[("grpc-timeout", value.as_bytes())]), now);
-        assert_eq!(super::deadline(&HeaderMap::new(), now), Ok(None));
-        for (value, expected) in [
-            ("2H", 7200_000),
-            ("3M", 180_000),
-            ("4S", 4000),
-            ("500m", 500),
-            ("1000u", 1),
-        ] {
-            assert_eq!(
-                deadline(value),
-                Ok(Some(now + Duration::from_millis(expected))),
-                "{value}"
-            );
-        }
-        assert!(deadline("99999999H").is_ok());
-        for wrong in ["", "1", "S", "-1S", "+1S", "1.5S", "123456789S", "1s", "1é"] {
-            assert_eq!(
-                deadline(wrong).unwrap_err().code,
-                Code::InvalidArgument,
-                "{wrong}"
-            );
-        }
+        let both = name_of(&[("mm-model-id", b"a"), ("mm-vmodel-id", b"v")]);
+        assert_eq!(both.unwrap_err().http_status(), 400);
     }
 
     #[test]
