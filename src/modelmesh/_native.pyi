@@ -5,11 +5,11 @@ interpreter lock around waits.
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import TypeAlias, final
 
 # --- the worker's half: modelmesh.dataplane.model_server -----------------------------------------------------------
 
-type Tensor = tuple[str, str, list[int], bytearray | list[bytes]]
+Tensor: TypeAlias = tuple[str, str, list[int], bytearray | list[bytes]]
 """(name, datatype, shape, data): datatype as in the protocol ("FP32", "BYTES", …), data row-major little-endian, or the elements
 of a BYTES tensor."""
 

@@ -377,6 +377,57 @@ mod tests {
     }
 
     #[test]
+    fn broken_messages_and_calls_that_are_none_get_an_answer() {
+        let server = server("broken");
+        server.start().unwrap();
+        let cases: [(&[u8], &str, &str); 8] = [
+            (b"", "3", "ended before its message was complete"),
+            (b"\0\0\0", "3", "ended before its message was complete"),
+            (
+                b"\0\0\0\0\x09short",
+                "3",
+                "ended before its message was complete",
+            ),
+            (b"\x07\0\0\0\0", "3", "not framed as gRPC"),
+            (b"\x01\0\0\0\0", "12", "uncompressed"),
+            (b"\0\0\0\0\0\0\0\0\0\0", "3", "more than one message"),
+            (
+                b"\0\xff\xff\xff\xff",
+                "8",
+                "over the limit of 1048576 bytes",
+            ),
+            (b"\0\0\0\0\x02\x0a\x05", "3", "not a ModelInferRequest"),
+        ];
+        run(async {
+            let (mut client, _driver) = connect(&server).await;
+            for (message, code, words) in cases {
+                let uri = "http://worker/inference.GRPCInferenceService/ModelInfer";
+                let request = Request::post(uri).header("content-type", "application/grpc+proto");
+                let request = request.body(()).unwrap();
+                let (response, mut body) = client.send_request(request, false).unwrap();
+                // One byte per frame: nothing may depend on how a message is cut.
+                for byte in message {
+                    body.send_data(Bytes::copy_from_slice(&[*byte]), false)
+                        .unwrap();
+                }
+                // The server may have answered and closed the stream by now.
+                let _ = body.send_data(Bytes::new(), true);
+                let response = response.await.unwrap();
+                let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+                assert_eq!(header("grpc-status"), code, "{message:?}");
+                assert!(header("grpc-message").contains(words), "{response:?}");
+            }
+            let request = Request::post("http://worker/").header("content-type", "text/plain");
+            let (response, _) = client
+                .send_request(request.body(()).unwrap(), true)
+                .unwrap();
+            assert_eq!(response.await.unwrap().status(), 415);
+        });
+        server.stop(Duration::ZERO);
+        std::fs::remove_file(&server.config.executing_path).unwrap();
+    }
+
+    #[test]
     fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let first = server("stale");
         drop(StdUnixListener::bind(&first.config.socket_path).unwrap());

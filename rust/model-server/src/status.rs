@@ -86,7 +86,7 @@ impl Status {
             not_here: true,
             ..Self::new(
                 Code::NotFound,
-                format!("Model {model} is not loaded in this server"),
+                format!("Model {model} is not loaded in this server."),
             )
         }
     }

@@ -76,9 +76,9 @@ class Batch:
         return {name: _array(datatype, shape, data) for name, datatype, shape, data in self._native.inputs()}
 
     def reply(self, outputs: Mapping[str, Array]) -> bool:
-        """Answer all requests, rows split among them. False: an output's first dimension is not `rows`, so the requests were queued
-        again to run singly and the model is not batched any more. Raises ValueError or TypeError, the batch still unanswered,
-        when a requested output is missing or an array has no datatype in the protocol."""
+        """Answer all requests, rows split among them. False: an output's first dimension is not `rows`, so the requests were
+        queued again to run singly and the model is not batched any more. Raises ValueError or TypeError, the batch still
+        unanswered, when a requested output is missing or an array has no datatype in the protocol."""
         return self._native.reply([_output(name, array) for name, array in outputs.items()])
 
     def fail(self, code: Code, message: str) -> bool:
@@ -101,8 +101,8 @@ class ModelServer:
         queue_max: int = 4096,
         queue_bytes_max: int = 64 << 20,
     ) -> None:
-        """`queue_bytes_max` bounds the messages being read, waiting and running together; beyond it and beyond `queue_max` waiting
-        requests callers are told RESOURCE_EXHAUSTED and when to come back."""
+        """`queue_bytes_max` bounds the messages being read, waiting and running together; beyond it and beyond `queue_max`
+        waiting requests callers are told RESOURCE_EXHAUSTED and when to come back."""
         self._native = _native.ModelServer(
             str(socket_path),
             str(executing_path),
