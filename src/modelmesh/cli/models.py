@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modelmesh.cli.client import Client, at
-from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, Timeout, ago, console, print_json, table
+from modelmesh.cli.options import (
+    DEFAULT_OPS,
+    Json,
+    Ops,
+    Timeout,
+    add_row,
+    ago,
+    coloured,
+    console,
+    print_json,
+    table,
+)
 from modelmesh.settings.sizes import format_size
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _SHOWN = 100
 
@@ -37,7 +51,8 @@ def list_models(
         return
     drawn = table("NAME", "MODEL", "TYPE", "STATE", "SIZE", "REQ/S", "LAST USED", right=("SIZE", "REQ/S"))
     for model in models:
-        drawn.add_row(
+        add_row(
+            drawn,
             ", ".join(model["names"]) or "-",
             model["id"],
             model["type"],
@@ -96,21 +111,19 @@ def _move(verb: str, name: str, timeout_s: float, ops: str, as_json: bool) -> No
         console().print(f"{model['id']} is {model['state']}.", markup=False)
 
 
-def _state(model: dict[str, Any]) -> str:
+def _state(model: dict[str, Any]) -> Text:
     colour = {"loaded": "green", "failed": "red", "cold": "dim"}.get(model["state"], "yellow")
-    return f"[{colour}]{model['state']}[/]"
+    return coloured(model["state"], colour)
 
 
 def _model_lines(model: dict[str, Any]) -> Any:
-    from rich.markup import escape
-
     drawn = table("", "")
     drawn.show_header = False
-    rows = {
-        "model": escape(model["id"]),
-        "names": escape(", ".join(model["names"])) or "-",
-        "type": escape(model["type"]),
-        "path": escape(model["path"]) or "-",
+    rows: dict[str, str | Text] = {
+        "model": model["id"],
+        "names": ", ".join(model["names"]) or "-",
+        "type": model["type"],
+        "path": model["path"] or "-",
         "state": _state(model),
         "size": f"{format_size(model['size_bytes'])} {'measured' if model['size_measured'] else 'estimated'}",
         "load": f"{model['load_s']:.3g} s, {model['loads_total']} so far",
@@ -118,27 +131,25 @@ def _model_lines(model: dict[str, Any]) -> Any:
         "now": f"{model['replicas']} replicas, {model['in_flight']} in flight, {model['waiting']} waiting",
     }
     if model["pinned_by"]:
-        rows["held"] = escape(model["pinned_by"])
+        rows["held"] = model["pinned_by"]
     if model["failure"]:
-        rows["failure"] = escape(f"{model['failure']['code']}: {model['failure']['reason']}")
+        rows["failure"] = f"{model['failure']['code']}: {model['failure']['reason']}"
     for label, value in rows.items():
-        drawn.add_row(f"[bold]{label}[/]", value)
+        add_row(drawn, coloured(label, "bold"), value)
     return drawn
 
 
 def instance_lines(instance: dict[str, Any]) -> Any:
     """The instance at a glance, as `status` and `top` show it."""
-    from rich.markup import escape
-
     ledger, addresses = instance["ledger"], instance["addresses"]
     condition = "draining" if instance["draining"] else "ready" if instance["ready"] else "starting"
     drawn = table("", "")
     drawn.show_header = False
-    rows = {
-        "instance": f"{escape(instance['id'])}, version {instance['version']}, process {instance['pid']}, {condition}, "
+    rows: dict[str, str | Text] = {
+        "instance": f"{instance['id']}, version {instance['version']}, process {instance['pid']}, {condition}, "
         f"started {ago(instance['started_unix_s'])}",
         "addresses": f"gRPC {addresses['grpc']}, REST {addresses['rest']}, ops {addresses['ops']}",
-        "folder": escape(instance["folder"]) or "-",
+        "folder": instance["folder"] or "-",
         "models": f"{instance['models_registered']} registered, {instance['models_loaded']} loaded, "
         f"{instance['models_failed']} failed; {instance['vmodels_registered']} vmodels",
         "memory": f"{format_size(ledger['loaded_bytes'])} of {format_size(ledger['capacity_bytes'])} used by models, "
@@ -150,12 +161,12 @@ def instance_lines(instance: dict[str, Any]) -> Any:
         "evictions": f"{instance['evictions_total']} so far, by {instance['eviction_policy']}",
     }
     for worker in instance["workers"]:
-        rows[escape(worker["name"])] = (
+        rows[worker["name"]] = (
             f"{format_size(worker['pss_bytes'])} PSS: {format_size(worker['base_bytes'])} base, "
             f"{format_size(worker['charged_bytes'])} models"
         )
     if instance["thrashing"]:
-        rows["thrashing"] = f"[red]{escape(instance['thrashing'])}[/]"
+        rows["thrashing"] = coloured(instance["thrashing"], "red")
     for label, value in rows.items():
-        drawn.add_row(f"[bold]{label}[/]", value)
+        add_row(drawn, coloured(label, "bold"), value)
     return drawn

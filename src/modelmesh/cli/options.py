@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 _PIPED_COLUMNS = 1_000
 """Nothing is cut off for programs that read tables."""
@@ -45,6 +46,19 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     for column in columns:
         drawn.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     return drawn
+
+
+def add_row(drawn: Table, *cells: str | Text) -> None:
+    """A row of plain texts: what looks like markup in an id is shown as it is."""
+    from rich.text import Text
+
+    drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+
+
+def coloured(text: str, style: str) -> Text:
+    from rich.text import Text
+
+    return Text(text, style)
 
 
 def ago(unix_s: float | None) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from modelmesh.cli.client import Client
 from modelmesh.cli.models import instance_lines
-from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, ago, console, print_json, table
+from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, add_row, ago, console, print_json, table
 from modelmesh.settings.sizes import format_size
 
 _LOOKED_AT = 2_000
@@ -60,7 +60,8 @@ def _view(instance: dict[str, Any], models: list[dict[str, Any]]) -> Any:
         right=("REQ/S", "IN FLIGHT", "WAITING", "SIZE"),
     )
     for model in models:
-        drawn.add_row(
+        add_row(
+            drawn,
             ", ".join(model["names"]) or "-",
             model["id"],
             f"{model['requests_per_s']:.3g}",

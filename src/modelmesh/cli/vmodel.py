@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from modelmesh.cli.client import Client, at
-from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, console, print_json, table
+from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, add_row, console, print_json, table
 
 app = typer.Typer(no_args_is_help=True, help="Stable names that point at models.")
 
@@ -74,7 +74,7 @@ def list_vmodels(
         return
     drawn = table("VMODEL", "ACTIVE", "TARGET", "OWNER")
     for each in vmodels:
-        drawn.add_row(each["id"], each["active"], _target(each), each["owner"] or "-")
+        add_row(drawn, each["id"], each["active"], _target(each), each["owner"] or "-")
     console().print(drawn if vmodels else "No vmodels.")
 
 

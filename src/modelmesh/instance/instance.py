@@ -1,0 +1,201 @@
+"""One instance: its parts built from settings, started, and stopped in the reverse order.
+
+The order is the exit stack of `start`: what is entered later may use what was entered before, and is stopped first. Faces
+(ops port, management calls) are handed in, because they lie above this room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+from modelmesh import __version__
+from modelmesh.clock import LoopClock
+from modelmesh.dataplane.protocol import Addresses, DataPlane, DataPlaneConfig
+from modelmesh.instance.journal_sinks import JournalFile, log_entry
+from modelmesh.instance.runtime_dir import RuntimeDir
+from modelmesh.journal import Did, Entry, Journal
+from modelmesh.mesh.folder import FolderKeeper
+from modelmesh.mesh.mesh import Mesh
+from modelmesh.mesh.registrar import Registrar
+from modelmesh.registry.mirror import Mirror
+from modelmesh.runtime.protocol import Runtime
+from modelmesh.settings.machine import cores
+from modelmesh.settings.tree import Settings
+from modelmesh.storage.folder import FolderScanner
+from modelmesh.store.protocol import Store
+
+_log = logging.getLogger("modelmesh")
+
+LOAD_TIMEOUT_S: Final = 60.0
+_PARK_BEYOND_LOAD_S: Final = 30.0
+"""A request without a deadline waits as long as a load may take, and this much more."""
+_PARKED_BYTES_MIN: Final = 64 << 20
+_PARKED_SHARE: Final = 0.05
+_LOOPS_MAX: Final = 4
+"""Loops of the relay: half the cores, since the workers need the others; one moves 100,000 requests per second."""
+
+Face = Callable[["Instance"], AbstractAsyncContextManager[object]]
+"""Serves while entered. Entered before the instance is ready, left after it stopped."""
+
+
+class Instance:
+    """Built from settings by `start`; `stop` undoes it, also when the start failed half-way. One owner, one event loop."""
+
+    mesh: Mesh
+    dataplane: DataPlane
+    journal: Journal
+    clock: LoopClock
+    control_socket: Path
+
+    def __init__(self, settings: Settings, faces: Sequence[Face] = ()) -> None:
+        self.settings = settings
+        self.addresses = Addresses(grpc="", rest="")
+        self._faces = faces
+        self._stack = AsyncExitStack()
+        self._drained: asyncio.Task[None] | None = None
+        self._keeper: FolderKeeper | None = None
+
+    async def start(self) -> None:
+        """Returns when ready: the store is read, the workers run, the folder has been looked through. Raises SettingsError,
+        StoreUnavailable, RuntimeUnavailable with a sentence; what had been started is stopped by `stop`."""
+        settings, stack = self.settings, self._stack
+        self.clock = LoopClock()
+        self.journal = Journal(self.clock, sink=self._journal_sink())
+        runtime_dir = RuntimeDir()
+        stack.callback(runtime_dir.remove)
+        self.control_socket = runtime_dir.path / "control.sock"
+
+        store = _build_store(settings)
+        stack.push_async_callback(store.close)
+        await store.open()
+        registrar = Registrar(store, Mirror(report=self._unreadable), self.clock, self.journal)
+        stack.push_async_callback(registrar.stop)
+        await registrar.start()
+
+        runtime = _build_runtime(settings, runtime_dir.path)
+        self.dataplane = _build_dataplane(settings, self.control_socket)
+        self.mesh = Mesh(
+            self.dataplane,
+            runtime,
+            registrar,
+            self.clock,
+            self.journal,
+            random.Random(),
+            id=uuid.uuid4().hex[:12],
+            version=__version__,
+        )
+        for face in self._faces:
+            await stack.enter_async_context(face(self))
+
+        stack.callback(self.dataplane.stop)
+        self.addresses = self.dataplane.start()
+        descriptor = self.dataplane.fileno()
+        stack.callback(asyncio.get_running_loop().remove_reader, descriptor)
+        stack.push_async_callback(runtime.stop, 0.0)
+        stack.push_async_callback(self._stop_mesh)
+        if settings.models.folder is not None:
+            self._keeper = FolderKeeper(
+                _scanner(settings.models.folder), self.mesh.transitions, self.mesh, self.journal
+            )
+            stack.push_async_callback(self._keeper.stop)
+            await self._keeper.start()
+        await self.mesh.start()
+        asyncio.get_running_loop().add_reader(descriptor, self._handle_events)
+
+    async def wait(self) -> None:
+        """Return when the mesh ends by itself; raises the bug that ended it."""
+        await self.mesh.wait()
+
+    async def drain(self) -> None:
+        """Be not ready, take no more requests, and return when those in flight are done or the grace period is over."""
+        if self._drained is None:
+            self._drained = asyncio.create_task(
+                self.mesh.drain(self.settings.lifecycle.grace_s), name="drain"
+            )
+        await asyncio.shield(self._drained)
+
+    async def stop(self) -> None:
+        """Finish what is in flight within the grace period, then stop everything in the reverse order of the start. Cancelled, it
+        stops everything at once. Idempotent."""
+        await self._stack.aclose()
+
+    async def _stop_mesh(self) -> None:
+        await self.mesh.stop(self.settings.lifecycle.grace_s)
+
+    def _handle_events(self) -> None:
+        self.mesh.handle_events(self.dataplane.take_events())
+
+    def _journal_sink(self) -> Callable[[Entry], None]:
+        path = self.settings.logs.journal_file
+        file = None if path is None else JournalFile(path)
+        if file is not None:
+            self._stack.callback(file.close)
+
+        def sink(entry: Entry) -> None:
+            log_entry(entry)
+            if file is not None:
+                file.append(entry)
+            if entry.did is Did.LOAD_FAILED and self._keeper is not None:
+                self._keeper.load_failed(entry.model)
+
+        return sink
+
+    def _unreadable(self, id: str, sentence: str) -> None:
+        self.journal.record(Did.WARNED, id, sentence)
+
+
+def _scanner(folder: Path) -> FolderScanner:
+    from modelmesh.runtime.detect import guess
+
+    return FolderScanner(folder, guess)
+
+
+def _build_store(settings: Settings) -> Store:
+    if settings.state.path is None:
+        from modelmesh.store.memory import MemoryStore
+
+        return MemoryStore()
+    from modelmesh.store.sqlite import SQLiteStore
+
+    return SQLiteStore(settings.state.path / "registry.sqlite")
+
+
+def _build_runtime(settings: Settings, socket_dir: Path) -> Runtime:
+    from modelmesh.runtime.builtin import BuiltinConfig, BuiltinRuntime
+    from modelmesh.runtime.worker_process import WorkerConfig
+
+    state = settings.state.path
+    return BuiltinRuntime(
+        BuiltinConfig(
+            budget_bytes=settings.memory.budget_bytes,
+            workers=WorkerConfig(socket_dir, message_bytes_max=settings.network.message_bytes_max),
+            n_workers=settings.memory.workers,
+            load_timeout_s=LOAD_TIMEOUT_S,
+            facts_path=None if state is None else state / "runtime-facts.json",
+        )
+    )
+
+
+def _build_dataplane(settings: Settings, control_socket: Path) -> DataPlane:
+    from modelmesh.dataplane.relay import NativeDataPlane
+
+    network = settings.network
+    return NativeDataPlane(
+        DataPlaneConfig(
+            control_socket=str(control_socket),
+            host=network.host,
+            grpc_port=network.grpc_port,
+            rest_port=network.rest_port,
+            threads=max(1, min(_LOOPS_MAX, cores() // 2)),
+            message_bytes_max=network.message_bytes_max,
+            parked_bytes_max=max(_PARKED_BYTES_MIN, int(settings.memory.budget_bytes * _PARKED_SHARE)),
+            park_timeout_ms=round((LOAD_TIMEOUT_S + _PARK_BEYOND_LOAD_S) * 1000),
+        )
+    )

@@ -1,0 +1,301 @@
+"""The commands against an ops port over a control plane without a mesh: what they print and how they end."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from modelmesh.cli import main as cli
+from modelmesh.cli.exits import Exit
+from modelmesh.ops import schemas
+from modelmesh.testing.control import FakeControlPlane
+from modelmesh.testing.ops import parts_over, served_ops
+
+
+@dataclass
+class Result:
+    exit_code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def control() -> FakeControlPlane:
+    return FakeControlPlane()
+
+
+@pytest.fixture
+def rest() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """A REST port that tells of one input and echoes; with what it was asked."""
+    asked: list[tuple[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, None))
+            self._answer(200, {"name": "m", "inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 2]}]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"] or 0)) or "null")
+            asked.append((self.path, body))
+            if "bad" in self.path:
+                self._answer(400, {"error": "The input X has the wrong shape."})
+            else:
+                self._answer(200, {"model_name": "m", "outputs": body["inputs"]})
+
+        def _answer(self, status: int, value: object) -> None:
+            raw = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.fixture
+def run(
+    control: FakeControlPlane,
+    rest: tuple[str, list[tuple[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Run]:
+    with served_ops(parts_over(control, rest=rest[0])) as url:
+        monkeypatch.setenv("MODELMESH_OPS", url)
+
+        def call(*arguments: str) -> Result:
+            with pytest.raises(SystemExit) as ended:
+                cli.main(list(arguments))
+            out, err = capsys.readouterr()
+            return Result(int(ended.value.code or 0), out, err)
+
+        yield call
+
+
+def rows(text: str) -> list[list[str]]:
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+
+
+def test_a_model_from_registration_to_removal(run: Run) -> None:
+    assert run("list").out == "No models.\n"
+    registered = run("register", "team/iris", "--type", "sklearn", "--path", "models/iris")
+    assert registered.out == "Registered team/iris; it is cold.\n"
+    assert run("load", "team/iris").out == "team/iris is loaded.\n"
+    listed = rows(run("list").out)
+    assert listed[0] == ["NAME", "MODEL", "TYPE", "STATE", "SIZE", "REQ/S", "LAST USED"]
+    assert listed[1][:5] == ["-", "team/iris", "sklearn", "loaded", "1.00 MiB"]
+    assert ["path", str(Path("models/iris").absolute())] in rows(run("status", "team/iris").out)
+    assert run("unload", "team/iris").out == "team/iris is cold.\n"
+    assert run("unregister", "team/iris").exit_code == Exit.OK
+    gone = run("status", "team/iris")
+    assert (gone.exit_code, gone.err) == (Exit.REFUSED, 'There is no model or vmodel "team/iris".\n')
+
+
+def test_what_went_wrong_with_a_load_is_told(run: Run, control: FakeControlPlane) -> None:
+    control.broken["bad"] = "It is not a pickle."
+    result = run("register", "bad", "--type", "sklearn", "--path", "/m", "--load")
+    assert result.exit_code == Exit.REFUSED
+    assert result.err == "It did not load: It is not a pickle.\n"
+    assert "INVALID_ARGUMENT: It is not a pickle." in run("status", "bad").out
+
+
+def test_lists_are_cut_for_people_and_whole_for_programs(run: Run) -> None:
+    lines = "".join(json.dumps({"id": f"m{number:04}", "type": "onnx"}) + "\n" for number in range(1_100))
+    source = Path.cwd() / "models.jsonl"
+    source.write_text(lines)
+    assert run("register", "--from", str(source)).out == "Registered 1100 models.\n"
+    shown = run("list").out.splitlines()
+    assert len(shown) == 102
+    assert shown[-1] == "100 of 1100 shown; --limit shows more."
+    whole = run("list", "--json").json
+    assert (len(whole["models"]), whole["total"]) == (1_100, 1_100)
+    assert len(run("list", "m10", "--json").json["models"]) == 100
+    assert len(run("list", "--limit", "7", "--json").json["models"]) == 7
+    assert run("list", "--state", "loaded").out == "No model matches.\n"
+
+
+def test_registering_many_names_what_was_refused(run: Run, control: FakeControlPlane) -> None:
+    source = Path.cwd() / "models.csv"
+    source.write_text("id,type,path\na,sklearn,a.joblib\n,onnx,b\nc,onnx,/c\n")
+    result = run("register", "--from", str(source))
+    assert (result.exit_code, result.out) == (Exit.PARTLY, "Registered 2 models.\n")
+    assert result.err.startswith("entry 2 (): ")
+    assert result.err.endswith("1 registrations were refused.\n")
+    assert control.registered["a"].path == str(Path("a.joblib").absolute())
+    assert control.registered["c"].path == "/c"
+    as_json = run("register", "--from", str(source), "--json")
+    assert as_json.json["failures"][0]["entry"] == 2
+
+
+def test_registering_many_from_stdin(
+    run: Run, control: FakeControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"id": "a", "type": "onnx"}\n\n')))
+    assert run("register", "--from", "-").exit_code == Exit.OK
+    assert set(control.registered) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("m.jsonl", "{", "m.jsonl, line 1: not JSON"),
+        ("m.jsonl", "\n[]", "m.jsonl, line 2: not a JSON object."),
+        ("m.csv", "name,kind\n", "m.csv: the first line must name the columns: id,type,path,key."),
+    ],
+)
+def test_files_that_are_none(run: Run, name: str, text: str, sentence: str) -> None:
+    (Path.cwd() / name).write_text(text)
+    result = run("register", "--from", name)
+    assert result.exit_code == Exit.USAGE
+    assert result.err.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["register"], "Give either an ID with --type and --path, or --from FILE."),
+        (["register", "a", "--from", "f"], "Give either an ID"),
+        (["register", "a"], "--type is missing"),
+        (
+            ["register", "--from", "none.jsonl"],
+            "--from: none.jsonl cannot be read: No such file or directory.",
+        ),
+        (["infer", "m", "--data", "{"], "--data is not JSON"),
+        (["infer", "m", "--data", "7"], "--data is neither an object"),
+        (["infer", "m", "--data", "@none"], "--data: none cannot be read"),
+        (["list", "--ops", "localhost"], '--ops: "localhost" is not a URL'),
+    ],
+)
+def test_wrong_command_lines(run: Run, arguments: list[str], sentence: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == Exit.USAGE
+    assert result.err.startswith(sentence)
+
+
+def test_unknown_commands_are_usage_errors(run: Run) -> None:
+    assert run("frobnicate").exit_code == Exit.USAGE
+    assert run("list", "--frobnicate").exit_code == Exit.USAGE
+
+
+def test_no_instance_says_what_to_do(run: Run) -> None:
+    result = run("list", "--ops", "http://127.0.0.1:1")
+    assert result.exit_code == Exit.NO_INSTANCE
+    assert result.err.startswith(
+        "Nothing listens at http://127.0.0.1:1. Is an instance running? Start one with: "
+    )
+
+
+def test_another_server_is_recognised(run: Run, rest: tuple[str, list[tuple[str, Any]]]) -> None:
+    result = run("load", "bad", "--ops", rest[0])
+    assert result.exit_code != Exit.OK
+    assert "Traceback" not in result.err
+
+
+def test_infer_with_rows_asks_what_the_model_takes(run: Run, rest: tuple[str, list[tuple[str, Any]]]) -> None:
+    answer = run("infer", "team/iris", "--data", "[[1.5, 2], [3, 4]]").json
+    assert answer["outputs"] == [
+        {"name": "X", "shape": [2, 2], "datatype": "FP32", "data": [[1.5, 2], [3, 4]]}
+    ]
+    assert [path for path, _ in rest[1]] == ["/v2/models/team%2Firis", "/v2/models/team%2Firis/infer"]
+
+
+def test_infer_passes_a_request_on(run: Run, tmp_path: Path) -> None:
+    request = {"inputs": [{"name": "X", "shape": [1], "datatype": "BYTES", "data": ["é"]}]}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    assert run("infer", "m", "--data", f"@{tmp_path}/request.json").json["outputs"] == request["inputs"]
+    refused = run("infer", "bad", "--data", json.dumps(request))
+    assert (refused.exit_code, refused.err) == (Exit.REFUSED, "The input X has the wrong shape.\n")
+
+
+def test_vmodels(run: Run) -> None:
+    run("register", "m1", "--type", "onnx", "--path", "/m")
+    assert run("vmodel", "set", "v", "m1", "--owner", "us").out == "v: active m1, target settled\n"
+    assert run("vmodel", "get", "v", "--json").json["owner"] == "us"
+    assert rows(run("vmodel", "list").out)[1] == ["v", "m1", "settled", "us"]
+    assert run("vmodel", "set", "v", "m1", "--owner", "them").exit_code == Exit.REFUSED
+    assert run("vmodel", "delete", "v").exit_code == Exit.OK
+    assert run("vmodel", "list").out == "No vmodels.\n"
+    assert run("vmodel", "get", "v").err == 'There is no vmodel "v".\n'
+
+
+def test_explain_is_a_story(run: Run, control: FakeControlPlane) -> None:
+    run("register", "m", "--type", "onnx", "--path", "/m")
+    run("load", "m")
+    text = run("explain", "m").out
+    assert text.startswith('Model "m" is loaded: 1.00 MiB measured')
+    assert rows(text)[-1][1:] == ["loaded", "it was asked for (size 1.00 MiB)"]
+    assert run("explain", "ghost").exit_code == Exit.REFUSED
+
+
+def test_status_and_top_show_the_instance(run: Run) -> None:
+    run("register", "m", "--type", "onnx", "--path", "/m")
+    run("load", "m")
+    status = dict(row for row in rows(run("status").out) if len(row) == 2)
+    assert status["worker 0"] == "60.0 MiB PSS: 45.0 MiB base, 1.00 MiB models"
+    assert status["models"] == "1 registered, 1 loaded, 0 failed; 0 vmodels"
+    top = run("top", "--once").out
+    assert "worker 0" in top
+    assert rows(top)[-1][:2] == ["-", "m"]
+    assert [model["id"] for model in run("top", "--json").json["busiest"]] == ["m"]
+
+
+def test_markup_in_ids_is_shown_as_it_is(run: Run) -> None:
+    run("register", "[red]m[/]", "--type", "onnx", "--path", "/m")
+    assert "[red]m[/]" in run("list").out
+    run("load", "[red]m[/]")
+    for command in (["top", "--once"], ["status", "[red]m[/]"], ["explain", "[red]m[/]"]):
+        assert "[red]m[/]" in run(*command).out
+
+
+def test_version(run: Run) -> None:
+    assert re.fullmatch(r"modelmesh \d+\.\d+\.\d+\n", run("--version").out)
+
+
+def test_serve_refuses_wrong_settings_in_one_sentence(run: Run) -> None:
+    result = run("serve", "--memory", "12 parrots")
+    assert result.exit_code == Exit.NOT_STARTED
+    assert result.err.startswith('--memory: "12 parrots" is not a size')
+    assert result.err.count("\n") == 1
+
+
+def test_the_page_lists_commands_exits_and_schemas() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    commands = {
+        command.split()[0] for command in re.findall(r"^\| `modelmesh ([^`]+)` \|", page, re.MULTILINE)
+    }
+    assert commands == set(cli.COMMANDS)
+    exits = re.findall(r"^\| (\d) \| (\w+) \|", page, re.MULTILINE)
+    assert {name: int(code) for code, name in exits} == {each.name: each.value for each in Exit}
+    fields = dict(re.findall(r"^\| (\w+) \| (`id`.*|`\w+`(?:, `\w+`)+) \|$", page, re.MULTILINE))
+    for name, listed in fields.items():
+        assert re.findall(r"`(\w+)`", listed) == list(getattr(schemas, name).model_fields)
+    assert set(fields) >= {"Model", "Instance", "Story", "VModel"}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
