@@ -137,6 +137,7 @@ class Copies:
         self._holds: dict[str, tuple[str, ...]] = {}
         self._dirty: dict[str, None] = {}
         self._targets: set[int] = set()
+        self._removed_targets: set[int] = set()
         self._without_target: dict[str, None] = {}
         self._routed: set[str] = set()
         self.n_loaded = 0
@@ -271,10 +272,15 @@ class Copies:
     def change_targets(self, change: TargetsChanged) -> None:
         """Tell the data plane first; routes that waited for one of the new targets follow."""
         self._targets.difference_update(change.remove)
+        self._removed_targets.update(change.remove)
         self._targets.update(target.id for target in change.add)
         self._dataplane.set_targets(change.add, change.remove)
         self._dirty.update(self._without_target)
         self._without_target.clear()
+
+    def deserted(self, copy: Copy) -> bool:
+        """Whether all servers that held it are gone for good."""
+        return all(replica.target_id in self._removed_targets for replica in copy.replicas)
 
     # --- routes ---------------------------------------------------------------------------------------------
 

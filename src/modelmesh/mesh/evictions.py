@@ -19,13 +19,17 @@ from modelmesh.mesh.copies import Copies, Copy, Purpose, Retirement
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
+from modelmesh.mesh.vmodels import HOLD
 from modelmesh.policy.eviction import Policy, Resident, choose, density, residence_s, trim
 from modelmesh.policy.thrash import Thrash
 from modelmesh.runtime.protocol import Runtime
 from modelmesh.settings.sizes import format_size
 
 HOLD_UNTIL_USED: Final = "ensure loaded"
-"""The hold of a load that was asked for. It yields to requests that wait now, when nothing else is left."""
+"""The hold of a load that was asked for."""
+YIELDING: Final = (HOLD_UNTIL_USED, HOLD)
+"""Holds that yield to requests waiting now when nothing else is left: those for a use that has not come yet, and of the
+target of a vmodel, which is held a little beyond the switch."""
 _ATTEMPTS: Final = 4
 _SCAN: Final = 4096
 
@@ -122,10 +126,11 @@ class Evictions:
         return busy
 
     def _release_hold(self) -> bool:
-        """Let go of the copy held longest for a first use that has not come. False when there is none."""
+        """Let go of the copy held longest by holds that yield. False when there is none."""
         for copy in self._copies.held():
-            if copy.retirement is None and copy.holds == (HOLD_UNTIL_USED,):
-                self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+            if copy.retirement is None and all(hold in YIELDING for hold in copy.holds):
+                for hold in copy.holds:
+                    self._copies.unhold(copy.model, hold)
                 return True
         return False
 

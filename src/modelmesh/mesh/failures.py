@@ -63,6 +63,11 @@ class Failures:
         """The models with a standing failure, the longest failed first."""
         return [model for model in self._table if self.standing(model) is not None]
 
+    def forget_too_large(self) -> None:
+        """The budget grew: what did not fit may fit now."""
+        for model in [m for m, standing in self._table.items() if isinstance(standing.error, ModelTooLarge)]:
+            del self._table[model]
+
     def forget(self, model: str) -> None:
         self._table.pop(model, None)
 

@@ -201,6 +201,9 @@ class Faults:
                 copy, f"{waiting} request{'s' if waiting > 1 else ''} came for it meanwhile"
             )
             return True
+        if self._copies.deserted(copy):
+            self._lost(copy, "its model servers are gone, and nothing was said of it")
+            return False
         copy.want = copy.want or Want(self._clock.monotonic_s())
         _join(copy.want, waiting, latest_deadline_s)
         reachable = any(replica.target_id not in self._lost_targets for replica in copy.replicas)
@@ -229,18 +232,19 @@ class Faults:
         left = tuple(replica for replica in copy.replicas if replica.id != event.replica_id)
         if len(left) == len(copy.replicas):
             return
+        if not left:
+            self._lost(copy, f"the model server says it has no replica {event.replica_id}")
+            return
+        self._copies.set_replicas(copy, left)
+        if copy.retirement is not None:
+            self._evictions.retired(Retired(event.replica_id, copy.retirement.token, True))
+
+    def _lost(self, copy: Copy, reason: str) -> None:
+        """A copy is not where it should be: unload it, to be sure, and load it again when it is wanted."""
         self._measures.count("modelmesh_copies_lost")
         self._journal.record(
-            Did.LOST,
-            event.model,
-            f"The model server has it no more in replica {event.replica_id}; "
-            f"{len(left)} replicas are left{'' if left else ', so it is loaded again when asked for'}.",
+            Did.LOST, copy.model, f"The copy is lost: {reason}. It is loaded again when asked for."
         )
-        if left:
-            self._copies.set_replicas(copy, left)
-            if copy.retirement is not None:
-                self._evictions.retired(Retired(event.replica_id, copy.retirement.token, True))
-            return
         self._stranded.pop(copy.model, None)
         self._evictions.vanished(copy)
 

@@ -30,6 +30,7 @@ from modelmesh.mesh.evictions import HOLD_UNTIL_USED, Evictions
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.faults import Faults
 from modelmesh.mesh.histories import Histories
+from modelmesh.mesh.invariants import check
 from modelmesh.mesh.ledger import Ledger
 from modelmesh.mesh.loads import Loads
 from modelmesh.mesh.measures import Measures
@@ -360,6 +361,8 @@ class Mesh:
             case TargetsChanged():
                 self._copies.change_targets(event)
             case CapacityChanged():
+                if event.capacity_bytes > self._copies.ledger.capacity_bytes:
+                    self._failures.forget_too_large()
                 self._copies.ledger.adopt(event.capacity_bytes, event.unattributed_bytes)
             case Noted():
                 self._journal.record(event.did, event.model, event.reason)
@@ -640,6 +643,14 @@ class Mesh:
             thrashing=self._thrashing,
             eviction_policy=str(self._evictions.policy),
         )
+
+    def check(self) -> None:
+        """Raise InvariantBroken when the books contradict each other. Linear in the copies, for tests."""
+        check(self._copies, self._loads, self._evictions)
+
+    def copy(self, model: str) -> Copy | None:
+        """The copy of a model, for tests; None when it is cold."""
+        return self._copies.get(model)
 
     def oldest_use_wall_s(self) -> float:
         """When the least recently used loaded copy was used; 0 when nothing is loaded."""

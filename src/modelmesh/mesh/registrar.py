@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Learned:
+    """`of` is the record it was learned of: another artefact may be registered under the id before it is written."""
+
+    of: ModelRecord
     size_bytes: int
     load_ms: int
     content: str
@@ -172,8 +175,8 @@ class Registrar:
 
     async def transact(self, decide: Callable[[Draft], T]) -> T:
         """Run `decide` on a draft and commit what it wrote. It is run again with the present values when anything it read has
-        changed, also when it raised: so what it raises is true of the store, not just of the mirror. It must be free of
-        side effects. Raises what `decide` raises, StaleRevision after many attempts, StoreUnavailable."""
+        changed, also when it raised or wrote nothing: so its answer is true of the store, not just of the mirror. It must be
+        free of side effects. Raises what `decide` raises, StaleRevision after many attempts, StoreUnavailable."""
         known: dict[str, Entry | None] = {}
         for _ in range(ATTEMPTS):
             draft = Draft(self._mirror, self._root, known)
@@ -181,7 +184,7 @@ class Registrar:
             try:
                 result = decide(draft)
                 txn = draft.txn()
-                if not draft.writes:
+                if not txn.compares:
                     return result
             except ModelMeshError as error:
                 raised = error
@@ -293,7 +296,9 @@ class Registrar:
 
     def learned(self, model: str, size_bytes: int, load_ms: int, content: str) -> None:
         """Remember what a load taught; written within seconds, in a batch with others."""
-        self._learned[model] = _Learned(size_bytes, load_ms, content)
+        record = self._mirror.model(model)
+        if record is not None:
+            self._learned[model] = _Learned(record, size_bytes, load_ms, content)
 
     def used(self, model: str, last_used_ms: int) -> None:
         """Remember a use (Unix epoch); written when the stored time has become stale, so restarts know what was in use."""
@@ -346,7 +351,7 @@ class Registrar:
         if used_stale_ms and used.get(id, 0) - record.last_used_ms >= used_stale_ms:
             return True
         facts = learned.get(id)
-        return facts is not None and not _about_equal(facts, record)
+        return facts is not None and facts.of.same_model(record) and not _about_equal(facts, record)
 
 
 def register_in(draft: Draft, registration: Registration) -> bool:
@@ -377,7 +382,8 @@ def _learn(
         if record is None:
             continue
         record = record.used(used.get(id, 0))
-        if (facts := learned.get(id)) is not None and not _about_equal(facts, record):
+        facts = learned.get(id)
+        if facts is not None and facts.of.same_model(record) and not _about_equal(facts, record):
             record = replace(
                 record,
                 size_bytes=facts.size_bytes,

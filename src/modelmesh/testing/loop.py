@@ -79,18 +79,26 @@ def run(main: Coroutine[Any, Any, T], after_step: Callable[[], None] | None = No
     """Run `main` to its end under virtual time. Raises what it raises, else the first error of any callback or task
     nobody looked at."""
     loop = VirtualLoop(after_step)
+    asyncio.set_event_loop(loop)
     try:
-        asyncio.set_event_loop(loop)
         result = loop.run_until_complete(main)
-        pending = [task for task in asyncio.all_tasks(loop) if not task.done()]
-        for task in pending:
-            task.cancel()
-        if pending:
-            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
+        loop.after_step = None
+        _end_tasks(loop)
         asyncio.set_event_loop(None)
         loop.close()
     if loop.errors:
         raise loop.errors[0]
     return result
+
+
+def _end_tasks(loop: VirtualLoop) -> None:
+    """Cancel what still runs, and let it end."""
+    loop.call_soon(loop.stop)
+    loop.run_forever()  # when `main` ended in the very step that broke an invariant, its own stop is still to come
+    pending = [task for task in asyncio.all_tasks(loop) if not task.done()]
+    for task in pending:
+        task.cancel()
+    if pending:
+        loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())

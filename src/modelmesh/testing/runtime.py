@@ -79,6 +79,9 @@ class FakeRuntime:
         self.loads: list[str] = []
         """Every load that was begun, in order."""
         self.violations: list[str] = []
+        self.in_use: Callable[[int], int] = lambda replica_id: 0
+        """How many requests a replica serves now: unloading it then is a violation."""
+        self._peaks: dict[str, int] = {}
         self._stopped = False
 
     # --- Runtime --------------------------------------------------------------------------------------------
@@ -113,6 +116,8 @@ class FakeRuntime:
             artefact = self._artefact_of(spec)
             if artefact is None:
                 raise LoadFailed(f"Model {spec.id} has no artefact.", code=Code.NOT_FOUND, model=spec.id)
+            base_bytes = artefact.base_bytes if spec.type not in self.bases else 0
+            self._peaks[spec.id] = round(artefact.size_bytes * artefact.peak_factor) + base_bytes
             await asyncio.sleep(artefact.load_s)
             if artefact.error is not None:
                 raise artefact.error
@@ -120,6 +125,7 @@ class FakeRuntime:
                 raise RuntimeUnavailable("No server is running.", model=spec.id, retry_after_s=0.5)
         finally:
             del self.busy[spec.id]
+            self._peaks.pop(spec.id, None)
         self.residue.discard(spec.id)
         if artefact.base_bytes:
             self.bases.setdefault(spec.type, artefact.base_bytes)
@@ -140,8 +146,10 @@ class FakeRuntime:
         if model in self.busy:
             self.violations.append(f"unload of {model} during its {self.busy[model]}")
         self.busy[model] = "unload"
+        artefact, replicas = self.loaded.get(model, (Artefact(), ()))
+        if any(self.in_use(replica.id) for replica in replicas):
+            self.violations.append(f"unload of {model} while it serves requests")
         try:
-            artefact, _ = self.loaded.get(model, (Artefact(), ()))
             await asyncio.sleep(artefact.unload_s)
             if artefact.unload_errors:
                 artefact.unload_errors -= 1
@@ -171,6 +179,12 @@ class FakeRuntime:
     @property
     def capacity_bytes(self) -> int:
         return self.budget_bytes - sum(self.bases.values())
+
+    @property
+    def used_bytes(self) -> int:
+        """What the servers weigh now, with the peaks of running loads."""
+        loaded_bytes = sum(artefact.size_bytes for artefact, _ in self.loaded.values())
+        return loaded_bytes + sum(self._peaks.values()) + sum(self.bases.values()) + self.unattributed_bytes
 
     def emit(self, *events: RuntimeEvent) -> None:
         self._events.extend(events)
