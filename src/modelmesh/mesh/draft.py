@@ -64,10 +64,6 @@ class Draft:
             self._vmodels[id] = record
             self._written.add(self._root + VMODELS + id)
 
-    @property
-    def writes(self) -> bool:
-        return bool(self._written)
-
     def txn(self) -> Txn:
         """The transaction that compares all that was read and writes all that was written."""
         records: dict[str, ModelRecord | VModelRecord | None] = {

@@ -10,8 +10,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-BLOCK_ENTRIES: Final = 64
-"""A block with more entries is split; see `tests/unit/registry/test_packed.py` for what that costs."""
+BLOCK_ENTRIES: Final = 32
+"""A block with more entries is split. Smaller ones are searched and rebuilt faster, larger ones waste less."""
 _KEY: Final = b"\x00"
 _VALUE: Final = b"\x01"
 

@@ -1,0 +1,69 @@
+"""Records keep what they do not know, and refuse what they cannot read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from modelmesh.errors import InvalidInput
+from modelmesh.registry.records import ModelRecord, VModelRecord
+
+
+def test_the_predecessors_model_record_survives() -> None:
+    raw = {
+        "type": "sklearn",
+        "mPath": "s3/iris",
+        "encKey": '{"a":1}',
+        "instanceIds": {"9c4f7b-x2k8d": 1717000000123},
+        "failedIn": {"9c4f7b-q7z1m": 1716999900000},
+        "refs": 1,
+        "autoDel": True,
+        "lu": 1716999999000,
+    }
+    record = ModelRecord.decode(json.dumps(raw).encode())
+    assert (record.type, record.path, record.key) == ("sklearn", "s3/iris", '{"a":1}')
+    assert (record.references, record.auto_delete, record.last_used_ms) == (1, True, 1716999999000)
+    assert json.loads(record.encode()) == raw
+
+
+def test_defaults_are_left_out() -> None:
+    assert json.loads(ModelRecord("onnx").encode()) == {"type": "onnx"}
+    assert ModelRecord.decode(b"{}").type == "NLCLASSIFIER"
+    assert json.loads(VModelRecord("a", "a", failed=True).encode()) == {"amid": "a", "tmid": "a"}
+    assert json.loads(VModelRecord("a", "b", "me", failed=True).encode()) == {
+        "amid": "a",
+        "tmid": "b",
+        "o": "me",
+        "failed": True,
+    }
+
+
+def test_what_was_learned_survives() -> None:
+    record = ModelRecord("onnx", size_bytes=5, load_ms=6, content="c", other={"pin": True})
+    assert ModelRecord.decode(record.encode()) == record
+
+
+def test_a_last_use_is_only_raised() -> None:
+    assert ModelRecord("onnx", last_used_ms=5).used(3).last_used_ms == 5
+    assert ModelRecord("onnx", last_used_ms=5).used(7).last_used_ms == 7
+
+
+def test_a_vmodel_without_target_is_settled() -> None:
+    assert VModelRecord.decode(b'{"amid":"a"}').settled
+    assert not VModelRecord.decode(b'{"amid":"a","tmid":"b","canary":0.1}').settled
+    assert VModelRecord.decode(b'{"amid":"a","tmid":"b","canary":0.1}').other == {"canary": 0.1}
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"nonsense", b"[]", b'"text"', b"\xff", b'{"refs":"many"}', b'{"lu":null}']
+)
+def test_an_unreadable_model_record_is_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidInput, match="The stored model record"):
+        ModelRecord.decode(raw)
+
+
+@pytest.mark.parametrize("raw", [b"", b"1", b"{}", b'{"amid":null}', b'{"tmid":"b"}'])
+def test_an_unreadable_vmodel_record_is_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidInput, match="The stored vmodel record"):
+        VModelRecord.decode(raw)
