@@ -60,5 +60,17 @@ bench: $(VENV)/.dev  ## Measure beside references: make bench ARGS="--only relay
 soak: $(VENV)/.dev  ## Thousands of models in a fraction of their memory, every answer checked
 	$(BIN)/python -m bench.soak $(ARGS)
 
+FUZZ_SECONDS ?= 10
+FUZZ_TARGETS := $(basename $(notdir $(wildcard rust/fuzz/fuzz_targets/*.rs)))
+
+fuzz: | $(VENV)/.rust  ## Feed broken input to every parser, FUZZ_SECONDS each; guided by coverage where cargo-fuzz is installed
+	@cd rust/fuzz && if cargo +nightly fuzz --version >/dev/null 2>&1; then \
+	  cargo run -q --release -- corpus corpus && for target in $(FUZZ_TARGETS); do \
+	    cargo +nightly fuzz run $$target --fuzz-dir . --features libfuzzer -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	  done; \
+	else \
+	  cargo run -q --release -- $(FUZZ_SECONDS); \
+	fi
+
 clean:
 	rm -rf $(VENV) rust/target $(NATIVE)

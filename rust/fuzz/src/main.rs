@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
-use std::{env, fs};
+use std::{env, fs, iter};
 
 use fuzz::mutate::{Random, mutated};
 use fuzz::seeds::seeds;
@@ -67,13 +67,13 @@ fn fuzz(seconds: u64, seed: u64) -> Result<ExitCode, Box<dyn Error>> {
     })
 }
 
-/// Runs a target until the time is over; the number of inputs, or the input that broke it.
+/// Runs a target on its seeds, and on damaged ones until the time is over; the number of inputs, or the one that broke it.
 fn run(name: &str, target: Target, time: Duration, random: &mut Random) -> Result<u64, Vec<u8>> {
     let seeds = seeds(name);
     let end = Instant::now() + time;
+    let damaged = iter::from_fn(|| (Instant::now() < end).then(|| mutated(&seeds, random)));
     let mut inputs = 0;
-    while Instant::now() < end {
-        let input = mutated(&seeds, random);
+    for input in seeds.iter().cloned().chain(damaged) {
         catch_unwind(AssertUnwindSafe(|| target(&input))).map_err(|_| input)?;
         inputs += 1;
     }

@@ -65,18 +65,3 @@ fn splice() -> Vec<Vec<u8>> {
     seeds.push(vec![1]);
     seeds
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::targets::TARGETS;
-
-    #[test]
-    fn every_target_has_seeds_and_passes_them() {
-        for (name, target) in TARGETS {
-            let seeds = seeds(name);
-            assert!(!seeds.is_empty(), "{name}");
-            seeds.iter().for_each(|seed| target(seed));
-        }
-    }
-}
