@@ -55,6 +55,7 @@ class RateCostCache:
 
     def __init__(self, capacity_bytes: float, rng: random.Random) -> None:
         self.capacity_bytes = capacity_bytes
+        self.policy = Policy.RATE_COST
         self._residents = Residents(rng)
         self._copies: dict[str, Resident] = {}
 
@@ -79,7 +80,7 @@ class RateCostCache:
 
     def _make_room(self, needed_bytes: int, now_s: float) -> None:
         while self._residents.size_bytes + needed_bytes > self.capacity_bytes:
-            victim = choose(self._residents.sample(Policy.RATE_COST), now_s, Policy.RATE_COST)
+            victim = choose(self._residents.sample(self.policy), now_s, self.policy)
             if victim is None:
                 return
             self._residents.discard(victim)

@@ -359,8 +359,13 @@ class Simulation:
             await self._served(model, self._artefacts[record.path])
         await self._kept()
         await asyncio.sleep(6.0)
-        self._measure()
-        await asyncio.sleep(0.01)
+        for _ in range(400):
+            # Vmodels try failed targets again at times of their own: wait for a moment in which nothing moves.
+            self._measure()
+            await asyncio.sleep(0.02)
+            view = self.mesh.instance()
+            if not (view.loads_queued or view.loads_running or view.ledger.unloading_bytes):
+                break
         self._rest()
         await self.mesh.stop(5.0)
         await self._registrar.stop()
