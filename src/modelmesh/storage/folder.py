@@ -15,6 +15,7 @@ import re
 import stat
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,16 +94,20 @@ class _Look:
     changed_ns: int
     """When a file or folder of it changed last (ctime: it cannot be set, so copied times do not deceive)."""
 
+    listing: bytes = b""
+    """Of a folder without sub-folders: when it changed last, and its files, to check it without listing it again."""
+
     @property
-    def signature(self) -> str:
+    def signature(self) -> bytes:
         """Equal for equal sightings."""
         models = ";".join(
             f"{found.version}={found.type}={found.fingerprint}" for found in self.sighting.models
         )
-        return f"{models}!{self.sighting.problem}".translate(_SAFE)
+        return f"{models}!{self.sighting.problem}".encode().translate(_NO_CONTROL)
 
 
-_SAFE: Final = {0: " ", 1: " "}
+_NO_CONTROL: Final = bytes(max(code, 0x20) for code in range(256))
+_PART: Final = b"\x02"
 
 
 class FolderScanner:
@@ -123,11 +128,13 @@ class FolderScanner:
         self._monotonic_s = monotonic_s
         self._wall_ns = wall_ns
         self._counted = PackedMap()
-        """Entry -> signature of what was told of it last."""
+        """Entry -> signature of what was told of it last, and its listing."""
         self._fresh: dict[str, bytes | None] = {}
         """What counts since the batch began, on its way into `_counted`."""
-        self._pending: dict[str, tuple[str, float]] = {}
+        self._pending: dict[str, tuple[bytes, float]] = {}
         """Entry -> a signature that does not count yet, and when it was first seen."""
+        self._unusable: set[str] = set()
+        """Entries whose names cannot be written as they are; here they are escaped."""
         self._identity: tuple[int, int] | None = None
         """Device and inode of the root when it last held something."""
         self._stopping = threading.Event()
@@ -147,7 +154,7 @@ class FolderScanner:
 
     def expect(self, entries: Iterable[str]) -> None:
         """These entries were there in another life: when the next scans do not find them they are gone."""
-        self._counted.update(dict.fromkeys(entries, b"?"))
+        self._counted.update(dict.fromkeys(entries, b"?!"))
 
     def entries(self) -> list[str]:
         """What the folder holds, ordered. Raises RootMissing."""
@@ -196,7 +203,7 @@ class FolderScanner:
                     if len(runs[-1]) == 2048:
                         runs[-1].sort()
                         runs.append([])
-                    runs[-1].append(entry.name)
+                    runs[-1].append(self._usable(entry.name))
         except OSError as error:
             raise RootMissing(
                 f"The folder {self.root} cannot be read ({error.strerror or error}): its models are kept as they are."
@@ -211,26 +218,40 @@ class FolderScanner:
             )
         return heapq.merge(*runs)
 
+    def _usable(self, entry: str) -> str:
+        if entry.isprintable():
+            return entry
+        escaped = entry.encode("unicode_escape").decode()
+        self._unusable.add(escaped)
+        return escaped
+
     def _gone(self, listed: Sequence[str]) -> list[Sighting]:
         """Entries told of that have been missing in two looks."""
-        there = set(listed)
-        names = {_stem(entry) for entry in listed}
-        now_s = self._monotonic_s()
-        missing = [entry for entry, _ in self._counted.scan() if entry not in there]
-        for entry in [
-            entry for entry in self._pending if entry not in there and self._counted.get(entry) is None
-        ]:
+        missing: list[str] = []
+        position = 0
+        for entry, _ in self._counted.scan():
+            while position < len(listed) and listed[position] < entry:
+                position += 1
+            if position == len(listed) or listed[position] != entry:
+                missing.append(entry)
+        for entry in [entry for entry in self.pending if not _contains(listed, entry)]:
             del self._pending[entry]
         gone: list[Sighting] = []
+        now_s = self._monotonic_s()
         for entry in missing:
-            if self._rested(entry, "", now_s):
+            if self._rested(entry, b"", now_s):
                 self._counted.update({entry: None})
-                if entry in names or _stem(entry) in there:
-                    continue  # a file took the place of a folder of that name, or the reverse
-                gone.append(Sighting(self._name(entry), gone=True))
+                name = _stem(entry) if self._guess((entry,)) is not None else entry
+                if not any(_contains(listed, other) for other in self._claimants(name)):
+                    gone.append(Sighting(name, gone=True))
         return gone
 
-    def _rested(self, entry: str, signature: str, now_s: float) -> bool:
+    def _claimants(self, name: str) -> list[str]:
+        """The entries that count as the model of this name, lowest first."""
+        entries = [(name, self._counted.get(name) or b"!"), *self._counted.scan(name + ".")]
+        return [entry for entry, known in entries if known[:1] != b"!" and name in (entry, _stem(entry))]
+
+    def _rested(self, entry: str, signature: bytes, now_s: float) -> bool:
         """Whether this signature was seen before, long enough ago; it is remembered if not."""
         pending = self._pending.get(entry)
         if pending is None or pending[0] != signature:
@@ -243,52 +264,61 @@ class FolderScanner:
 
     def _news(self, entry: str) -> Sighting | None:
         """Look at an entry; None when nothing about it is new, or not at rest."""
+        known = self._counted.get(entry) or b""
+        if entry not in self._pending and _as_listed(f"{self.root}/{entry}", known):
+            return None
         look = self._look(entry)
         signature = look.signature
-        counted = self._counted.get(entry)
-        if counted is not None and counted.decode() == signature:
+        if known.partition(_PART)[0] == signature:
             self._pending.pop(entry, None)
+            self._remember(entry, known, look)
             return None
-        quiet = 0 < look.changed_ns < self._wall_ns() - QUIET_NS
-        if not quiet and not self._rested(entry, signature, self._monotonic_s()):
+        if not self._is_quiet(look.changed_ns) and not self._rested(entry, signature, self._monotonic_s()):
             return None
         self._pending.pop(entry, None)
-        self._fresh[entry] = signature.encode()
+        self._remember(entry, known, look)
         return look.sighting
+
+    def _is_quiet(self, changed_ns: int) -> bool:
+        return 0 < changed_ns < self._wall_ns() - QUIET_NS
+
+    def _remember(self, entry: str, known: bytes, look: _Look) -> None:
+        """A folder that was touched just now may be so again within the resolution of its time: that is not relied on."""
+        new = look.signature + (look.listing if self._is_quiet(look.changed_ns) else b"")
+        if new != known:
+            self._fresh[entry] = new
 
     def _look(self, entry: str) -> _Look:
         path = f"{self.root}/{entry}"
         walk = _Walk()
-        name = entry
         try:
+            if entry in self._unusable:
+                raise Skip("its name contains control characters or is not valid Unicode")
             _check_name(entry)
-            if walk.folder(path):
-                return _Look(self._folder(entry, path, walk), walk.changed_ns)
-            name = _stem(entry)
-            walk.file(path, entry)
-            return _Look(self._file(entry, name, path, walk), walk.changed_ns)
         except Skip as skip:
-            return _Look(Sighting(name, problem=str(skip)), walk.changed_ns)
+            return _Look(Sighting(entry, problem=str(skip)), 1)
+        try:
+            if walk.folder(path):
+                return _Look(self._folder(entry, path, walk), walk.changed_ns, walk.listing())
+            walk.file(path, entry)
+            return _Look(self._file(entry, path, walk), walk.changed_ns)
+        except Skip as skip:
+            return _Look(Sighting(entry, problem=_shown(str(skip))), walk.changed_ns)
         except OSError as error:
-            return _Look(
-                Sighting(name, problem=f"it cannot be read: {error.strerror or error}"), walk.changed_ns
-            )
+            return _Look(Sighting(entry, problem=f"it cannot be read: {error.strerror or error}"), 0)
 
-    def _file(self, entry: str, name: str, path: str, walk: _Walk) -> Sighting:
+    def _file(self, entry: str, path: str, walk: _Walk) -> Sighting:
         type = self._guess((entry,))
         if type is None:
             raise Skip("it is no file of a known model format")
         if walk.files[0][1] == 0:
             raise Skip("it is empty")
+        name = _stem(entry)
         _check_name(name)
         self._flush()
-        taken = [
-            other
-            for other, signature in self._counted.scan(name + ".")
-            if other < entry and _stem(other) == name and signature[:1] != b"!"
-        ]
-        if taken or Path(self.root, name).is_dir():
-            raise Skip(f"the name {name} is taken by {taken[0] if taken else 'the folder ' + name}")
+        for other in (name, *self._claimants(name)):
+            if other < entry and os.path.lexists(f"{self.root}/{other}"):
+                raise Skip(f"the name {name} is taken by {other}")
         return Sighting(name, (FoundModel("", path, type, _fingerprint(path, walk.files)),))
 
     def _folder(self, entry: str, path: str, walk: _Walk) -> Sighting:
@@ -330,12 +360,8 @@ class FolderScanner:
             else:
                 own = f"{path}/{version}"
                 models.append(FoundModel(version, own, type, _fingerprint(own, files[version])))
-        problem = "; ".join(f"version {version}: {text}" for version, text in problems.items())
+        problem = _shown("; ".join(f"version {version}: {text}" for version, text in problems.items()))
         return Sighting(entry, tuple(models), problem, tuple(problems))
-
-    def _name(self, entry: str) -> str:
-        """The model name of an entry that is no more: it was a file when its name says so."""
-        return _stem(entry) if self._guess((entry,)) is not None else entry
 
 
 class _Walk:
@@ -349,6 +375,8 @@ class _Walk:
         self.problems: dict[str, str] = {}
         """Sub-folder of the top folder ("" for the top itself) -> why its files are not usable."""
         self.changed_ns = 0
+        self._modified_ns = 0
+        """When the top folder's list of entries changed last."""
 
     def folder(self, path: str) -> bool:
         """Walk a folder. False when it is a file. Raises OSError when it cannot be read, Skip when it is too large."""
@@ -359,14 +387,23 @@ class _Walk:
         self.files.sort()
         return True
 
+    def listing(self) -> bytes:
+        """See `_Look.listing`; empty when there is more to it than files."""
+        names = [name for name, _, _ in self.files]
+        if self.tops or self.problems or not all(name.isprintable() for name in names):
+            return b""
+        return _PART + _PART.join([str(self._modified_ns).encode(), *(name.encode() for name in names)])
+
     def file(self, path: str, name: str) -> None:
         """Take in a single file. Raises Skip when it is something else."""
         status = os.stat(path)  # noqa: PTH116
+        self.changed_ns = status.st_ctime_ns
         if not stat.S_ISREG(status.st_mode):
             raise Skip("it is neither a file nor a folder")
         self._add(name, status)
 
-    def _walk(self, path: str, relative: str, top: str, ancestors: tuple[tuple[int, int], ...]) -> None:
+    def _walk(self, path: str, relative: str, blame: str, ancestors: tuple[tuple[int, int], ...]) -> None:
+        """`blame` is the version that problems are about; empty: the whole model."""
         if len(ancestors) > MAX_DEPTH:
             raise Skip(f"its folders are nested more than {MAX_DEPTH} deep")
         folders: list[tuple[str, bool]] = []
@@ -374,7 +411,7 @@ class _Walk:
             for entry in listing:
                 name = entry.name
                 if _is_half_written(name):
-                    self.problems.setdefault(top, f"it is half-written: {relative}{name} is there")
+                    self.problems.setdefault(blame, f"it is half-written: {relative}{name} is there")
                 elif name[0] == "." or name in NO_MODELS:
                     continue
                 elif entry.is_dir():
@@ -382,40 +419,52 @@ class _Walk:
                 elif entry.is_file():
                     self._add(relative + name, entry.stat())
                 elif entry.is_symlink():
-                    self.problems.setdefault(top, f"the link {relative}{name} points nowhere")
-        if not folders and relative:
-            return
+                    self.problems.setdefault(blame, f"the link {relative}{name} points nowhere")
         status = os.stat(path)  # noqa: PTH116
         self.changed_ns = max(self.changed_ns, status.st_ctime_ns)
+        if not ancestors:
+            self._modified_ns = status.st_mtime_ns
+            self.tops.update(name for name, _ in folders)
         here = (*ancestors, (status.st_dev, status.st_ino))
         for name, linked in folders:
-            self._sub_folder(f"{path}/{name}", f"{relative}{name}/", top or name, here, linked)
-
-    def _sub_folder(
-        self, path: str, relative: str, top: str, ancestors: tuple[tuple[int, int], ...], linked: bool
-    ) -> None:
-        if len(ancestors) == 1:
-            self.tops.add(top)
-        # A version's files stand and fall alone; all other problems are the model's.
-        blame = top if len(ancestors) > 1 or _is_version(top) else ""
-        blame = blame if _is_version(top) else ""
-        try:
-            if linked:
-                status = os.stat(path)  # noqa: PTH116
-                if (status.st_dev, status.st_ino) in ancestors:
-                    self.problems.setdefault(
-                        blame, f"the link {relative[:-1]} leads back to a folder it is in"
-                    )
-                    return
-            self._walk(path, relative, blame, ancestors)
-        except OSError as error:
-            self.problems.setdefault(blame, f"{relative[:-1]} cannot be read: {error.strerror or error}")
+            own = name if not ancestors and _is_version(name) else blame
+            try:
+                if not linked or _identity(f"{path}/{name}") not in here:
+                    self._walk(f"{path}/{name}", f"{relative}{name}/", own, here)
+                    continue
+                problem = f"the link {relative}{name} leads back to a folder it is in"
+            except OSError as error:
+                problem = f"{relative}{name} cannot be read: {error.strerror or error}"
+            self.problems.setdefault(own, problem)
 
     def _add(self, name: str, status: os.stat_result) -> None:
         if len(self.files) >= MAX_FILES:
             raise Skip(f"it has more than {MAX_FILES} files")
         self.files.append((name, status.st_size, status.st_mtime_ns))
         self.changed_ns = max(self.changed_ns, status.st_ctime_ns)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)  # noqa: PTH116
+    return status.st_dev, status.st_ino
+
+
+def _as_listed(path: str, known: bytes) -> bool:
+    """Whether a folder without sub-folders is as it was when it was listed, without listing it."""
+    signature, found, listing = known.partition(_PART)
+    if not found:
+        return False
+    modified, *names = listing.decode().split("\x02")
+    try:
+        if str(os.stat(path).st_mtime_ns) != modified:  # noqa: PTH116
+            return False
+        files = []
+        for name in names:
+            status = os.stat(f"{path}/{name}")  # noqa: PTH116
+            files.append((name, status.st_size, status.st_mtime_ns))
+    except OSError:
+        return False
+    return signature.endswith(b"=%b!" % _fingerprint(path, files).encode())
 
 
 def _check_name(name: str) -> None:
@@ -442,6 +491,16 @@ def _is_half_written(name: str) -> bool:
 
 def _is_version(name: str) -> bool:
     return name.isascii() and name.isdigit() and (name == "0" or name[0] != "0")
+
+
+def _contains(ordered: Sequence[str], entry: str) -> bool:
+    index = bisect_left(ordered, entry)
+    return index < len(ordered) and ordered[index] == entry
+
+
+def _shown(text: str) -> str:
+    """Text that can be printed and stored, whatever the names of files in it."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _stem(entry: str) -> str:

@@ -163,7 +163,7 @@ def test_a_damaged_database_is_told_when_it_is_read(tmp_path: Path) -> None:
         finally:
             await store.close()
 
-    with pytest.raises(ModelMeshError, match="cannot be (read|used)"):
+    with pytest.raises(ModelMeshError, match=r"cannot be (read|used)"):
         asyncio.run(read())
 
 
