@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from itertools import count, islice
+from itertools import count
 from typing import Any, Final
 
 from modelmesh.clock import Clock
@@ -20,7 +20,7 @@ from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.mesh.vmodels import HOLD
-from modelmesh.policy.eviction import Policy, Resident, choose, density, residence_s, trim
+from modelmesh.policy.eviction import SAMPLE, Policy, Resident, choose, residence_s, trim
 from modelmesh.policy.thrash import Thrash
 from modelmesh.runtime.protocol import Runtime
 from modelmesh.settings.sizes import format_size
@@ -31,7 +31,7 @@ YIELDING: Final = (HOLD_UNTIL_USED, HOLD)
 """Holds that yield to requests waiting now when nothing else is left: those for a use that has not come yet, and of the
 target of a vmodel, which is held a little beyond the switch."""
 _ATTEMPTS: Final = 4
-_SCAN: Final = 4096
+_SCAN: Final = 1024
 
 
 class Evictions:
@@ -89,41 +89,43 @@ class Evictions:
         victims: list[tuple[Resident, float]] = []
         needed_bytes = lacking_bytes
         while lacking_bytes > 0:
-            victim = self._choose(now_s, at_once)
-            if victim is None and urgent and self._release_hold():
+            chosen = self._choose(now_s, at_once)
+            if chosen is None and urgent and self._release_hold():
                 continue
-            if victim is None:
+            if chosen is None:
                 break
-            self._copies.residents.discard(victim)
-            victims.append((victim, density(victim, now_s)))
-            lacking_bytes -= victim.size_bytes
+            self._copies.residents.discard(chosen[0])
+            victims.append(chosen)
+            lacking_bytes -= chosen[0].size_bytes
         kept = trim(victims, needed_bytes) if lacking_bytes <= 0 else victims
-        chosen = {id(victim) for victim, _ in kept}
+        leaving = {id(victim) for victim, _ in kept}
         for victim, _ in victims:
-            if id(victim) not in chosen:
+            if id(victim) not in leaving:
                 self._copies.residents.add(victim)
         for victim, value in kept:
             self._evict(victim, value, reason, needed_bytes, now_s)
         return lacking_bytes <= 0 or len(self._copies.residents) > 0
 
-    def _choose(self, now_s: float, at_once: bool) -> Resident | None:
-        """The least valuable of a sample that is idle and past its minimum residence; a busy one only when no idle one
-        is found. None when nothing may go now; then the time when something may is remembered."""
+    def _choose(self, now_s: float, at_once: bool) -> tuple[Resident, float] | None:
+        """The least valuable of a sample that is idle and past its minimum residence, with its value; a busy one only when no
+        idle one is found. None when nothing may go now; then this is asked again when something may."""
         residents = self._copies.residents
-        busy: Resident | None = None
-        for attempt in range(_ATTEMPTS + 1):
-            last = attempt == _ATTEMPTS
-            sample = list(islice(residents.all(), _SCAN)) if last else residents.sample(self.policy)
-            settled = sample if at_once else [one for one in sample if _settled_s(one) <= now_s]
-            victim = choose(settled, now_s, self.policy)
-            if victim is not None and victim.in_flight == 0:
-                return victim
-            busy = busy or victim
-            if not settled and sample and last:
-                self._settle_at(min(map(_settled_s, sample)))
-            if len(residents) == 0:
-                break
-        return busy
+
+        def may_go(resident: Resident) -> bool:
+            return at_once or _settled_s(resident) <= now_s
+
+        busy: tuple[Resident, float] | None = None
+        for _ in range(_ATTEMPTS if len(residents) > SAMPLE else 1):
+            chosen = choose(residents.sample(self.policy, now_s), may_go)
+            if chosen is not None and not chosen[0].in_flight:
+                return chosen
+            busy = busy or chosen
+        sample = residents.first(_SCAN, self.policy, now_s)
+        candidates = sample.residents
+        chosen = choose(sample, may_go) or busy
+        if chosen is None and candidates:
+            self._settle_at(min(map(_settled_s, candidates)))
+        return chosen
 
     def _release_hold(self) -> bool:
         """Let go of the copy held longest by holds that yield. False when there is none."""

@@ -273,12 +273,11 @@ class Faults:
             elif copy.state is State.LOADED and copy.retirement is None:
                 want.waiting = row.waiting
                 self._stranded[copy.model] = None
-            elif (want.waiting, want.latest_deadline_s) != (
-                row.waiting,
-                now_s + row.latest_deadline_in_ms / 1000,
-            ):
-                want.waiting, want.latest_deadline_s = row.waiting, now_s + row.latest_deadline_in_ms / 1000
-                self._loads.changed(copy.model)
+            else:
+                want.latest_deadline_s = now_s + row.latest_deadline_in_ms / 1000
+                if want.waiting != row.waiting:
+                    want.waiting = row.waiting
+                    self._loads.changed(copy.model)
         for row in rows.values():
             self.wanted(row.model, row.waiting, now_s + row.latest_deadline_in_ms / 1000)
         self._reopen()

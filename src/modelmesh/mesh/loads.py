@@ -8,6 +8,7 @@ No slot is held while memory is awaited, and no task exists for a load that wait
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from math import ceil
@@ -78,6 +79,8 @@ class Loads:
         self._settle = settle
         self._on_loaded = on_loaded
         self._queue = LoadQueue(tuning.asked_patience_s)
+        self._unestimated: deque[Copy] = deque()
+        """Queued copies whose estimate was not begun; those that left the queue are skipped."""
         self._estimating: dict[int, Copy] = {}
         self._running: dict[str, tuple[asyncio.Task[None], float]] = {}
         """model -> (its task, when the load began)"""
@@ -109,7 +112,7 @@ class Loads:
         if len(self._queue) >= self._tuning.queue_max:
             return None
         want = Want(now_s)
-        self._copies.queue(model, record, now_s, want)
+        self._unestimated.append(self._copies.queue(model, record, now_s, want))
         return want
 
     def changed(self, model: str) -> None:
@@ -182,7 +185,7 @@ class Loads:
         now_s = self._clock.monotonic_s()
         want = want or Want(now_s)
         want.asked = want.asked or bool(copy.holds)
-        self._copies.queue(copy.model, record, now_s, want)
+        self._unestimated.append(self._copies.queue(copy.model, record, now_s, want))
         self.changed(copy.model)
 
     # --- the step -------------------------------------------------------------------------------------------
@@ -197,9 +200,10 @@ class Loads:
                 reason = "because the memory in use came out larger than planned"
                 self._evictions.make_room(lacking_bytes, reason, at_once=True, urgent=True)
             return
-        queued = [copy for copy in self._queue.first(self._tuning.lookahead) if copy.estimate is not None]
-        claims = [Claim(copy.needed_bytes) for copy in queued]
         free_slots = self.slots - len(self._running)
+        first = self._queue.first(self._tuning.lookahead if free_slots else 1)
+        queued = [copy for copy in first if copy.estimate is not None]
+        claims = [Claim(copy.needed_bytes) for copy in queued]
         started, lacking_bytes = startable(
             claims, free_slots, ledger.free_bytes, self._evictions.incoming_bytes
         )
@@ -249,16 +253,11 @@ class Loads:
     # --- estimating -----------------------------------------------------------------------------------------
 
     def _start_estimates(self) -> None:
-        room = self._tuning.estimates_max - len(self._estimating)
-        if room <= 0 or not len(self._queue):
-            return
-        for copy in self._queue.first(self._tuning.lookahead + self._tuning.estimates_max):
-            if copy.estimate is None and id(copy) not in self._estimating:
+        while self._unestimated and len(self._estimating) < self._tuning.estimates_max:
+            copy = self._unestimated.popleft()
+            if copy.state is State.QUEUED and self._copies.get(copy.model) is copy:
                 self._estimating[id(copy)] = copy
                 self._spawn(self._estimate(copy), f"estimate {copy.model}")
-                room -= 1
-                if room == 0:
-                    return
 
     async def _estimate(self, copy: Copy) -> None:
         record = self._record_of(copy.model)
@@ -447,6 +446,13 @@ class Loads:
         """Tell the data plane when the models requests wait for can be ready, so that those who cannot be in time are refused
         at once: all of them, or `only` those."""
         now_s = self._clock.monotonic_s()
+        if only is not None and len(self._queue) > self._tuning.announce_max:
+            # The next tick tells all of them exactly; until then no more is said than that the load itself takes time.
+            for model in only:
+                new = self._copies.get(model)
+                if new is not None:
+                    self._expect(new, new.load_s, now_s)
+            return
         remaining_s = []
         for model, (_, began_s) in self._running.items():
             copy = self._copies.get(model)

@@ -138,8 +138,9 @@ class Mesh:
 
     # --- life -----------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Start the runtime and serve. Raises RuntimeUnavailable, SettingsError."""
+    async def start(self, *, ready: bool = True) -> None:
+        """Start the runtime and serve; without `ready`, the views say so only after `be_ready`. Raises RuntimeUnavailable,
+        SettingsError."""
         info = await self._runtime.start()
         self._copies.ledger.adopt(info.capacity_bytes, 0)
         self._loads.slots = info.max_loads
@@ -150,7 +151,11 @@ class Mesh:
         await started.wait()
         self._registrar.on_change(self._registry_changed)
         self.transitions.start()
-        self._ready = True
+        self._ready = ready
+
+    def be_ready(self) -> None:
+        """All that had to be there before the first request is there."""
+        self._ready = not self._draining
 
     async def wait(self) -> None:
         """Return when stopped. Raises what ended the mesh otherwise: an ExceptionGroup of bugs."""
@@ -343,6 +348,8 @@ class Mesh:
         history.inherit(uses)
         if heir is None:
             self._histories.put(target, history)
+        else:
+            self._copies.residents.refresh(heir)
 
     async def _follow_runtime(self) -> None:
         while True:

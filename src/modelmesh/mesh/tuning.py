@@ -31,6 +31,8 @@ class Tuning:
     """The data plane answers for a failed model on its own this long, then asks again."""
     lookahead: int = 16
     """Queued loads considered for passing a head that waits for memory."""
+    announce_max: int = 256
+    """With more models queued, a new one's place is looked at in the next tick only: it costs a look at all."""
     queue_max: int = 20_000
     """Models that may wait for a load."""
     asked_patience_s: float = 10.0
@@ -40,7 +42,3 @@ class Tuning:
     histories_max: int = 100_000
     """Uses remembered of models that are not loaded."""
     failures_max: int = 10_000
-    learn_share: float = 0.05
-    """A measured fact is written back when it differs from the record by more than this."""
-    last_used_step_s: float = 60.0
-    """Last use is written back at most this often per model."""

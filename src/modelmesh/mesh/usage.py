@@ -52,6 +52,7 @@ class UsageReader:
             return
         now_s = self._clock.monotonic_s()
         copy.history.record(now_s)
+        self._copies.residents.refresh(copy)
         self._shadow.used(copy.model, copy.size_bytes, copy.load_s, copy.history, now_s)
 
     def _take(self, row: Usage, now_s: float) -> None:

@@ -10,11 +10,13 @@ victims come from there, so a sweep over all models churns only that.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Final
+from math import inf
+from typing import Final, NamedTuple
 
-from modelmesh.policy.rates import Uses
+from modelmesh.policy.rates import GAP_MIN_S, Uses
 
 SAMPLE: Final = 64
 PROBATION_SHARE: Final = 0.10
@@ -66,16 +68,30 @@ def residence_s(load_s: float) -> float:
     return min(RESIDENCE_LOADS * load_s, RESIDENCE_S_MAX)
 
 
-def choose(sample: Iterable[Resident], now_s: float, policy: Policy) -> Resident | None:
-    """The victim of a sample; None of an empty one. Those with requests in flight come last."""
-    best: Resident | None = None
-    best_key = (False, 0.0)
-    for resident in sample:
-        value = density(resident, now_s) if policy is Policy.RATE_COST else resident.uses.last_s
-        key = (resident.in_flight > 0, value)
-        if best is None or key < best_key:
-            best, best_key = resident, key
-    return best
+class Sample(NamedTuple):
+    """Candidates with what keeping each is worth (in LRU: when it was used last); the least goes first."""
+
+    values: list[float]
+    residents: list[Resident]
+
+
+def choose(
+    sample: Sample, may_go: Callable[[Resident], bool] = lambda resident: True
+) -> tuple[Resident, float] | None:
+    """The least valuable candidate that `may_go`, with its value; one with requests in flight only when there is no other.
+    None when none may go. Uses the sample up."""
+    values, residents = sample
+    busy: tuple[Resident, float] | None = None
+    for _ in residents:
+        value = min(values)
+        index = values.index(value)
+        resident = residents[index]
+        if may_go(resident):
+            if not resident.in_flight:
+                return resident, value
+            busy = busy or (resident, value)
+        values[index] = inf
+    return busy
 
 
 def trim(victims: Sequence[tuple[Resident, float]], needed_bytes: int) -> list[tuple[Resident, float]]:
@@ -95,39 +111,88 @@ class _Group:
     """Residents in uniformly random order, so that any run of neighbours is a random sample: one draw for 64.
 
     Inserting swaps with a random place (the inside-out shuffle of Fisher and Yates), removing fills the hole
-    from the end; both keep the order uniform.
+    from the end; both keep the order uniform. What a value is computed from stands in columns beside the
+    members: following 64 random objects would cost more in cache misses than all the arithmetic.
     """
 
     def __init__(self, rng: random.Random) -> None:
         self.members: list[Resident] = []
         self.size_bytes = 0
         self._rng = rng
+        self._last_s = array("d")
+        self._gap_s = array("d")
+        """Negative: used once, so no gap is known."""
+        self._cost = array("d")
+        """Load seconds per byte."""
+        self._cost_growth = array("d")
+        """Load seconds squared, halved, per byte: times the rate, what the others who wait meanwhile add."""
 
     def add(self, resident: Resident) -> None:
-        members = self.members
-        place = int(self._rng.random() * (len(members) + 1))
+        members, end = self.members, len(self.members)
+        place = int(self._rng.random() * (end + 1))
         members.append(resident)
-        if place < len(members) - 1:
-            moved = members[place]
-            members[-1], moved.index = moved, len(members) - 1
-            members[place] = resident
+        for column in self._columns():
+            column.append(0.0)
+        if place < end:
+            self._move(place, end)
+        members[place] = resident
         resident.index = place
         self.size_bytes += resident.size_bytes
+        self.refresh(resident)
 
     def remove(self, resident: Resident) -> None:
-        last = self.members.pop()
-        if last is not resident:
-            self.members[resident.index], last.index = last, resident.index
+        end = len(self.members) - 1
+        if resident.index < end:
+            self._move(end, resident.index)
+        self.members.pop()
+        for column in self._columns():
+            column.pop()
         resident.index = -1
         self.size_bytes -= resident.size_bytes
 
-    def sample(self, n: int) -> list[Resident]:
-        members = self.members
-        if len(members) <= n:
-            return list(members)
-        start = int(self._rng.random() * len(members))
-        run = members[start : start + n]
-        return run if len(run) == n else run + members[: n - len(run)]
+    def refresh(self, resident: Resident) -> None:
+        """Its uses, load time or size changed."""
+        index, uses = resident.index, resident.uses
+        size_bytes, load_s = max(resident.size_bytes, 1), max(resident.load_s, _LOAD_S_MIN)
+        self._last_s[index] = uses.last_s if uses.count else -inf
+        self._gap_s[index] = uses.gap_s if uses.count != 1 else -1.0
+        self._cost[index] = load_s / size_bytes
+        self._cost_growth[index] = load_s * load_s / 2.0 / size_bytes
+
+    def sample(self, n: int, policy: Policy, now_s: float) -> Sample:
+        length = len(self.members)
+        if length <= n:
+            return self._run(0, length, policy, now_s)
+        start = int(self._rng.random() * length)
+        run = self._run(start, min(start + n, length), policy, now_s)
+        return run if len(run.values) == n else _joined(run, self._run(0, n - len(run.values), policy, now_s))
+
+    def _run(self, start: int, end: int, policy: Policy, now_s: float) -> Sample:
+        residents = self.members[start:end]
+        if policy is Policy.LRU:
+            return Sample(self._last_s[start:end].tolist(), residents)
+        values = []
+        columns = (self._last_s, self._gap_s, self._cost, self._cost_growth)
+        for last_s, gap_s, cost, growth in zip(*[column[start:end] for column in columns], strict=True):
+            idle_s = now_s - last_s
+            if gap_s < idle_s:
+                gap_s = 2.0 * idle_s if gap_s < 0.0 else idle_s
+            rate_per_s = 1.0 / gap_s if gap_s > GAP_MIN_S else 1.0 / GAP_MIN_S
+            values.append(rate_per_s * (cost + rate_per_s * growth))
+        return Sample(values, residents)
+
+    def _move(self, source: int, target: int) -> None:
+        moved = self.members[source]
+        self.members[target], moved.index = moved, target
+        for column in self._columns():
+            column[target] = column[source]
+
+    def _columns(self) -> tuple[array[float], ...]:
+        return self._last_s, self._gap_s, self._cost, self._cost_growth
+
+
+def _joined(first: Sample, second: Sample) -> Sample:
+    return Sample(first.values + second.values, first.residents + second.residents)
 
 
 class Residents:
@@ -158,9 +223,15 @@ class Residents:
         if resident.index >= 0:
             self._group(resident).remove(resident)
 
+    def refresh(self, resident: Resident) -> None:
+        """Call after its uses or load time changed otherwise than by a use while it was loaded."""
+        if resident.index >= 0:
+            self._group(resident).refresh(resident)
+
     def used(self, resident: Resident) -> None:
-        """Call after its uses were recorded: the second use ends probation."""
+        """Call after a use of the loaded copy was recorded: the second use ends probation."""
         if resident.protected or resident.uses.count < 2:
+            self.refresh(resident)
             return
         evictable = resident.index >= 0
         self.discard(resident)
@@ -172,20 +243,25 @@ class Residents:
         if resident.index >= 0:
             self._group(resident).size_bytes += size_bytes - resident.size_bytes
         resident.size_bytes = size_bytes
+        self.refresh(resident)
 
-    def sample(self, policy: Policy, n: int = SAMPLE) -> list[Resident]:
+    def sample(self, policy: Policy, now_s: float, n: int = SAMPLE) -> Sample:
         """Up to `n` candidates from the group whose turn it is; empty only when nothing is evictable."""
         if policy is Policy.LRU:
             share = len(self._probation.members) / max(len(self), 1)
-            first = self._probation.sample(round(n * share))
-            return first + self._protected.sample(n - len(first))
-        if self._probation.size_bytes > PROBATION_SHARE * self.size_bytes or not self._protected.members:
-            return self._probation.sample(n) or self._protected.sample(n)
-        return self._protected.sample(n)
+            first = self._probation.sample(round(n * share), policy, now_s)
+            return _joined(first, self._protected.sample(n - len(first.values), policy, now_s))
+        over = self._probation.size_bytes > PROBATION_SHARE * self.size_bytes
+        group = self._probation if over or not self._protected.members else self._protected
+        return (group if group.members else self._protected).sample(n, policy, now_s)
 
-    def all(self) -> Iterable[Resident]:
-        yield from self._probation.members
-        yield from self._protected.members
+    def first(self, n: int, policy: Policy, now_s: float) -> Sample:
+        """`n` candidates of both groups without drawing: for when no sample held one that may go."""
+        residents = self._probation.members[:n]
+        residents += self._protected.members[: n - len(residents)]
+        if policy is Policy.LRU:
+            return Sample([resident.uses.last_s for resident in residents], residents)
+        return Sample([density(resident, now_s) for resident in residents], residents)
 
     def _group(self, resident: Resident) -> _Group:
         return self._protected if resident.protected else self._probation

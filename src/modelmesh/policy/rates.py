@@ -6,7 +6,7 @@ from typing import Final
 
 WEIGHT: Final = 0.15
 """Of a new gap in the exponential mean, once three gaps are known; before that the mean is plain."""
-_GAP_MIN_S: Final = 1e-6
+GAP_MIN_S: Final = 1e-6
 
 
 class Uses:
@@ -50,4 +50,4 @@ class Uses:
             return 0.0
         idle_s = now_s - self.last_s
         gap_s = self.gap_s if self.count > 1 else 2.0 * idle_s
-        return 1.0 / max(gap_s, idle_s, _GAP_MIN_S)
+        return 1.0 / max(gap_s, idle_s, GAP_MIN_S)

@@ -80,9 +80,10 @@ class RateCostCache:
 
     def _make_room(self, needed_bytes: int, now_s: float) -> None:
         while self._residents.size_bytes + needed_bytes > self.capacity_bytes:
-            victim = choose(self._residents.sample(self.policy), now_s, self.policy)
-            if victim is None:
+            chosen = choose(self._residents.sample(self.policy, now_s))
+            if chosen is None:
                 return
+            victim, _ = chosen
             self._residents.discard(victim)
             del self._copies[victim.model]
 

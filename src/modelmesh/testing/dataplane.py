@@ -107,6 +107,8 @@ class FakeDataPlane:
         self._ready_s: dict[str, float] = {}
         self._parked_names: dict[Name, dict[int, Request]] = {}
         self._parked_models: dict[str, dict[int, Request]] = {}
+        self._parked_by_name: dict[Name, dict[int, Request]] = {}
+        """The same requests as in `_parked_models`."""
         self._faulted: set[Name | str] = set()
         self._dirty: dict[int, None] = {}
         self.requests: list[Request] = []
@@ -162,11 +164,18 @@ class FakeDataPlane:
         parked = self._parked_models.get(request.model)
         if parked is not None and id(request) in parked:
             del parked[id(request)]
+            self._forget_parked(request)
         if parked is not None and not parked:
             del self._parked_models[request.model]
             if request.model in self._faulted:
                 self._faulted.discard(request.model)
                 self._emit(Abandoned(request.name, request.model))
+
+    def _forget_parked(self, request: Request) -> None:
+        others = self._parked_by_name[request.name]
+        del others[id(request)]
+        if not others:
+            del self._parked_by_name[request.name]
 
     # --- a request's way ------------------------------------------------------------------------------------
 
@@ -201,7 +210,7 @@ class FakeDataPlane:
             self._finish(request, self._too_late(model))
         else:
             parked = self._parked_models.setdefault(model, {})
-            parked[id(request)] = request
+            parked[id(request)] = self._parked_by_name.setdefault(request.name, {})[id(request)] = request
             if model not in self._faulted:
                 self._faulted.add(model)
                 self._emit(self._fault(request.name, model, parked))
@@ -282,6 +291,7 @@ class FakeDataPlane:
             if route.replicas:
                 self._faulted.discard(route.model)
                 for request in list(self._parked_models.pop(route.model, {}).values()):
+                    self._forget_parked(request)
                     self._route(request)
 
     def publish_names(self, names: Sequence[tuple[Name, str]]) -> None:
@@ -299,11 +309,10 @@ class FakeDataPlane:
     def _resolve_again(self, name: Name) -> None:
         again = list(self._parked_names.pop(name, {}).values())
         self._faulted.discard(name)
-        for parked in list(self._parked_models.values()):
-            for request in [request for request in parked.values() if request.name == name]:
-                if request.model != self.names.get(name):
-                    self._unpark(request)
-                    again.append(request)
+        for request in list(self._parked_by_name.get(name, {}).values()):
+            if request.model != self.names.get(name):
+                self._unpark(request)
+                again.append(request)
         for request in again:
             self._resolve(request)
 
@@ -361,7 +370,8 @@ class FakeDataPlane:
     def _answer_parked(self, request: Request, answer: Answer) -> None:
         """Answering is not abandoning: no event for it."""
         parked = self._parked_models.get(request.model, {})
-        parked.pop(id(request), None)
+        if parked.pop(id(request), None) is not None:
+            self._forget_parked(request)
         if not parked:
             self._parked_models.pop(request.model, None)
             self._faulted.discard(request.model)

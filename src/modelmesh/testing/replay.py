@@ -56,7 +56,12 @@ def replay_lru(trace: Iterable[Use], costs: dict[str, Cost], capacity_bytes: int
 
 
 def replay_rate_cost(
-    trace: Iterable[Use], costs: dict[str, Cost], capacity_bytes: int, rng: random.Random, *, shadow: bool = True
+    trace: Iterable[Use],
+    costs: dict[str, Cost],
+    capacity_bytes: int,
+    rng: random.Random,
+    *,
+    shadow: bool = True,
 ) -> Replayed:
     """Rate-cost, with the shadow LRU that may take over."""
     cache = RateCostCache(capacity_bytes, rng)
@@ -83,8 +88,8 @@ def replay_rate_cost(
 def compare(
     trace: Callable[[random.Random], Iterable[Use]], costs: dict[str, Cost], capacity_bytes: int, seed: int
 ) -> tuple[Replayed, Replayed, float]:
-    """(rate-cost, LRU, ratio of their load-seconds); the trace is made twice from the same seed. A ratio below 1 is a gain, 1 when
-    LRU loads nothing."""
+    """(rate-cost, LRU, ratio of their load-seconds); the trace is made twice from the same seed. A ratio below 1 is a
+    gain; it is 1 when LRU loads nothing."""
     mine = replay_rate_cost(trace(random.Random(seed)), costs, capacity_bytes, random.Random(seed + 1))
     theirs = replay_lru(trace(random.Random(seed)), costs, capacity_bytes)
     return mine, theirs, mine.load_s / theirs.load_s if theirs.load_s else 1.0
@@ -107,7 +112,9 @@ def equal_costs(models: int, size_bytes: int = 10_000_000, load_s: float = 0.1) 
     return {f"m{index}": Cost(size_bytes, load_s) for index in range(models)}
 
 
-def zipf(models: int, uses: int, rng: random.Random, exponent: float = 0.9, rate_per_s: float = 100.0) -> Iterable[Use]:
+def zipf(
+    models: int, uses: int, rng: random.Random, exponent: float = 0.9, rate_per_s: float = 100.0
+) -> Iterable[Use]:
     """Independent uses, the k-th most popular model in proportion to 1 / k^exponent; popularity is shuffled over the models."""
     order = list(range(models))
     rng.shuffle(order)
@@ -119,7 +126,12 @@ def zipf(models: int, uses: int, rng: random.Random, exponent: float = 0.9, rate
 
 
 def drifting(
-    models: int, uses: int, rng: random.Random, exponent: float = 0.9, rate_per_s: float = 100.0, epochs: int = 10
+    models: int,
+    uses: int,
+    rng: random.Random,
+    exponent: float = 0.9,
+    rate_per_s: float = 100.0,
+    epochs: int = 10,
 ) -> Iterable[Use]:
     """As `zipf`, but a tenth of the models change their popularity in every epoch."""
     order = list(range(models))
