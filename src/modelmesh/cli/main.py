@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from modelmesh import __version__
 from modelmesh.cli.exits import CommandFailed, Exit
+
+if TYPE_CHECKING:
+    import typer
 
 COMMANDS = {
     "serve": "serve:serve",
@@ -28,31 +29,16 @@ COMMANDS = {
 """Command → module and function. Only the modules of the command that is run are imported."""
 
 
-def build(chosen: str | None = None) -> typer.Typer:
-    """The application; with `chosen`, only that command is in it (so that `serve` imports no HTTP client)."""
-    app = typer.Typer(
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        help="Serve far more models than fit in memory, behind one endpoint.",
-    )
-    app.callback()(_root)
-    for command, place in COMMANDS.items():
-        if chosen in (None, command):
-            target = _imported(place)
-            if isinstance(target, typer.Typer):
-                app.add_typer(target, name=command)
-            else:
-                app.command(command)(target)
-    return app
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Ends the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
     try:
-        build(chosen)(arguments, prog_name="modelmesh")
+        if arguments[:1] == ["serve"]:
+            _imported(COMMANDS["serve"])(arguments[1:])
+            sys.exit(Exit.OK)
+        build(arguments[0] if arguments and arguments[0] in COMMANDS else None)(
+            arguments, prog_name="modelmesh"
+        )
     except CommandFailed as failure:
         sys.stderr.write(f"{failure}\n")
         sys.exit(failure.exit_code)
@@ -63,21 +49,51 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(Exit.OK)
 
 
-def _root(
-    version: bool = typer.Option(
-        False, "--version", help="Print the version.", is_eager=True, callback=lambda on: _version(on)
-    ),
-) -> None:
-    pass
+def build(chosen: str | None = None) -> typer.Typer:
+    """The application of all commands; with `chosen`, only that one is in it, so that no other's libraries are imported."""
+    import typer
+
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Serve far more models than fit in memory, behind one endpoint.",
+    )
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(
+            False, "--version", help="Print the version.", is_eager=True, callback=_version
+        ),
+    ) -> None:
+        pass
+
+    for command, place in COMMANDS.items():
+        if chosen not in (None, command):
+            continue
+        target = _imported(place)
+        if command == "serve":
+            app.command(command, help=_imported("serve:SAYS"))(_serve)
+        elif isinstance(target, typer.Typer):
+            app.add_typer(target, name=command)
+        else:
+            app.command(command)(target)
+    return app
+
+
+def _serve() -> None:
+    """In the list of commands only: `main` runs `serve` itself."""
 
 
 def _version(on: bool) -> None:
     if on:
+        import typer
+
         sys.stdout.write(f"modelmesh {__version__}\n")
         raise typer.Exit
 
 
-def _imported(place: str) -> Callable[..., Any] | typer.Typer:
+def _imported(place: str) -> Any:
     module, _, name = place.partition(":")
-    found: Callable[..., Any] | typer.Typer = getattr(import_module(f"modelmesh.cli.{module}"), name)
+    found: Callable[..., Any] | typer.Typer | str = getattr(import_module(f"modelmesh.cli.{module}"), name)
     return found

@@ -1,6 +1,7 @@
 """`serve`: start an instance, say where it listens, and stop it cleanly.
 
-The first signal (SIGTERM, Ctrl-C) finishes what is in flight within the grace period, the second stops at once.
+The first signal (SIGTERM, Ctrl-C) finishes what is in flight within the grace period, the second stops at once. Its arguments
+are read by argparse: typer brings pydantic along, which would make up half of the start and of an idle instance's memory.
 """
 
 from __future__ import annotations
@@ -9,82 +10,33 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from argparse import ArgumentParser
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any, Final
 
 from modelmesh.cli import logs
 from modelmesh.cli.exits import CommandFailed, Exit
 from modelmesh.errors import ModelMeshError, SettingsError
+from modelmesh.ops.listener import Listener
 from modelmesh.settings.sizes import format_size
-from modelmesh.settings.sources import read_settings
+from modelmesh.settings.sources import described, read_settings
 from modelmesh.settings.tree import Settings
 
 if TYPE_CHECKING:
     from modelmesh.instance.instance import Instance
     from modelmesh.ops.parts import Listening
-    from modelmesh.ops.server import OpsServer
 
+SAYS: Final = "Serve a folder of models, or models registered while running."
 _log = logging.getLogger("modelmesh")
 
 
-def serve(
-    folder: Annotated[
-        str | None, typer.Argument(help="Folder of models; a model's name is its folder's.")
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="What the workers may use: 500MiB, 2GB, or a share. Default: 60%.")
-    ] = None,
-    workers: Annotated[
-        str | None, typer.Option(help="Worker processes. Default: by cores and memory.")
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
-    grpc_port: Annotated[str | None, typer.Option(help="gRPC. 0: any free port. Default: 8033.")] = None,
-    rest_port: Annotated[str | None, typer.Option(help="REST. 0: any free port. Default: 8008.")] = None,
-    ops_port: Annotated[
-        str | None, typer.Option(help="Health, metrics, admin. 0: any free port. Default: 8089.")
-    ] = None,
-    message_max: Annotated[
-        str | None, typer.Option(help="Largest request or answer. Default: 16MiB.")
-    ] = None,
-    state: Annotated[
-        str | None, typer.Option(help="Folder of the registry, or memory.", metavar="PATH|memory")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings.", metavar="FILE")] = None,
-    ready_file: Annotated[
-        str | None, typer.Option(help="Written once ready, removed at exit.", metavar="PATH")
-    ] = None,
-    model_root: Annotated[
-        str | None, typer.Option(help="Where registered paths must lie. Default: FOLDER.", metavar="DIR")
-    ] = None,
-    grace: Annotated[str | None, typer.Option(help="Seconds a stop may take. Default: 30.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    journal_file: Annotated[
-        str | None, typer.Option(help="Gets the journal as lines of JSON.", metavar="FILE")
-    ] = None,
-) -> None:
-    """Serve a folder of models, or models registered while running."""
-    flags = {
-        "folder": folder,
-        "memory": memory,
-        "workers": workers,
-        "host": host,
-        "grpc_port": grpc_port,
-        "rest_port": rest_port,
-        "ops_port": ops_port,
-        "message_max": message_max,
-        "state": state,
-        "ready_file": ready_file,
-        "model_root": model_root,
-        "grace": grace,
-        "log_format": log_format,
-        "log_level": log_level,
-        "journal_file": journal_file,
-    }
+def serve(arguments: Sequence[str]) -> None:
+    """Serve a folder of models, or models registered while running. Returns after a clean stop."""
+    flags = vars(parser().parse_args(arguments))
+    config = flags.pop("config")
     try:
         settings = read_settings(flags, config=config)
         logs.configure(settings.logs)
@@ -93,21 +45,37 @@ def serve(
         raise CommandFailed(str(error), Exit.NOT_STARTED) from error
 
 
+def parser() -> ArgumentParser:
+    """A flag per setting, made from the settings' own tree. Values are checked there, so that all sources complain alike."""
+    made = ArgumentParser("modelmesh serve", description=SAYS, allow_abbrev=False)
+    for _, setting in described():
+        says = (setting.says + (f" Default: {setting.default}." if setting.default else "")).replace(
+            "%", "%%"
+        )
+        if setting.name == "folder":
+            made.add_argument("folder", metavar="FOLDER", nargs="?", help=says)
+        else:
+            made.add_argument(f"--{setting.name.replace('_', '-')}", metavar=setting.metavar, help=says)
+    made.add_argument(
+        "--config", metavar="FILE", type=Path, help="TOML file with settings, by the same names."
+    )
+    return made
+
+
 async def run(settings: Settings) -> None:
     """Serve until a signal comes. Raises CommandFailed when it cannot start, or when a bug ends it."""
     signals = _Signals()
+    listener = Listener(settings.network.host, settings.network.ops_port)
     from modelmesh.instance.instance import Instance
-    from modelmesh.ops.server import OpsServer
 
-    ops = OpsServer(settings.network.host, settings.network.ops_port)
-    instance = Instance(settings, [_management, lambda started: _ops(started, ops)])
+    instance = Instance(settings, [_management, lambda started: _ops(started, listener)])
     try:
-        await _until_signal(instance, signals, lambda: _listening(instance, ops))
+        await _until_signal(instance, signals, lambda: _listening(instance, listener))
     except ModelMeshError as error:
         raise CommandFailed(str(error), Exit.NOT_STARTED) from error
     finally:
         await _stop(instance, signals)
-        await ops.stop()
+        listener.close()
 
 
 class _Signals:
@@ -171,6 +139,7 @@ async def _stop(instance: Instance, signals: _Signals) -> None:
 
 @asynccontextmanager
 async def _management(instance: Instance) -> AsyncIterator[None]:
+    await _import("google.protobuf.message", "grpc", "grpc.aio", "modelmesh.management.inference")
     from modelmesh.management.server import ControlServer
 
     server = ControlServer(instance.control_socket, instance.settings.network.message_bytes_max)
@@ -182,11 +151,14 @@ async def _management(instance: Instance) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _ops(instance: Instance, server: OpsServer) -> AsyncIterator[None]:
+async def _ops(instance: Instance, listener: Listener) -> AsyncIterator[None]:
+    await _import("starlette.applications", "uvicorn", "modelmesh.ops.server")
     from modelmesh.instance.model_root import ModelRoot
     from modelmesh.ops.parts import Parts
+    from modelmesh.ops.server import OpsServer
 
     folder = instance.settings.models.folder
+    server = OpsServer(listener)
     await server.start(
         Parts(
             control=instance.mesh,
@@ -194,7 +166,7 @@ async def _ops(instance: Instance, server: OpsServer) -> AsyncIterator[None]:
             measures=instance.mesh.measures,
             admit=ModelRoot(instance.settings.models.model_root).admit,
             drain=instance.drain,
-            listening=lambda: _listening(instance, server),
+            listening=lambda: _listening(instance, listener),
             oldest_use_wall_s=instance.mesh.oldest_use_wall_s,
             clock=instance.clock,
             folder=str(folder or ""),
@@ -207,14 +179,22 @@ async def _ops(instance: Instance, server: OpsServer) -> AsyncIterator[None]:
         await server.stop()
 
 
-def _listening(instance: Instance, ops: OpsServer) -> Listening:
+async def _import(*modules: str) -> None:
+    """Import them one by one, so that the loop can go on starting workers in between. (A thread would leave it free altogether,
+    at the price of an arena of its own: some 6 MiB for good.)"""
+    for module in modules:
+        import_module(module)
+        await asyncio.sleep(0)
+
+
+def _listening(instance: Instance, listener: Listener) -> Listening:
     from modelmesh.ops.parts import Listening
 
     addresses = instance.addresses
     return Listening(
         grpc=addresses.grpc,
         rest=f"http://{addresses.rest}" if addresses.rest else "",
-        ops=f"http://{ops.address}",
+        ops=f"http://{listener.address}",
     )
 
 

@@ -1,7 +1,7 @@
 """One instance: its parts built from settings, started, and stopped in the reverse order.
 
-The order is the exit stack of `start`: what is entered later may use what was entered before, and is stopped first. Faces
-(ops port, management calls) are handed in, because they lie above this room.
+The order is that of `start`, kept on two exit stacks: what is entered later may use what was entered before, and is stopped
+first. Faces (ops port, management calls) are handed in, because they lie above this room.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ class Instance:
         self.addresses = Addresses(grpc="", rest="")
         self._faces = faces
         self._stack = AsyncExitStack()
+        """What the mesh needs to end well: store, faces, data plane. Closed after it."""
+        self._serving = AsyncExitStack()
+        """The mesh with its runtime and folder, whose start is the longest: begun first, ended first."""
         self._drained: asyncio.Task[None] | None = None
         self._keeper: FolderKeeper | None = None
 
@@ -91,23 +94,28 @@ class Instance:
             id=uuid.uuid4().hex[:12],
             version=__version__,
         )
+        serving = self._serving
+        serving.push_async_callback(runtime.stop, 0.0)
+        serving.push_async_callback(self._stop_mesh)
+        starting = asyncio.create_task(self.mesh.start(ready=False), name="start of the mesh")
+        serving.push_async_callback(_cancelled, starting)
+
         for face in self._faces:
             await stack.enter_async_context(face(self))
-
         stack.callback(self.dataplane.stop)
         self.addresses = self.dataplane.start()
-        descriptor = self.dataplane.fileno()
-        stack.callback(asyncio.get_running_loop().remove_reader, descriptor)
-        stack.push_async_callback(runtime.stop, 0.0)
-        stack.push_async_callback(self._stop_mesh)
         if settings.models.folder is not None:
             self._keeper = FolderKeeper(
                 _scanner(settings.models.folder), self.mesh.transitions, self.mesh, self.journal
             )
-            stack.push_async_callback(self._keeper.stop)
+            serving.push_async_callback(self._keeper.stop)
             await self._keeper.start()
-        await self.mesh.start()
-        asyncio.get_running_loop().add_reader(descriptor, self._handle_events)
+        await starting
+
+        loop, descriptor = asyncio.get_running_loop(), self.dataplane.fileno()
+        stack.callback(loop.remove_reader, descriptor)
+        loop.add_reader(descriptor, self._handle_events)
+        self.mesh.be_ready()
 
     async def wait(self) -> None:
         """Return when the mesh ends by itself; raises the bug that ended it."""
@@ -124,7 +132,10 @@ class Instance:
     async def stop(self) -> None:
         """Finish what is in flight within the grace period, then stop everything in the reverse order of the start. Cancelled, it
         stops everything at once. Idempotent."""
-        await self._stack.aclose()
+        try:
+            await self._serving.aclose()
+        finally:
+            await self._stack.aclose()
 
     async def _stop_mesh(self) -> None:
         await self.mesh.stop(self.settings.lifecycle.grace_s)
@@ -149,6 +160,12 @@ class Instance:
 
     def _unreadable(self, id: str, sentence: str) -> None:
         self.journal.record(Did.WARNED, id, sentence)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    """Ended, whatever it was at; what it raised is raised where it is awaited."""
+    task.cancel()
+    await asyncio.wait({task})
 
 
 def _scanner(folder: Path) -> FolderScanner:
@@ -184,10 +201,10 @@ def _build_runtime(settings: Settings, socket_dir: Path) -> Runtime:
 
 
 def _build_dataplane(settings: Settings, control_socket: Path) -> DataPlane:
-    from modelmesh.dataplane.relay import NativeDataPlane
+    from modelmesh.dataplane.relay import Relay
 
     network = settings.network
-    return NativeDataPlane(
+    return Relay(
         DataPlaneConfig(
             control_socket=str(control_socket),
             host=network.host,

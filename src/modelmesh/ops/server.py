@@ -1,31 +1,26 @@
-"""The ops server: uvicorn inside our event loop, on a socket bound here so that a taken port is one sentence."""
+"""The ops server: uvicorn inside our event loop, on a socket that was bound before."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import socket
 from collections.abc import Iterator
 from typing import Final
 
 import uvicorn
 
-from modelmesh.errors import SettingsError
 from modelmesh.ops.app import create_app
+from modelmesh.ops.listener import Listener
 from modelmesh.ops.parts import Parts
 
 _STREAMS_CLOSE_IN_S: Final = 1
 
 
 class OpsServer:
-    """Bound when made (`address`), serving from `start` to `stop`."""
+    """Serves on a listener, and owns it, from `start` to `stop`."""
 
-    def __init__(self, host: str, port: int) -> None:
-        """Raises SettingsError when the port is taken or the host is not ours."""
-        self._socket = _bind(host, port)
-        bound_host, bound_port = self._socket.getsockname()[:2]
-        self.address = f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
         self._server: _Embedded | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -44,7 +39,9 @@ class OpsServer:
             timeout_graceful_shutdown=_STREAMS_CLOSE_IN_S,
         )
         self._server = _Embedded(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="ops server")
+        self._task = asyncio.create_task(
+            self._server.serve(sockets=[self._listener.socket]), name="ops server"
+        )
         while not self._server.started:
             if self._task.done():
                 self._task.result()
@@ -55,7 +52,7 @@ class OpsServer:
         if self._server and self._task:
             self._server.should_exit = True
             await self._task
-        self._socket.close()
+        self._listener.close()
 
 
 class _Embedded(uvicorn.Server):
@@ -64,25 +61,3 @@ class _Embedded(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise SettingsError(
-            f'--host: "{host}" is not an address of this machine: {error.strerror}.'
-        ) from error
-    family, kind, protocol, _, address = found[0]
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRINUSE:
-            raise SettingsError(
-                f"--ops-port: port {port} is taken; stop what listens there, or choose another port (0: any free one)."
-            ) from error
-        raise SettingsError(f"--ops-port: {host}:{port} cannot be bound: {error.strerror}.") from error
-    return bound

@@ -23,6 +23,8 @@ class Setting:
     parse: Callable[[str], Any]
     default: str
     says: str
+    metavar: str = "N"
+    """What stands for the value in a list of flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,13 @@ class Models:
 
     folder: Annotated[
         Path | None,
-        Setting("folder", parsing.folder, "", "Folder of models to serve; a model's name is its folder's."),
+        Setting(
+            "folder",
+            parsing.folder,
+            "",
+            "Folder of models to serve; a model's name is its folder's.",
+            "FOLDER",
+        ),
     ]
     model_root: Annotated[
         Path | None,
@@ -41,6 +49,7 @@ class Models:
             "",
             "Models registered by a local path must lie under this folder, because loading one runs its code. Default: the "
             "served folder; without one, registering by path is refused.",
+            "DIR",
         ),
     ]
 
@@ -57,6 +66,7 @@ class Memory:
             "60%",
             'Memory the workers may use in all: a size ("500MiB", "2GB") or a share of the limit of the control group, or of '
             "the machine.",
+            "SIZE",
         ),
     ]
     workers: Annotated[
@@ -77,7 +87,11 @@ class Network:
     host: Annotated[
         str,
         Setting(
-            "host", parsing.text, "127.0.0.1", "Address to listen on, for all ports. 0.0.0.0: all interfaces."
+            "host",
+            parsing.text,
+            "127.0.0.1",
+            "Address to listen on, for all ports. 0.0.0.0: all interfaces.",
+            "ADDR",
         ),
     ]
     grpc_port: Annotated[
@@ -96,6 +110,7 @@ class Network:
             parsing.size,
             "16MiB",
             "Largest request or answer; beyond it RESOURCE_EXHAUSTED, or 413 over REST.",
+            "SIZE",
         ),
     ]
 
@@ -112,6 +127,7 @@ class State:
             "",
             'Folder of the registry, or "memory" to keep nothing. Default: under the user\'s state folder ($XDG_STATE_HOME, else '
             "~/.local/state), by a hash of the served folder's path.",
+            "PATH|memory",
         ),
     ]
 
@@ -127,6 +143,7 @@ class Lifecycle:
             parsing.path,
             "",
             "File written once /ready answers 200, removed at exit: JSON with grpc, rest, ops and pid.",
+            "PATH",
         ),
     ]
     grace_s: Annotated[
@@ -136,6 +153,7 @@ class Lifecycle:
             parsing.seconds,
             "30",
             "Seconds a stop may take: requests in flight finish, then the workers end.",
+            "SECONDS",
         ),
     ]
 
@@ -151,6 +169,7 @@ class Logs:
             parsing.choice("auto", "console", "json"),
             "auto",
             "console, json, or auto: console on a terminal, json otherwise.",
+            "FORMAT",
         ),
     ]
     level: Annotated[
@@ -160,6 +179,7 @@ class Logs:
             parsing.choice("debug", "info", "warning", "error"),
             "info",
             "debug, info, warning or error.",
+            "LEVEL",
         ),
     ]
     journal_file: Annotated[
@@ -169,6 +189,7 @@ class Logs:
             parsing.path,
             "",
             "File that gets every journal entry as a line of JSON, besides the ring in memory.",
+            "FILE",
         ),
     ]
 

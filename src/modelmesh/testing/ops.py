@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from modelmesh.dataplane.protocol import Histogram, RelayStats
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.measures import Measures
+from modelmesh.ops.listener import Listener
 from modelmesh.ops.parts import Listening, Parts
 from modelmesh.ops.server import OpsServer
 from modelmesh.testing.control import FakeControlPlane
@@ -58,9 +59,10 @@ def served_ops(parts: Parts) -> Iterator[str]:
     up, down, urls = threading.Event(), asyncio.Event(), list[str]()
 
     async def serve() -> None:
-        server = OpsServer("127.0.0.1", 0)
+        listener = Listener("127.0.0.1", 0)
+        server = OpsServer(listener)
         await server.start(parts)
-        urls.append(f"http://{server.address}")
+        urls.append(f"http://{listener.address}")
         loops.append(asyncio.get_running_loop())
         up.set()
         await down.wait()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from modelmesh.errors import SettingsError
-from modelmesh.ops.server import OpsServer
+from modelmesh.ops.listener import Listener
 from modelmesh.testing.control import FakeControlPlane
 from modelmesh.testing.ops import parts_over, served_ops
 
@@ -54,11 +54,11 @@ def test_a_taken_port_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=rf"^--ops-port: port {port} is taken; .*\.$"):
-            OpsServer("127.0.0.1", port)
+            Listener("127.0.0.1", port)
 
 
 def test_a_foreign_address_is_one_sentence() -> None:
     with pytest.raises(SettingsError, match=r"192\.0\.2\.1:0 cannot be bound"):
-        OpsServer("192.0.2.1", 0)
+        Listener("192.0.2.1", 0)
     with pytest.raises(SettingsError, match=r"--host: \"no such host\.\" is not an address"):
-        OpsServer("no such host.", 0)
+        Listener("no such host.", 0)

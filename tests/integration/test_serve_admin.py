@@ -1,0 +1,119 @@
+"""A running instance, administered: registrations, paths, folders that change, the journal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from serving import Served, served, until, write_iris
+
+BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP64", "data": [5.1, 3.5, 1.4, 0.2]}]}
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    scratch = tmp_path_factory.mktemp("admin")
+    write_iris(scratch / "models" / "iris")
+    write_iris(scratch / "elsewhere" / "iris")
+    arguments = (str(scratch / "models"), "--memory", "600MiB", "--workers", "1")
+    with served(scratch, *arguments, "--journal-file", str(scratch / "journal.jsonl")) as running:
+        yield running
+
+
+def ask(instance: Served, name: str) -> int:
+    return httpx.post(f"{instance.rest}/v2/models/{name}/infer", json=BODY, timeout=60).status_code
+
+
+def test_a_model_is_registered_used_and_removed(instance: Served) -> None:
+    path = str(instance.scratch / "models" / "iris")
+    assert instance.cli("register", "by-hand", "--type", "sklearn", "--path", path).returncode == 0
+    assert ask(instance, "by-hand") == 200
+    assert instance.cli_json("status", "by-hand")["state"] == "loaded"
+    assert instance.cli("unload", "by-hand").returncode == 0
+    assert instance.cli_json("status", "by-hand")["state"] == "cold"
+    assert instance.cli("load", "by-hand").returncode == 0
+    assert instance.cli("unregister", "by-hand").returncode == 0
+    until(lambda: ask(instance, "by-hand") == 404, "it is gone")
+
+
+def test_paths_outside_the_model_root_are_refused(instance: Served) -> None:
+    done = instance.cli(
+        "register", "bad", "--type", "sklearn", "--path", str(instance.scratch / "elsewhere" / "iris")
+    )
+    assert done.returncode == 1
+    assert "does not lie under the model root" in done.stderr
+
+
+def test_many_registrations(instance: Served) -> None:
+    path = str(instance.scratch / "models" / "iris")
+    source = instance.scratch / "many.jsonl"
+    source.write_text(
+        "".join(json.dumps({"id": f"many-{n}", "type": "sklearn", "path": path}) + "\n" for n in range(3_000))
+    )
+    assert instance.cli_json("register", "--from", str(source)) == {
+        "registered": 3_000,
+        "failed": 0,
+        "failures": [],
+    }
+    assert instance.cli_json("list", "many-")["total"] == 3_000
+    assert ask(instance, "many-2999") == 200
+
+
+def test_a_vmodel_moves(instance: Served) -> None:
+    path = str(instance.scratch / "models" / "iris")
+    for model in ("blue", "green"):
+        assert instance.cli("register", model, "--type", "sklearn", "--path", path).returncode == 0
+    assert instance.cli("vmodel", "set", "colour", "blue").returncode == 0
+    assert ask(instance, "colour") == 200
+    assert instance.cli("vmodel", "set", "colour", "green", "--wait").returncode == 0
+    assert instance.cli_json("vmodel", "get", "colour")["active"] == "green"
+    assert ask(instance, "colour") == 200
+    refused = instance.cli("unregister", "green")
+    assert refused.returncode == 1
+    assert "green" in refused.stderr
+
+
+def test_the_folder_is_followed(instance: Served) -> None:
+    folder = instance.scratch / "models" / "late"
+    write_iris(folder)
+    until(lambda: instance.cli("status", "late").returncode == 0, "the new model is registered")
+    assert ask(instance, "late") == 200
+    shutil.rmtree(folder)
+    until(lambda: ask(instance, "late") == 404, "the removed model is unregistered")
+
+
+def test_what_is_no_model_is_named_once(instance: Served) -> None:
+    (instance.scratch / "models" / "foreign").mkdir()
+    (instance.scratch / "models" / "foreign" / "notes.txt").write_text("no model")
+    until(lambda: "foreign" in instance.err.read_text(), "the skip line")
+    lines = [line for line in instance.err.read_text().splitlines() if "foreign" in line]
+    assert len(lines) == 1
+
+
+def test_a_broken_model_says_why(instance: Served) -> None:
+    folder = instance.scratch / "models" / "broken"
+    folder.mkdir()
+    (folder / "model.joblib").write_bytes(b"this is no pickle")
+    until(lambda: instance.cli("status", "broken").returncode == 0, "it is registered")
+    done = instance.cli("load", "broken")
+    assert done.returncode == 1
+    assert "broken" in done.stderr
+    assert instance.cli_json("status", "broken")["failure"]["permanent"]
+    assert "failed to load" in instance.cli("explain", "broken").stdout
+    assert httpx.get(f"{instance.rest}/v2/models/broken/ready", timeout=30).status_code != 200
+
+
+def test_the_journal_is_written_to_the_file_too(instance: Served) -> None:
+    since = httpx.get(f"{instance.ops}/journal", params={"limit": 2000}).json()["entries"]
+    path = instance.scratch / "journal.jsonl"
+    until(lambda: len(path.read_text().splitlines()) >= len(since), "the file has the entries")
+    assert json.loads(path.read_text().splitlines()[0])["sequence"] == 1
+
+
+def test_top_once(instance: Served) -> None:
+    done = instance.cli("top", "--once")
+    assert done.returncode == 0, done.stderr
+    assert "worker-0" in done.stdout
