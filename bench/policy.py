@@ -71,9 +71,10 @@ def decision_us(n_residents: int = 200_000, n_decisions: int = 5_000) -> float:
         residents.add(copies[-1])
     started_s = time.perf_counter()
     for _ in range(n_decisions):
-        victim = choose(residents.sample(Policy.RATE_COST), 1000.0, Policy.RATE_COST)
-        if victim is None:
+        chosen = choose(residents.sample(Policy.RATE_COST, 1000.0))
+        if chosen is None:
             raise AssertionError("nothing to evict among the residents")
+        victim, _ = chosen
         residents.discard(victim)
         residents.add(victim)
     return (time.perf_counter() - started_s) / n_decisions * 1e6
