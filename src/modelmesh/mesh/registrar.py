@@ -28,9 +28,9 @@ from modelmesh.mesh.draft import Draft
 from modelmesh.registry.ids import check_id
 from modelmesh.registry.mirror import Changed, ChangedIds, Mirror
 from modelmesh.registry.records import ModelRecord
-from modelmesh.store.protocol import Batch, Change, Compacted, Entry, Revision, Store, Txn
+from modelmesh.store.protocol import Batch, Change, Compacted, Entry, Revision, Snapshot, Store, Txn
 
-PAGE_ENTRIES: Final = 1000
+PAGE_ENTRIES: Final = 500
 """Entries read at once when mirroring; also the most that is applied in one step of the event loop."""
 BATCH_RECORDS: Final = 500
 """Records written in one transaction."""
@@ -233,27 +233,32 @@ class Registrar:
             raise StoreUnavailable(f"The registry did not become current within {timeout_s:g} s.") from None
 
     async def _resync(self) -> Revision:
-        """Bring the mirror in line with the store, a page at a time. Returns the revision to watch from."""
-        first: Revision | None = None
-        after = ""
-        while True:
-            page = await self._store.snapshot(self._root, after=after, limit=PAGE_ENTRIES)
-            first = page.revision if first is None else first
-            full = len(page.entries) == PAGE_ENTRIES
-            last = page.entries[-1].key if full else self._root + "\U0010ffff"
-            present = {entry.key for entry in page.entries}
-            gone = [
-                Change(key, None, page.revision)
-                for key, revision in self._mirror.keys_between(after, last)
-                if key not in present and revision < page.revision
-            ]
-            self._apply(page.entries)
-            self._apply(gone)
-            if not full:
-                self._apply((), first)
-                return first
-            after = last
-            await asyncio.sleep(0)
+        """Bring the mirror in line with the store, a page at a time, the next one being read while one is applied. Returns the
+        revision to watch from."""
+        page = await self._store.snapshot(self._root, limit=PAGE_ENTRIES)
+        first, after = page.revision, ""
+        while len(page.entries) == PAGE_ENTRIES:
+            last = page.entries[-1].key
+            ahead = asyncio.ensure_future(self._store.snapshot(self._root, after=last, limit=PAGE_ENTRIES))
+            try:
+                await asyncio.sleep(0)
+                self._apply_page(page, after, last)
+            finally:
+                page, after = await ahead, last
+        self._apply_page(page, after, self._root + "\U0010ffff")
+        self._apply((), first)
+        return first
+
+    def _apply_page(self, page: Snapshot, after: str, last: str) -> None:
+        """Take in what is stored with after < key ≤ last; what is mirrored there and not stored any more is gone."""
+        present = {entry.key for entry in page.entries}
+        gone = [
+            Change(key, None, page.revision)
+            for key, revision in self._mirror.keys_between(after, last)
+            if key not in present and revision < page.revision
+        ]
+        self._apply(page.entries)
+        self._apply(gone)
 
     async def _follow(self, after: Revision) -> None:
         """Apply every change after `after`; begin again from a snapshot when the store no longer knows it."""
@@ -354,13 +359,13 @@ class Registrar:
         return facts is not None and facts.of.same_model(record) and not _about_equal(facts, record)
 
 
-def register_in(draft: Draft, registration: Registration) -> bool:
-    """Register a model within a transaction. False when it is registered already with equal attributes. Raises InvalidInput,
-    AlreadyExists."""
+def register_in(draft: Draft, registration: Registration, *, auto_delete: bool = False) -> bool:
+    """Register a model within a transaction; with `auto_delete` it goes with its last reference. False when it is registered
+    already with equal attributes. Raises InvalidInput, AlreadyExists."""
     id = check_id(registration.id)
     if not registration.type.strip():
         raise InvalidInput(f"Model {id} needs a type, for example sklearn.", model=id)
-    new = ModelRecord(type=registration.type, path=registration.path, key=registration.key)
+    new = ModelRecord(registration.type, registration.path, registration.key, auto_delete=auto_delete)
     record = draft.model(id)
     if record is None:
         draft.put_model(id, new)

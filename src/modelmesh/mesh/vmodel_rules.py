@@ -133,10 +133,8 @@ def _need_target(draft: Draft, setting: Setting) -> None:
         raise InvalidInput(
             f"The model to register is {setting.model.id}, but the target is {setting.target}."
         )
-    if register_in(draft, replace(setting.model, id=setting.target)) and setting.auto_delete_target:
-        record = draft.model(setting.target)
-        assert record is not None
-        draft.put_model(setting.target, replace(record, auto_delete=True))
+    model = setting.model if setting.model.id else replace(setting.model, id=setting.target)
+    register_in(draft, model, auto_delete=setting.auto_delete_target)
 
 
 def _inherit_use(draft: Draft, active: str, target: str, otherwise_ms: int) -> None:

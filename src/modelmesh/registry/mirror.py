@@ -151,10 +151,10 @@ class Mirror:
         for change in changes:
             if change.key.startswith(self._registry):
                 id = change.key[len(self._registry) :]
-                self._take(change, id, self._models, models, ModelRecord.decode)
+                self._take(change, id, self._models, models, ModelRecord.check)
             elif change.key.startswith(self._vmodels_prefix):
                 id = change.key[len(self._vmodels_prefix) :]
-                self._take(change, id, self._vmodels, vmodels, VModelRecord.decode)
+                self._take(change, id, self._vmodels, vmodels, VModelRecord.check)
         self._rename(vmodels)
         self._models.update(models)
         self._vmodels.update(vmodels)
@@ -170,7 +170,7 @@ class Mirror:
         id: str,
         packed: PackedMap,
         pending: dict[str, bytes | None],
-        decode: Callable[[bytes], object],
+        check: Callable[[bytes], object],
     ) -> None:
         if change.revision <= self.revision:
             return
@@ -185,11 +185,11 @@ class Mirror:
                 pending[id] = None
             return
         try:
-            if not id or any(separator in id for separator in "\x00\x01\x02"):
+            if not id or (not id.isprintable() and any(separator in id for separator in "\x00\x01\x02")):
                 raise InvalidInput("Its id is not usable.")
             if b"\x00" in change.value:
                 raise InvalidInput("It contains a zero byte.")
-            decode(change.value)
+            check(change.value)
         except InvalidInput as error:
             self._broken[change.key] = change.revision
             if known:

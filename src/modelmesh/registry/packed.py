@@ -24,6 +24,8 @@ class PackedMap:
         self._blocks: list[bytes] = []
         self._counts: list[int] = []
         self._count = 0
+        self._last = b""
+        """The highest key: what is above it is absent, as most ids are that are registered in order."""
 
     def __len__(self) -> int:
         return self._count
@@ -31,7 +33,7 @@ class PackedMap:
     def get(self, key: str) -> bytes | None:
         """The value of a key, or None."""
         encoded = key.encode()
-        if not self._blocks:
+        if not self._blocks or encoded > self._last:
             return None
         block = self._blocks[self._index(encoded)]
         start = block.find(b"%b%b%b" % (_KEY, encoded, _VALUE))
@@ -57,6 +59,7 @@ class PackedMap:
                     entries[key] = value
                 position += 1
             self._replace(index, sorted(entries.items()))
+        self._last = _unpack(self._blocks[-1])[-1][0] if self._blocks else b""
 
     def scan(self, prefix: str = "", after: str = "", limit: int = 0) -> Iterator[tuple[str, bytes]]:
         """(key, value) in order, of keys with `prefix` and above `after`; at most `limit` of them (0: all). The map must not

@@ -7,8 +7,9 @@ Unknown fields are kept and written back, so that a newer or older program shari
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from modelmesh.errors import InvalidInput
 
@@ -21,9 +22,22 @@ def _dump(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+# Nearly all records are plain: printable ASCII without escapes, in our own order of fields. Recognising those by a pattern is
+# several times faster than parsing, which matters when 100,000 are mirrored at a start.
+_TEXT: Final = rb'"[ !#-\[\]-~]*"'
+_COUNT: Final = rb"(?:0|[1-9][0-9]*)"
+_PLAIN_MODEL: Final = re.compile(
+    rb'\{"type":%b(?:,"(?:mPath|content)":%b|,"(?:refs|lu|sizeBytes|loadMs)":%b|,"autoDel":true)*\}'
+    % (_TEXT, _TEXT, _COUNT)
+)
+_PLAIN_VMODEL: Final = re.compile(
+    rb'\{"amid":"([ !#-\[\]-~]+)","tmid":"([ !#-\[\]-~]+)"(?:,"o":"([ !#-\[\]-~]*)")?(,"failed":true)?\}'
+)
+
+
 def _parse(raw: bytes, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(raw)
+        value = json.loads(raw.decode())
     except ValueError as error:
         raise InvalidInput(f"The stored {what} record is not JSON: {error}.") from error
     if not isinstance(value, dict):
@@ -78,6 +92,12 @@ class ModelRecord:
         return _dump(value | self.other)
 
     @classmethod
+    def check(cls, raw: bytes) -> None:
+        """Raises InvalidInput exactly when `decode` does, in less time for most records."""
+        if _PLAIN_MODEL.fullmatch(raw) is None:
+            cls.decode(raw)
+
+    @classmethod
     def decode(cls, raw: bytes) -> Self:
         """Raises InvalidInput when `raw` is not a record. An absent type is the predecessor's `NLCLASSIFIER`."""
         value = _parse(raw, "model")
@@ -121,8 +141,17 @@ class VModelRecord:
         return _dump(value | self.other)
 
     @classmethod
+    def check(cls, raw: bytes) -> None:
+        """As `ModelRecord.check`."""
+        if _PLAIN_VMODEL.fullmatch(raw) is None:
+            cls.decode(raw)
+
+    @classmethod
     def decode(cls, raw: bytes) -> Self:
         """Raises InvalidInput when `raw` is not a record or names no active model."""
+        if (plain := _PLAIN_VMODEL.fullmatch(raw)) is not None:
+            active, target, owner, failed = plain.groups()
+            return cls(active.decode(), target.decode(), (owner or b"").decode(), failed is not None)
         value = _parse(raw, "vmodel")
         active = str(value.pop("amid", "") or "")
         if not active:

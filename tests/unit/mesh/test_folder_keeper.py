@@ -384,11 +384,11 @@ def test_a_missing_folder_removes_nothing_and_is_followed_when_it_is_back(folder
     write(folder / "iris" / "model.onnx")
 
     async def scenario(house: House) -> None:
-        folder.rename(folder.parent / "aside")
+        shutil.move(folder, folder.parent / "aside")
         await house.until(lambda: any("cannot be read" in reason for reason in house.told(Did.WARNED)))
         await house.for_a_while()
         assert set(house.names()) == {"iris"}
-        (folder.parent / "aside").rename(folder)
+        shutil.move(folder.parent / "aside", folder)
         write(folder / "wine" / "model.onnx")
         await house.until(lambda: set(house.names()) == {"iris", "wine"})
 

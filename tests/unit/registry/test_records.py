@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelmesh.errors import InvalidInput
 from modelmesh.registry.records import ModelRecord, VModelRecord
@@ -67,3 +70,61 @@ def test_an_unreadable_model_record_is_refused(raw: bytes) -> None:
 def test_an_unreadable_vmodel_record_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidInput, match="The stored vmodel record"):
         VModelRecord.decode(raw)
+
+
+fields = st.dictionaries(
+    st.sampled_from(
+        ["type", "mPath", "encKey", "refs", "autoDel", "lu", "sizeBytes", "loadMs", "content", "x"]
+    ),
+    st.one_of(
+        st.text('a"\\é\n/', max_size=4), st.integers(-2, 12), st.booleans(), st.none(), st.floats(0, 3)
+    ),
+    max_size=6,
+)
+pieces = st.lists(
+    st.sampled_from(
+        [
+            b'{"type":',
+            b'"a"',
+            b"}",
+            b',"refs":',
+            b"1",
+            b"0",
+            b"07",
+            b',"autoDel":true',
+            b',"mPath":',
+            b'"',
+            b"\\",
+        ]
+    ),
+    max_size=7,
+).map(b"".join)
+vfields = st.dictionaries(
+    st.sampled_from(["amid", "tmid", "o", "failed", "x"]),
+    st.text('a"é', max_size=2) | st.just(True),
+    max_size=5,
+)
+
+
+@given(fields.map(lambda value: json.dumps(value, separators=(",", ":")).encode()) | pieces)
+def test_checking_agrees_with_decoding(raw: bytes) -> None:
+    def raises(read: Callable[[bytes], object]) -> bool:
+        try:
+            read(raw)
+        except InvalidInput:
+            return True
+        return False
+
+    assert raises(ModelRecord.check) == raises(ModelRecord.decode)
+
+
+@given(vfields)
+def test_the_fast_reading_of_vmodels_agrees_with_the_slow_one(value: dict[str, object]) -> None:
+    tight, spaced = json.dumps(value, separators=(",", ":")).encode(), json.dumps(value, indent=1).encode()
+    try:
+        slow = VModelRecord.decode(spaced)
+    except InvalidInput:
+        with pytest.raises(InvalidInput):
+            VModelRecord.decode(tight)
+    else:
+        assert VModelRecord.decode(tight) == slow
