@@ -43,7 +43,7 @@ class Client:
         self._call("DELETE", path, query=query)
 
     def pages(
-        self, path: str, items: str, limit: int | None, page_size: int = 500, **query: object
+        self, path: str, items: str, limit: int | None, page_size: int = 250, **query: object
     ) -> Iterator[Any]:
         """The items of all pages, at most `limit` of them."""
         after = ""

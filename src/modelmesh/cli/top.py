@@ -13,7 +13,7 @@ from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, add_row, ago, console,
 from modelmesh.settings.sizes import format_size
 
 _LOOKED_AT = 2_000
-"""The busiest are picked among so many loaded models: four pages per look."""
+"""The busiest are picked among so many loaded models: eight pages per look."""
 
 
 def top(

@@ -18,8 +18,8 @@ from modelmesh.ops.bodies import parse, read_lines, read_list
 from modelmesh.ops.parts import Parts
 from modelmesh.ops.problems import problem
 
-_GROUP: Final = 200
-"""Registrations handled between two looks at the event loop: about a millisecond of parsing."""
+_GROUP: Final = 500
+"""Registrations handled between two looks at the event loop: a few milliseconds of work, and one transaction of the registry."""
 
 
 async def register_batch(request: Request, parts: Parts) -> Response:

@@ -53,7 +53,7 @@ class Operation:
 
 AFTER: Final = Parameter("after", "string", "", "Start after this id; `next_after` of the page before.")
 PREFIX: Final = Parameter("prefix", "string", "", "Only ids that start so.")
-LIMIT: Final = Parameter("limit", "integer", 100, "Items per page, 1 to 500.")
+LIMIT: Final = Parameter("limit", "integer", 100, "Items per page, 1 to 250.")
 STATE: Final = Parameter(
     "state", "string", "", "Only models in this state: cold, queued, loading, loaded, unloading or failed."
 )

@@ -11,8 +11,8 @@ from modelmesh.settings.sizes import format_size
 
 def entries_about(journal: Journal, names: Iterable[str]) -> list[Entry]:
     """What the journal remembers of any of these names, oldest first."""
-    found = {entry.sequence: entry for name in dict.fromkeys(names) if name for entry in journal.about(name)}
-    return [found[sequence] for sequence in sorted(found)]
+    wanted = frozenset(names) - {""}
+    return [entry for entry in journal.since(0) if entry.model in wanted]
 
 
 def standing(name: str, model: ModelView | None, vmodel: VModelView | None, now_wall_s: float) -> str:

@@ -76,7 +76,7 @@ def test_pages_of_models(api: httpx.Client) -> None:
     first = api.get("/models", params={"limit": 3}).json()
     assert [model["id"] for model in first["models"]] == ["m0", "m1", "m2"]
     assert first["total"] == 7
-    rest = api.get("/models", params={"limit": 500, "after": first["next_after"]}).json()
+    rest = api.get("/models", params={"limit": 250, "after": first["next_after"]}).json()
     assert [model["id"] for model in rest["models"]] == ["m3", "m4", "m5", "m6"]
     assert rest["next_after"] == ""
     loaded = api.get("/models", params={"state": "loaded"}).json()
@@ -87,8 +87,8 @@ def test_pages_of_models(api: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("limit=0", 'limit: "0" is not a number from 1 to 500.'),
-        ("limit=501", 'limit: "501" is not a number from 1 to 500.'),
+        ("limit=0", 'limit: "0" is not a number from 1 to 250.'),
+        ("limit=251", 'limit: "251" is not a number from 1 to 250.'),
         ("limit=some", 'limit: "some" is not of type integer.'),
         ("state=hot", 'state: "hot" is none of cold, queued, loading, loaded, unloading, failed.'),
     ],
