@@ -86,5 +86,50 @@ class Batch:
 
 # --- the relay: modelmesh.dataplane.relay --------------------------------------------------------------------------
 
+type Name = tuple[int, str, str]
+"""(kind, name, version); a `modelmesh.dataplane.protocol.Name` is one."""
+
+type Event = (
+    tuple[Literal["fault"], int, str, str, str, int, int, int]
+    | tuple[Literal["abandoned"], int, str, str, str]
+    | tuple[Literal["target_lost"], int]
+    | tuple[Literal["target_back"], int]
+    | tuple[Literal["not_here"], str, int]
+    | tuple[Literal["retired"], int, int, bool]
+    | tuple[Literal["queueing"], str, int, int]
+)
+"""A tag, then the fields of the event of that name in `modelmesh.dataplane.protocol`, in their order, a Name as three."""
+
 @final
-class DataPlane: ...
+class DataPlane:
+    """The relay. What each call promises is said in `modelmesh.dataplane.protocol`; here are the types. Configuration, targets
+    and routes are read by attribute. All calls raise RuntimeError in a forked child."""
+
+    def __init__(self, config: DataPlaneConfig) -> None:
+        """Raises ValueError for an impossible port."""
+    def start(self) -> tuple[str, str]:
+        """The bound gRPC and REST addresses, "host:port" or empty. Raises OSError with a sentence."""
+    def fileno(self) -> int: ...
+    def take_events(self) -> list[Event]: ...
+    def set_targets(self, add: Sequence[Target], remove: Sequence[int]) -> None: ...
+    def publish(self, routes: Sequence[Route]) -> None: ...
+    def publish_names(self, names: Sequence[tuple[Name, str]]) -> None: ...
+    def forget_names(self, names: Sequence[Name]) -> None: ...
+    def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None: ...
+    def expect(self, model: str, ready_in_ms: int) -> None: ...
+    def refuse(
+        self, model: str, code: int, message: str, retry_after_ms: int, cache_ms: int, http_status: int
+    ) -> None: ...
+    def refuse_name(
+        self, name: Name, code: int, message: str, retry_after_ms: int, cache_ms: int, http_status: int
+    ) -> None: ...
+    def take_waiting(self) -> list[tuple[str, int, int, int]]:
+        """Fields of `Waiting`."""
+    def take_usage(self) -> list[tuple[str, int, int, int, int, int, int]]:
+        """Fields of `Usage`."""
+    def histograms(self) -> list[tuple[str, str, int, list[int], float]]:
+        """Fields of `Histogram`."""
+    def stats(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """The gauges of `RelayStats` and its counters, by name."""
+    def drain(self, timeout_ms: int) -> None: ...
+    def stop(self) -> None: ...

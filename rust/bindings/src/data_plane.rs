@@ -1,7 +1,404 @@
 //! `modelmesh._native.DataPlane`: the relay, for `modelmesh.dataplane.relay`.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use relay::config::Config;
+use relay::data_plane::{self, NewTarget};
+use relay::event::Event;
+use relay::name::{Name, NameKind};
+use relay::plane::Listed;
+use relay::status::{Code, Status};
+
+/// Durations from Python are bounded by this, so that adding them to now never overflows.
+const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+#[derive(FromPyObject)]
+struct PyConfig {
+    control_socket: PathBuf,
+    host: String,
+    grpc_port: i32,
+    rest_port: i32,
+    threads: usize,
+    message_bytes_max: usize,
+    header_bytes_max: u32,
+    parked_requests_max: usize,
+    parked_bytes_max: usize,
+    kept_body_bytes_max: usize,
+    kept_bytes_max: usize,
+    park_timeout_ms: i64,
+    gate_queue_max: usize,
+    streams_per_connection_max: u32,
+    retry_ratio: f64,
+}
+
+#[derive(FromPyObject)]
+struct PyTarget {
+    id: u64,
+    address: String,
+    max_concurrency: u32,
+    signals_loss: bool,
+}
+
+#[derive(FromPyObject)]
+struct PyReplica {
+    id: u64,
+    target_id: u64,
+    max_concurrency: u32,
+}
+
+#[derive(FromPyObject)]
+struct PyRoute {
+    model: String,
+    replicas: Vec<PyReplica>,
+}
+
+type PyName = (u8, String, String);
 
 /// The relay. See `_native.pyi`.
-#[pyclass(module = "modelmesh._native")]
-pub struct DataPlane {}
+#[pyclass(module = "modelmesh._native", frozen)]
+pub struct DataPlane {
+    relay: Mutex<data_plane::DataPlane>,
+    process: u32,
+}
+
+#[pymethods]
+impl DataPlane {
+    #[new]
+    fn new(config: PyConfig) -> PyResult<Self> {
+        let config = Config {
+            control_socket: config.control_socket,
+            host: config.host,
+            grpc_port: port(config.grpc_port)?,
+            rest_port: port(config.rest_port)?,
+            threads: config.threads.max(1),
+            message_bytes_max: config.message_bytes_max,
+            header_bytes_max: config.header_bytes_max,
+            parked_requests_max: config.parked_requests_max,
+            parked_bytes_max: config.parked_bytes_max,
+            kept_body_bytes_max: config.kept_body_bytes_max,
+            kept_bytes_max: config.kept_bytes_max,
+            park_timeout: milliseconds(config.park_timeout_ms),
+            gate_queue_max: config.gate_queue_max,
+            streams_per_connection_max: config.streams_per_connection_max,
+            retry_ratio: config.retry_ratio,
+        };
+        let relay = Mutex::new(data_plane::DataPlane::new(config)?);
+        Ok(Self {
+            relay,
+            process: std::process::id(),
+        })
+    }
+
+    fn start(&self, py: Python<'_>) -> PyResult<(String, String)> {
+        self.refuse_fork()?;
+        let addresses = py
+            .detach(|| self.relay.lock().start())
+            .map_err(PyOSError::new_err)?;
+        let text = |address: Option<std::net::SocketAddr>| {
+            address.map(|at| at.to_string()).unwrap_or_default()
+        };
+        Ok((text(addresses.grpc), text(addresses.rest)))
+    }
+
+    fn fileno(&self) -> PyResult<i32> {
+        self.with(|relay| relay.plane.events.descriptor())
+    }
+
+    fn take_events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        let events = self.with(|relay| relay.plane.events.take())?;
+        let now = Instant::now();
+        events
+            .into_iter()
+            .map(|event| event_tuple(py, event, now))
+            .collect()
+    }
+
+    fn set_targets(&self, add: Vec<PyTarget>, remove: Vec<u64>) -> PyResult<()> {
+        let target = |target: PyTarget| NewTarget {
+            id: target.id,
+            address: target.address,
+            max_concurrency: target.max_concurrency,
+            signals_loss: target.signals_loss,
+        };
+        self.with(|relay| relay.set_targets(add.into_iter().map(target).collect(), &remove))
+    }
+
+    fn publish(&self, py: Python<'_>, routes: Vec<PyRoute>) -> PyResult<()> {
+        self.refuse_fork()?;
+        py.detach(|| {
+            let relay = self.relay.lock();
+            for route in routes {
+                let listed: Vec<Listed> = route
+                    .replicas
+                    .iter()
+                    .map(|replica| Listed {
+                        id: replica.id,
+                        target: replica.target_id,
+                        max_concurrency: replica.max_concurrency,
+                    })
+                    .collect();
+                relay.plane.publish(&route.model, &listed);
+            }
+        });
+        Ok(())
+    }
+
+    fn publish_names(&self, py: Python<'_>, names: Vec<(PyName, String)>) -> PyResult<()> {
+        self.refuse_fork()?;
+        let names: Vec<(Name, String)> = names
+            .into_iter()
+            .map(|(name, model)| Ok((known_name(&name)?, model)))
+            .collect::<PyResult<_>>()?;
+        py.detach(|| {
+            let relay = self.relay.lock();
+            names
+                .iter()
+                .for_each(|(name, model)| relay.plane.publish_name(name, model));
+        });
+        Ok(())
+    }
+
+    fn forget_names(&self, names: Vec<PyName>) -> PyResult<()> {
+        let names: Vec<Name> = names.iter().map(known_name).collect::<PyResult<_>>()?;
+        self.with(|relay| names.iter().for_each(|name| relay.plane.forget_name(name)))
+    }
+
+    fn retire(&self, replicas: Vec<(u64, u64)>, timeout_ms: i64) -> PyResult<()> {
+        self.with(|relay| relay.retire(&replicas, milliseconds(timeout_ms)))
+    }
+
+    fn expect(&self, model: &str, ready_in_ms: i64) -> PyResult<()> {
+        self.with(|relay| {
+            relay
+                .plane
+                .models
+                .expect(&Arc::from(model), milliseconds(ready_in_ms))
+        })
+    }
+
+    fn refuse(
+        &self,
+        model: &str,
+        code: u64,
+        message: String,
+        retry_after_ms: i64,
+        cache_ms: i64,
+        http_status: u16,
+    ) -> PyResult<()> {
+        let status = status(code, message, retry_after_ms, http_status);
+        self.with(|relay| {
+            relay
+                .plane
+                .models
+                .refuse(&Arc::from(model), status, milliseconds(cache_ms))
+        })
+    }
+
+    fn refuse_name(
+        &self,
+        name: PyName,
+        code: u64,
+        message: String,
+        retry_after_ms: i64,
+        cache_ms: i64,
+        http_status: u16,
+    ) -> PyResult<()> {
+        let name = known_name(&name)?;
+        let status = status(code, message, retry_after_ms, http_status);
+        self.with(|relay| {
+            relay
+                .plane
+                .names
+                .refuse(&name, status, milliseconds(cache_ms))
+        })
+    }
+
+    fn take_waiting(&self) -> PyResult<Vec<(String, usize, u64, u64)>> {
+        let rows = self.with(|relay| relay.plane.models.waiting())?;
+        let now = Instant::now();
+        let row = |row: relay::space::Waiting<Arc<str>>| {
+            (
+                row.key.to_string(),
+                row.waiting,
+                since_ms(row.oldest, now),
+                until_ms(row.latest_deadline, now),
+            )
+        };
+        Ok(rows.into_iter().map(row).collect())
+    }
+
+    fn take_usage(&self) -> PyResult<Vec<(String, u64, u64, u64, u32, u64, u64)>> {
+        let rows = self.with(|relay| relay.take_usage())?;
+        let row = |row: data_plane::UsageRow| {
+            let model = row.model.to_string();
+            (
+                model,
+                row.replica,
+                row.requests,
+                row.errors,
+                row.in_flight,
+                row.execution_us,
+                row.last_used_ms_ago,
+            )
+        };
+        Ok(rows.into_iter().map(row).collect())
+    }
+
+    fn histograms(&self) -> PyResult<Vec<(&'static str, String, u8, Vec<u64>, f64)>> {
+        let rows = self.with(|relay| relay.histograms())?;
+        let row = |row: data_plane::HistogramRow| {
+            let (counts, sum) = (row.histogram.counts, row.histogram.sum);
+            (
+                row.metric.name(),
+                row.method.into(),
+                row.code as u8,
+                counts,
+                sum,
+            )
+        };
+        Ok(rows.into_iter().map(row).collect())
+    }
+
+    fn stats(&self) -> PyResult<(Vec<(&'static str, usize)>, Vec<(&'static str, u64)>)> {
+        self.with(|relay| {
+            let (plane, gauges) = (&relay.plane, &relay.plane.gauges);
+            let now = vec![
+                ("connections", gauges.connections.load(Ordering::Relaxed)),
+                ("in_flight", gauges.in_flight.load(Ordering::Relaxed)),
+                (
+                    "parked_requests",
+                    gauges.parked_requests.load(Ordering::Relaxed),
+                ),
+                ("parked_bytes", gauges.parked_bytes.load(Ordering::Relaxed)),
+                ("kept_bytes", gauges.kept_bytes.load(Ordering::Relaxed)),
+                ("routes", plane.models.len()),
+                ("names", plane.names.len()),
+            ];
+            (now, plane.counters.read())
+        })
+    }
+
+    fn drain(&self, timeout_ms: i64) -> PyResult<()> {
+        self.with(|relay| relay.drain(milliseconds(timeout_ms)))
+    }
+
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        self.refuse_fork()?;
+        let wrong = py.detach(|| self.relay.lock().stop());
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(PyRuntimeError::new_err(wrong.join(" ")))
+        }
+    }
+}
+
+impl DataPlane {
+    fn with<T>(&self, call: impl FnOnce(&data_plane::DataPlane) -> T) -> PyResult<T> {
+        self.refuse_fork()?;
+        Ok(call(&self.relay.lock()))
+    }
+
+    /// The loops are threads of the process that started them; a child has none.
+    fn refuse_fork(&self) -> PyResult<()> {
+        if std::process::id() == self.process {
+            return Ok(());
+        }
+        Err(PyRuntimeError::new_err(
+            "The data plane does not survive a fork; start a new process and a data plane in it.",
+        ))
+    }
+}
+
+fn event_tuple(py: Python<'_>, event: Event, now: Instant) -> PyResult<Bound<'_, PyTuple>> {
+    let text = |model: Option<Arc<str>>| model.map(|model| model.to_string()).unwrap_or_default();
+    match event {
+        Event::Fault {
+            name,
+            model,
+            waiting,
+            deadline,
+        } => {
+            let (kind, id, version) = name_tuple(&name);
+            let left = until_ms(deadline, now);
+            ("fault", kind, id, version, text(model), waiting, left, left).into_pyobject(py)
+        }
+        Event::Abandoned { name, model } => {
+            let (kind, id, version) = name_tuple(&name);
+            ("abandoned", kind, id, version, text(model)).into_pyobject(py)
+        }
+        Event::TargetLost { target } => ("target_lost", target).into_pyobject(py),
+        Event::TargetBack { target } => ("target_back", target).into_pyobject(py),
+        Event::NotHere { model, replica } => {
+            ("not_here", model.to_string(), replica).into_pyobject(py)
+        }
+        Event::Retired {
+            replica,
+            token,
+            clean,
+        } => ("retired", replica, token, clean).into_pyobject(py),
+        Event::Queueing {
+            model,
+            queued,
+            oldest_since,
+        } => (
+            "queueing",
+            model.to_string(),
+            queued,
+            since_ms(oldest_since, now),
+        )
+            .into_pyobject(py),
+    }
+}
+
+fn name_tuple(name: &Name) -> PyName {
+    (
+        name.kind as u8,
+        name.name.to_string(),
+        name.version.to_string(),
+    )
+}
+
+fn known_name((kind, name, version): &PyName) -> PyResult<Name> {
+    let known = NameKind::from_number(*kind);
+    let kind = known.ok_or_else(|| {
+        PyValueError::new_err(format!("There is no kind {kind} of names; see NameKind."))
+    })?;
+    Ok(Name::new(kind, name, version))
+}
+
+fn status(code: u64, message: String, retry_after_ms: i64, http_status: u16) -> Status {
+    let mut status = Status::new(Code::from_number(code), message);
+    status.retry_after = (retry_after_ms >= 0).then(|| milliseconds(retry_after_ms));
+    status.http = (http_status > 0).then_some(http_status);
+    status
+}
+
+fn port(port: i32) -> PyResult<Option<u16>> {
+    if port == -1 {
+        return Ok(None);
+    }
+    let port = u16::try_from(port);
+    port.map(Some).map_err(|_| {
+        PyValueError::new_err("A port is between 0 (any free one) and 65535, or −1 (off).")
+    })
+}
+
+fn milliseconds(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or(0)).min(DURATION_MAX)
+}
+
+fn since_ms(then: Instant, now: Instant) -> u64 {
+    now.saturating_duration_since(then).as_millis() as u64
+}
+
+fn until_ms(then: Instant, now: Instant) -> u64 {
+    then.saturating_duration_since(now).as_millis() as u64
+}

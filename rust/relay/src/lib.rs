@@ -1,1 +1,36 @@
 //! The data plane: listeners, names, routes, parking, balancing, limits, usage.
+//!
+//! A request comes in by `connection` (gRPC) or `dispatch` (REST) and is led by `call`: `waiting` finds it a slot,
+//! `infer` makes attempts, `answer` goes back. `plane` is what all loops share and the control plane writes;
+//! `data_plane` starts and stops it all. Only `connection` and `upstream` know the HTTP/2 library.
+
+mod answer;
+mod attempt;
+mod body;
+mod budget;
+mod call;
+mod circuit;
+pub mod config;
+mod connection;
+pub mod data_plane;
+pub mod dispatch;
+pub mod event;
+mod event_loop;
+mod flood;
+mod frames;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+mod gate;
+mod headers;
+mod infer;
+mod method;
+pub mod metrics;
+pub mod name;
+mod pick;
+pub mod plane;
+pub mod replica;
+mod rest;
+pub mod space;
+pub mod status;
+mod upstream;
+mod waiting;

@@ -19,7 +19,14 @@ pub enum NameKind {
 impl NameKind {
     /// The kind with this number.
     pub fn from_number(number: u8) -> Option<NameKind> {
-        [NameKind::Model, NameKind::VModel, NameKind::ModelFirst, NameKind::VModelFirst].get(usize::from(number)).copied()
+        [
+            NameKind::Model,
+            NameKind::VModel,
+            NameKind::ModelFirst,
+            NameKind::VModelFirst,
+        ]
+        .get(usize::from(number))
+        .copied()
     }
 }
 
@@ -37,6 +44,10 @@ pub struct Name {
 impl Name {
     /// A name; an empty version means none was given.
     pub fn new(kind: NameKind, name: &str, version: &str) -> Name {
-        Name { kind, name: Arc::from(name), version: Arc::from(version) }
+        Name {
+            kind,
+            name: Arc::from(name),
+            version: Arc::from(version),
+        }
     }
 }

@@ -51,7 +51,10 @@ pub const CODES: [Code; 17] = [
 impl Code {
     /// The code with this number; `Unknown` when there is none, as the gRPC specification asks.
     pub fn from_number(number: u64) -> Code {
-        usize::try_from(number).ok().and_then(|at| CODES.get(at).copied()).unwrap_or(Code::Unknown)
+        usize::try_from(number)
+            .ok()
+            .and_then(|at| CODES.get(at).copied())
+            .unwrap_or(Code::Unknown)
     }
 
     /// The HTTP status of a bare code; `modelmesh.errors.HTTP_OF_CODE` is the same table.
@@ -90,7 +93,12 @@ pub struct Status {
 impl Status {
     /// A status without retry information.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Status {
-        Status { code, message: message.into(), retry_after: None, http: None }
+        Status {
+            code,
+            message: message.into(),
+            retry_after: None,
+            http: None,
+        }
     }
 
     /// All went well.
@@ -112,7 +120,9 @@ impl Status {
 
     /// A message beyond the size limit; 413 over HTTP.
     pub fn too_large(what: &str, size: u64, limit: u64) -> Status {
-        let sentence = format!("The {what} message of {size} bytes is over the limit of {limit} bytes; send less or raise it.");
+        let sentence = format!(
+            "The {what} message of {size} bytes is over the limit of {limit} bytes; send less or raise it."
+        );
         Status::new(Code::ResourceExhausted, sentence).over_http(413)
     }
 
@@ -131,7 +141,11 @@ pub fn percent_encode(message: &str) -> String {
         } else {
             encoded.push('%');
             for nibble in [byte >> 4, byte & 15] {
-                encoded.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0').to_ascii_uppercase());
+                encoded.push(
+                    char::from_digit(u32::from(nibble), 16)
+                        .unwrap_or('0')
+                        .to_ascii_uppercase(),
+                );
             }
         }
     }
@@ -140,7 +154,11 @@ pub fn percent_encode(message: &str) -> String {
 
 /// The reverse of [`percent_encode`]; broken escapes stay as they are, bytes that are no UTF-8 are replaced.
 pub fn percent_decode(header: &[u8]) -> String {
-    let digit = |at: usize| header.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+    let digit = |at: usize| {
+        header
+            .get(at)
+            .and_then(|byte| char::from(*byte).to_digit(16))
+    };
     let mut decoded = Vec::with_capacity(header.len());
     let mut at = 0;
     while at < header.len() {
@@ -152,7 +170,8 @@ pub fn percent_decode(header: &[u8]) -> String {
             at += 1;
         }
     }
-    String::from_utf8(decoded).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    String::from_utf8(decoded)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 #[cfg(test)]

@@ -1,0 +1,237 @@
+//! A client's HTTP/2 connection and its streams. The only file that knows the server half of `h2`.
+
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, Method, Response, StatusCode, Version};
+use tokio::net::TcpStream;
+
+use crate::event_loop::EventLoop;
+use crate::flood::Watched;
+use crate::headers;
+use crate::plane::Held;
+use crate::status::Status;
+use crate::upstream::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Header lists up to this are read and answered with a sentence; beyond, HTTP/2 itself answers 431 for that request.
+const HEADER_BYTES_READ: u32 = 64 << 10;
+
+/// Serves a connection until it is closed, by the client or because the relay drains.
+pub async fn serve(stream: TcpStream, event_loop: Rc<EventLoop>) {
+    let plane = event_loop.plane.clone();
+    let _open = Held::one(&plane.gauges.connections);
+    let config = &plane.config;
+    let counted = plane.clone();
+    let streams_max = config.streams_per_connection_max;
+    let stream = Watched::new(
+        stream,
+        streams_max,
+        Box::new(move || counted.counters.floods.add(1)),
+    );
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(streams_max)
+        .max_header_list_size(
+            config
+                .header_bytes_max
+                .saturating_mul(2)
+                .max(HEADER_BYTES_READ),
+        )
+        .max_concurrent_reset_streams(64)
+        .max_pending_accept_reset_streams(64);
+    let handshake =
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, builder.handshake::<_, Bytes>(stream)).await;
+    let Ok(Ok(mut connection)) = handshake else {
+        plane.counters.malformed.add(1);
+        return;
+    };
+    let mut drained = std::pin::pin!(event_loop.draining());
+    let mut cut = std::pin::pin!(event_loop.cut());
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            biased;
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => accept(request, respond, &event_loop),
+                Some(Err(error)) => {
+                    // Its streams have been told. A client that just went away did nothing wrong.
+                    if !error.is_io() && error.reason() != Some(Reason::NO_ERROR) {
+                        plane.counters.malformed.add(1);
+                    }
+                    return;
+                }
+                None => return,
+            },
+            () = &mut drained, if !leaving => {
+                leaving = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut cut => {
+                connection.abrupt_shutdown(Reason::CANCEL);
+                let _ = tokio::time::timeout(Duration::from_millis(100), connection.accept()).await;
+                return;
+            }
+        }
+    }
+}
+
+fn accept(
+    request: http::Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    event_loop: &Rc<EventLoop>,
+) {
+    let (parts, receive) = request.into_parts();
+    let mut responder = Responder {
+        stage: Stage::Nothing(respond),
+    };
+    if parts.method != Method::POST {
+        responder.refuse_http(StatusCode::METHOD_NOT_ALLOWED);
+        return;
+    }
+    if !headers::is_grpc(&parts.headers) {
+        responder.refuse_http(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        return;
+    }
+    tokio::task::spawn_local(crate::call::serve(
+        event_loop.clone(),
+        parts.uri,
+        parts.headers,
+        Incoming { receive },
+        responder,
+    ));
+}
+
+/// The body of a request as it comes.
+pub struct Incoming {
+    receive: RecvStream,
+}
+
+impl Incoming {
+    /// The next piece; `None` at the end, an error when the client left.
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ()>>> {
+        loop {
+            match ready!(self.receive.poll_data(cx)) {
+                Some(Ok(chunk)) if chunk.is_empty() => {}
+                Some(Ok(chunk)) => {
+                    // It fails only when the stream is over.
+                    let _ = self.receive.flow_control().release_capacity(chunk.len());
+                    return Poll::Ready(Some(Ok(chunk)));
+                }
+                Some(Err(_)) => return Poll::Ready(Some(Err(()))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Whether nothing more will come.
+    pub fn is_ended(&self) -> bool {
+        self.receive.is_end_stream()
+    }
+}
+
+enum Stage {
+    Nothing(SendResponse<Bytes>),
+    Head(SendStream<Bytes>),
+    Over,
+}
+
+/// The response to a request. Whatever fails here fails because the client left, which [`Responder::poll_gone`] tells.
+pub struct Responder {
+    stage: Stage,
+}
+
+impl Responder {
+    /// Whether the head was sent.
+    pub fn has_begun(&self) -> bool {
+        !matches!(self.stage, Stage::Nothing(_))
+    }
+
+    /// Resolves when the client gave this request up.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.stage {
+            Stage::Nothing(respond) => respond.poll_reset(cx).map(|_| ()),
+            Stage::Head(send) => send.poll_reset(cx).map(|_| ()),
+            Stage::Over => Poll::Pending,
+        }
+    }
+
+    /// The head. `end`: the headers are trailers too.
+    pub fn head(&mut self, headers: HeaderMap, end: bool) {
+        if let Stage::Nothing(respond) = &mut self.stage {
+            let sent = respond.send_response(response(StatusCode::OK, headers), end);
+            self.stage = match sent {
+                Ok(send) if !end => Stage::Head(send),
+                _ => Stage::Over,
+            };
+        }
+    }
+
+    /// How much may be sent now, asking for `wanted`. `None`: the client takes no more.
+    pub fn poll_capacity(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+        let Stage::Head(send) = &mut self.stage else {
+            return Poll::Ready(None);
+        };
+        send.reserve_capacity(wanted);
+        match send.capacity() {
+            0 => match ready!(send.poll_capacity(cx)) {
+                Some(Ok(capacity)) => Poll::Ready(Some(capacity)),
+                Some(Err(_)) | None => Poll::Ready(None),
+            },
+            capacity => Poll::Ready(Some(capacity)),
+        }
+    }
+
+    /// A piece of the body. Whether the client still takes any.
+    pub fn data(&mut self, chunk: Bytes) -> bool {
+        match &mut self.stage {
+            Stage::Head(send) => send.send_data(chunk, false).is_ok(),
+            Stage::Nothing(_) | Stage::Over => false,
+        }
+    }
+
+    /// The end.
+    pub fn trailers(&mut self, trailers: HeaderMap) {
+        if let Stage::Head(send) = &mut self.stage {
+            let _ = send.send_trailers(trailers);
+        }
+        self.stage = Stage::Over;
+    }
+
+    /// The end, with a status of our own.
+    pub fn finish(&mut self, status: &Status) {
+        let trailers = headers::of_status(status);
+        if self.has_begun() {
+            self.trailers(trailers);
+        } else {
+            let mut head = trailers;
+            head.insert(
+                http::header::CONTENT_TYPE,
+                http::HeaderValue::from_static("application/grpc"),
+            );
+            self.head(head, true);
+        }
+    }
+
+    fn refuse_http(&mut self, status: StatusCode) {
+        if let Stage::Nothing(respond) = &mut self.stage {
+            let _ = respond.send_response(response(status, HeaderMap::new()), true);
+        }
+        self.stage = Stage::Over;
+    }
+}
+
+fn response(status: StatusCode, headers: HeaderMap) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.version_mut() = Version::HTTP_2;
+    *response.headers_mut() = headers;
+    response
+}

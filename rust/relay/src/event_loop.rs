@@ -1,0 +1,236 @@
+//! One thread's loop: its listeners, its connections to model servers, and what it is told by the control plane.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ahash::AHashMap;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+use crate::budget::Budget;
+use crate::dispatch::Dispatcher;
+use crate::method::Methods;
+use crate::metrics::Histograms;
+use crate::plane::Plane;
+use crate::replica::{Address, Replica, Target};
+use crate::upstream::Upstream;
+
+/// The control plane's gRPC server among the targets.
+const CONTROL: u64 = u64::MAX;
+
+/// When out of descriptors: how long accepting pauses.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a loop is told.
+pub enum Command {
+    /// Connect to a target.
+    Dial(Arc<Target>),
+    /// Break the connection to a target.
+    Close(u64),
+    /// End a retirement when its time is over.
+    Retiring(Arc<Replica>, u64, Duration),
+}
+
+/// How far the end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Serving.
+    Serving,
+    /// Not accepting; what is in flight finishes until then.
+    Draining(Instant),
+    /// Over.
+    Stopped,
+}
+
+/// Listening sockets of one loop.
+#[derive(Default)]
+pub struct Listeners {
+    /// gRPC.
+    pub grpc: Option<std::net::TcpListener>,
+    /// REST.
+    pub rest: Option<std::net::TcpListener>,
+}
+
+/// See the module.
+pub struct EventLoop {
+    /// Shared with the other loops.
+    pub plane: Arc<Plane>,
+    /// Retries of this loop.
+    pub budget: Budget,
+    /// Methods met.
+    pub methods: Methods,
+    /// To the control plane's gRPC server.
+    pub control: Rc<Upstream>,
+    index: usize,
+    upstreams: RefCell<AHashMap<u64, Rc<Upstream>>>,
+    random: Cell<u64>,
+    phase: watch::Receiver<Phase>,
+}
+
+impl EventLoop {
+    /// Serves until told to stop. Runs within a local task set.
+    ///
+    /// # Errors
+    /// When a listener cannot be used.
+    pub async fn run(
+        plane: Arc<Plane>,
+        index: usize,
+        listeners: Listeners,
+        commands: mpsc::UnboundedReceiver<Command>,
+        phase: watch::Receiver<Phase>,
+    ) -> io::Result<()> {
+        let address = Address::Unix(plane.config.control_socket.clone());
+        let control = Arc::new(Target::new(CONTROL, address, 0, true));
+        // Nobody is told that the control plane lost itself.
+        control.hide();
+        let event_loop = Rc::new(EventLoop {
+            budget: Budget::new(
+                plane.config.retry_ratio,
+                plane.config.threads,
+                Instant::now(),
+            ),
+            methods: Methods::default(),
+            control: Upstream::dial(control, plane.clone()),
+            index,
+            upstreams: RefCell::default(),
+            random: Cell::new(0x9e37_79b9_7f4a_7c15 ^ (index as u64 + 1)),
+            phase,
+            plane,
+        });
+        if let Some(listener) = listeners.grpc {
+            let accepted = |stream, event_loop| {
+                tokio::task::spawn_local(crate::connection::serve(stream, event_loop));
+            };
+            tokio::task::spawn_local(
+                event_loop
+                    .clone()
+                    .accept(TcpListener::from_std(listener)?, accepted),
+            );
+        }
+        if let Some(listener) = listeners.rest {
+            let accepted = |stream, event_loop| {
+                tokio::task::spawn_local(crate::rest::serve_connection(
+                    stream,
+                    Dispatcher::new(event_loop),
+                ));
+            };
+            tokio::task::spawn_local(
+                event_loop
+                    .clone()
+                    .accept(TcpListener::from_std(listener)?, accepted),
+            );
+        }
+        event_loop.obey(commands).await;
+        Ok(())
+    }
+
+    async fn obey(self: &Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut phase = self.phase.clone();
+        let stopped = phase.wait_for(|phase| *phase == Phase::Stopped);
+        let mut stopped = std::pin::pin!(stopped);
+        loop {
+            let command = tokio::select! {
+                command = commands.recv() => command,
+                _ = &mut stopped => None,
+            };
+            match command {
+                Some(Command::Dial(target)) => drop(self.upstream(&target)),
+                Some(Command::Close(target)) => {
+                    if let Some(upstream) = self.upstreams.borrow_mut().remove(&target) {
+                        upstream.close();
+                    }
+                }
+                Some(Command::Retiring(replica, token, timeout)) => {
+                    tokio::task::spawn_local(async move {
+                        tokio::time::sleep(timeout).await;
+                        replica.retirement_timed_out(token);
+                    });
+                }
+                None => return,
+            }
+        }
+    }
+
+    async fn accept(
+        self: Rc<Self>,
+        listener: TcpListener,
+        accepted: impl Fn(TcpStream, Rc<EventLoop>),
+    ) {
+        let mut draining = std::pin::pin!(self.draining());
+        loop {
+            let connection = tokio::select! {
+                connection = listener.accept() => connection,
+                () = &mut draining => return,
+            };
+            match connection {
+                Ok((stream, _)) => {
+                    self.plane.counters.accepted.add(1);
+                    // It fails only for a connection that is gone already.
+                    let _ = stream.set_nodelay(true);
+                    accepted(stream, self.clone());
+                }
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
+    /// The connection to a target; dialled if there is none.
+    pub fn upstream(&self, target: &Arc<Target>) -> Rc<Upstream> {
+        if let Some(upstream) = self.upstreams.borrow().get(&target.id) {
+            return upstream.clone();
+        }
+        let upstream = Upstream::dial(target.clone(), self.plane.clone());
+        if target.is_removed() {
+            upstream.close();
+        } else {
+            self.upstreams
+                .borrow_mut()
+                .insert(target.id, upstream.clone());
+        }
+        upstream
+    }
+
+    /// The histograms of this loop.
+    pub fn histograms(&self) -> &Histograms {
+        &self.plane.histograms[self.index]
+    }
+
+    /// A number nobody can rely on (xorshift).
+    pub fn random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.set(x);
+        x
+    }
+
+    /// Resolves when the relay starts draining.
+    pub async fn draining(&self) {
+        // An error means that the relay is gone, which is draining too.
+        let _ = self
+            .phase
+            .clone()
+            .wait_for(|phase| *phase > Phase::Serving)
+            .await;
+    }
+
+    /// Resolves when the time for draining is over.
+    pub async fn cut(&self) {
+        let mut phase = self.phase.clone();
+        let Ok(reached) = phase
+            .wait_for(|phase| *phase > Phase::Serving)
+            .await
+            .map(|phase| *phase)
+        else {
+            return;
+        };
+        if let Phase::Draining(until) = reached {
+            let stopped = phase.wait_for(|phase| *phase == Phase::Stopped);
+            let _ = tokio::time::timeout_at(until.into(), stopped).await;
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! Which headers travel: to a model, and back to the client.
+
+use std::time::{Duration, Instant};
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::method::Method;
+use crate::name::{Name, NameKind};
+use crate::status::{Code, Status, percent_encode};
+
+/// The concrete model, in requests to a model server and in responses.
+pub const MODEL_ID: HeaderName = HeaderName::from_static("mm-model-id");
+const MODEL_ID_BIN: HeaderName = HeaderName::from_static("mm-model-id-bin");
+const VMODEL_ID: HeaderName = HeaderName::from_static("mm-vmodel-id");
+const VMODEL_ID_BIN: HeaderName = HeaderName::from_static("mm-vmodel-id-bin");
+const LEGACY_ID: HeaderName = HeaderName::from_static("tas-model-id");
+/// Private trailer: the model server does not hold this model.
+pub const NOT_HERE: HeaderName = HeaderName::from_static("mm-not-here");
+/// Private trailer: how long the model took, in microseconds.
+pub const EXECUTION_US: HeaderName = HeaderName::from_static("mm-execution-us");
+/// gRPC's own.
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// gRPC's own.
+pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// A header value for an id: as it is when printable, else percent-encoded. Never indexed: ids would flush HPACK's table.
+pub fn id_header(id: &str) -> HeaderValue {
+    let mut value = HeaderValue::from_str(id)
+        .or_else(|_| HeaderValue::from_str(&percent_encode(id)))
+        .unwrap_or_else(|_| HeaderValue::from_static(""));
+    value.set_sensitive(true);
+    value
+}
+
+/// The name the headers ask for; `None` when they name nothing.
+///
+/// # Errors
+/// INVALID_ARGUMENT when they are contradictory, empty or unreadable; UNIMPLEMENTED when they name several models.
+pub fn name_of(headers: &HeaderMap) -> Result<Option<Name>, Status> {
+    let model = one_id(headers, &MODEL_ID, &MODEL_ID_BIN)?;
+    let vmodel = one_id(headers, &VMODEL_ID, &VMODEL_ID_BIN)?;
+    match (model, vmodel) {
+        (Some(_), Some(_)) => Err(Status::new(
+            Code::InvalidArgument,
+            "The request names a model and a vmodel; send either mm-model-id or mm-vmodel-id.",
+        )),
+        (Some(model), None) => Ok(Some(Name::new(NameKind::ModelFirst, &model, ""))),
+        (None, Some(vmodel)) => Ok(Some(Name::new(NameKind::VModel, &vmodel, ""))),
+        (None, None) => {
+            let legacy = one_id(headers, &LEGACY_ID, &LEGACY_ID)?;
+            Ok(legacy.map(|model| Name::new(NameKind::ModelFirst, &model, "")))
+        }
+    }
+}
+
+fn one_id(
+    headers: &HeaderMap,
+    plain: &HeaderName,
+    binary: &HeaderName,
+) -> Result<Option<String>, Status> {
+    let name = if headers.contains_key(plain) {
+        plain
+    } else {
+        binary
+    };
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    if values.any(|other| other != value) {
+        let sentence = format!(
+            "Several {name} headers: one request serves one model; send one request per model."
+        );
+        return Err(Status::new(Code::Unimplemented, sentence));
+    }
+    let id = if name == plain {
+        value.to_str().ok().map(str::to_owned)
+    } else {
+        decoded(value)
+    };
+    match id {
+        Some(id) if !id.is_empty() => Ok(Some(id)),
+        Some(_) => Err(Status::new(
+            Code::InvalidArgument,
+            format!("The header {name} is empty; name a model in it."),
+        )),
+        None => {
+            let sentence = format!(
+                "The header {name} is not readable as text; send ASCII, or UTF-8 in {binary} as base64."
+            );
+            Err(Status::new(Code::InvalidArgument, sentence))
+        }
+    }
+}
+
+fn decoded(value: &HeaderValue) -> Option<String> {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD_NO_PAD;
+    let trimmed = value
+        .as_bytes()
+        .strip_suffix(b"==")
+        .or_else(|| value.as_bytes().strip_suffix(b"="));
+    let bytes = STANDARD_NO_PAD
+        .decode(trimmed.unwrap_or(value.as_bytes()))
+        .ok()?;
+    String::from_utf8(bytes).ok()
+}
+
+/// When the client stops waiting, from `grpc-timeout`.
+///
+/// # Errors
+/// INVALID_ARGUMENT when the header is malformed.
+pub fn deadline_of(headers: &HeaderMap, now: Instant) -> Result<Option<Instant>, Status> {
+    let Some(value) = headers.get(&GRPC_TIMEOUT) else {
+        return Ok(None);
+    };
+    match timeout(value.as_bytes()) {
+        // More than decades is no deadline.
+        Some(timeout) => Ok(now.checked_add(timeout.min(Duration::from_secs(1 << 30)))),
+        None => Err(Status::new(
+            Code::InvalidArgument,
+            "The header grpc-timeout is malformed; it is up to 8 digits and a unit of H, M, S, m, u or n.",
+        )),
+    }
+}
+
+fn timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount = digits
+        .iter()
+        .fold(0u64, |amount, digit| amount * 10 + u64::from(digit - b'0'));
+    Some(match unit {
+        b'H' => Duration::from_secs(amount * 3600),
+        b'M' => Duration::from_secs(amount * 60),
+        b'S' => Duration::from_secs(amount),
+        b'm' => Duration::from_millis(amount),
+        b'u' => Duration::from_micros(amount),
+        b'n' => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+fn timeout_header(left: Duration) -> HeaderValue {
+    let text = match left.as_micros() {
+        micros if micros < 100_000_000 => format!("{}u", micros.max(1)),
+        micros if micros < 100_000_000_000 => format!("{}m", micros / 1000),
+        micros => format!("{}S", (micros / 1_000_000).min(99_999_999)),
+    };
+    let mut value = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1u"));
+    value.set_sensitive(true);
+    value
+}
+
+/// What a model server is sent: everything but ids and private headers, with the concrete id and the time that is left.
+pub fn to_model(
+    client: &HeaderMap,
+    model: &str,
+    id: &HeaderValue,
+    binary_too: bool,
+    deadline: Option<Instant>,
+) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(client.keys_len() + 3);
+    for (name, value) in client {
+        if !name.as_str().starts_with("mm-") && *name != LEGACY_ID && *name != GRPC_TIMEOUT {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    let printable = model.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
+    if printable {
+        headers.insert(MODEL_ID, id.clone());
+    }
+    if binary_too || !printable {
+        use base64::Engine;
+        let encoded = base64::engine::general_purpose::STANDARD_NO_PAD.encode(model);
+        headers.insert(MODEL_ID_BIN, id_header(&encoded));
+    }
+    set_timeout(&mut headers, deadline);
+    headers
+}
+
+/// What the control plane is sent: everything, with the time that is left.
+pub fn to_control(client: &HeaderMap, deadline: Option<Instant>) -> HeaderMap {
+    let mut headers = client.clone();
+    headers.remove(&GRPC_TIMEOUT);
+    set_timeout(&mut headers, deadline);
+    headers
+}
+
+fn set_timeout(headers: &mut HeaderMap, deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        headers.insert(GRPC_TIMEOUT, timeout_header(left));
+    }
+}
+
+/// What a gRPC call needs that a call through another door did not bring.
+pub fn complete(headers: &mut HeaderMap) {
+    headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
+    headers.insert(
+        http::header::CONTENT_TYPE,
+        HeaderValue::from_static("application/grpc"),
+    );
+}
+
+/// What the private headers and trailers of a model server said; they are gone afterwards.
+#[derive(Debug, Default)]
+pub struct Private {
+    /// The model is not held there.
+    pub not_here: bool,
+    /// How long it took.
+    pub execution_us: Option<u64>,
+}
+
+/// Takes the private headers out.
+pub fn take_private(headers: &mut HeaderMap) -> Private {
+    let not_here = headers.remove(NOT_HERE).is_some();
+    let execution_us = headers
+        .remove(EXECUTION_US)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    Private {
+        not_here,
+        execution_us,
+    }
+}
+
+/// The code in trailers; `None` when they have none.
+pub fn code_in(trailers: &HeaderMap) -> Option<Code> {
+    let value = trailers.get(&GRPC_STATUS)?;
+    Some(Code::from_number(
+        value
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(2),
+    ))
+}
+
+/// The code and sentence in trailers.
+pub fn status_in(trailers: &HeaderMap) -> Option<Status> {
+    let code = code_in(trailers)?;
+    let message = trailers
+        .get(&GRPC_MESSAGE)
+        .map(|value| crate::status::percent_decode(value.as_bytes()));
+    let mut status = Status::new(code, message.unwrap_or_default());
+    let pushback = trailers
+        .get(&PUSHBACK)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    status.retry_after = pushback.map(Duration::from_millis);
+    Some(status)
+}
+
+/// A status as trailers, or as the headers of a reply that has nothing else.
+pub fn of_status(status: &Status) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(GRPC_STATUS, HeaderValue::from(status.code as u16));
+    if !status.message.is_empty() {
+        if let Ok(value) = HeaderValue::from_str(&percent_encode(&status.message)) {
+            headers.insert(GRPC_MESSAGE, value);
+        }
+    }
+    if let Some(after) = status.retry_after {
+        let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        headers.insert(PUSHBACK, HeaderValue::from(after_ms));
+    }
+    headers
+}
+
+/// How large a header list is, as HTTP/2 counts (RFC 9113, 6.5.2).
+pub fn list_bytes(path: &str, headers: &HeaderMap) -> usize {
+    let fields = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 32);
+    fields.sum::<usize>() + path.len() + 32
+}
+
+/// Whether a model server that does not signal loss says in words that it lost the model. Both texts count only when they name
+/// it: an input may be "not found" too.
+pub fn tells_loss(status: &Status, model: &str) -> bool {
+    let text = &status.message;
+    let names_it = text.contains(model);
+    let unknown = text.starts_with("Request for unknown model")
+        && (text.ends_with(" is not found") || text.ends_with(" has no available versions"));
+    let not_found = text.starts_with("Model ") && text.ends_with(" not found");
+    names_it
+        && match status.code {
+            Code::Unavailable => unknown,
+            Code::InvalidArgument => not_found,
+            _ => false,
+        }
+}
+
+/// Whether the content type is one gRPC allows.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Whether messages of this call may be compressed in a way we can read.
+pub fn gzip(headers: &HeaderMap) -> bool {
+    headers
+        .get("grpc-encoding")
+        .is_some_and(|value| value.as_bytes() == b"gzip")
+}
+
+/// What a request without an id is told.
+pub fn nameless(method: &Method) -> Status {
+    let sentence = if method.id_path.is_empty() {
+        "The request names no model; send its id in the header mm-model-id or mm-vmodel-id."
+    } else {
+        "The request names no model; put its id into the message, or into the header mm-model-id or mm-vmodel-id."
+    };
+    Status::new(Code::InvalidArgument, sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_str(value).expect("printable"));
+        }
+        headers
+    }
+
+    #[test]
+    fn ids_come_from_headers_by_rank() {
+        let name = |pairs| name_of(&map(pairs)).expect("fine").expect("named");
+        assert_eq!(
+            name(&[("mm-model-id", "a"), ("tas-model-id", "b")]),
+            Name::new(NameKind::ModelFirst, "a", "")
+        );
+        assert_eq!(
+            name(&[("mm-vmodel-id", "v")]),
+            Name::new(NameKind::VModel, "v", "")
+        );
+        assert_eq!(
+            name(&[("tas-model-id", "b")]),
+            Name::new(NameKind::ModelFirst, "b", "")
+        );
+        for encoded in ["w7w=", "w7w"] {
+            assert_eq!(
+                name(&[("mm-model-id-bin", encoded)]),
+                Name::new(NameKind::ModelFirst, "ü", "")
+            );
+        }
+        assert!(name_of(&map(&[])).expect("fine").is_none());
+    }
+
+    #[test]
+    fn contradictory_ids_are_refused() {
+        let code = |pairs| name_of(&map(pairs)).expect_err("refused").code;
+        assert_eq!(
+            code(&[("mm-model-id", "a"), ("mm-vmodel-id", "b")]),
+            Code::InvalidArgument
+        );
+        assert_eq!(code(&[("mm-model-id", "")]), Code::InvalidArgument);
+        assert_eq!(code(&[("mm-vmodel-id-bin", "!")]), Code::InvalidArgument);
+        assert_eq!(
+            code(&[("mm-model-id", "a"), ("mm-model-id", "b")]),
+            Code::Unimplemented
+        );
+    }
+
+    #[test]
+    fn timeouts_are_read_and_written() {
+        for (text, expected) in [
+            ("1S", 1_000_000),
+            ("250m", 250_000),
+            ("99999999u", 99_999_999),
+            ("1n", 0),
+        ] {
+            assert_eq!(timeout(text.as_bytes()).expect(text).as_micros(), expected);
+        }
+        for bad in ["", "S", "1", "123456789S", "-1S", "1x"] {
+            assert_eq!(timeout(bad.as_bytes()), None, "{bad}");
+        }
+        for seconds in [0, 1, 99, 100, 100_000, 1 << 40] {
+            let left = Duration::from_secs(seconds);
+            let read = timeout(timeout_header(left).as_bytes()).expect("readable");
+            assert!(read <= left.max(Duration::from_micros(1)));
+        }
+    }
+
+    #[test]
+    fn private_headers_stay_private() {
+        let client = map(&[
+            ("mm-vmodel-id", "v"),
+            ("mm-balanced", "true"),
+            ("tas-model-id", "x"),
+            ("authorization", "secret"),
+            ("traceparent", "00-1"),
+            ("grpc-timeout", "1S"),
+        ]);
+        let headers = to_model(&client, "m", &id_header("m"), false, None);
+        assert_eq!(headers.get("mm-model-id").expect("set"), "m");
+        assert_eq!(headers.len(), 3);
+        assert!(headers.contains_key("authorization") && headers.contains_key("traceparent"));
+        let headers = to_model(&client, "ü", &id_header("ü"), false, None);
+        assert!(!headers.contains_key("mm-model-id"));
+        assert_eq!(headers.get("mm-model-id-bin").expect("set"), "w7w");
+        let mut trailers = map(&[("mm-execution-us", "12"), ("grpc-status", "0"), ("x", "y")]);
+        let private = take_private(&mut trailers);
+        assert_eq!(private.execution_us, Some(12));
+        assert!(!private.not_here);
+        assert_eq!(trailers.len(), 2);
+    }
+
+    #[test]
+    fn legacy_texts_count_only_with_the_id() {
+        let says = |code, text: &'static str| tells_loss(&Status::new(code, text), "iris");
+        assert!(says(Code::InvalidArgument, "Model iris not found"));
+        assert!(!says(Code::InvalidArgument, "Model input not found"));
+        assert!(says(
+            Code::Unavailable,
+            "Request for unknown model: 'iris' is not found"
+        ));
+        assert!(says(
+            Code::Unavailable,
+            "Request for unknown model: 'iris' has no available versions"
+        ));
+        assert!(!says(
+            Code::Unavailable,
+            "Request for unknown model: 'other' is not found"
+        ));
+        assert!(!says(Code::Internal, "Model iris not found"));
+    }
+}

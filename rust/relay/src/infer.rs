@@ -1,0 +1,238 @@
+//! Attempts: send a request to a replica, and decide what a failure means. Losing a copy is not the request's fault, so
+//! it waits again; an overloaded or failing copy is worth one of the retries that the budget allows.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crate::answer::{Answer, Server, broke_off};
+use crate::attempt::{Attempt, Broken};
+use crate::body::Body;
+use crate::call::{Call, Stage};
+use crate::headers;
+use crate::pick::{self, Pick};
+use crate::replica::{Replica, Route};
+use crate::status::{Code, Status};
+use crate::upstream::Failure;
+use crate::waiting::Found;
+
+/// How often a request may meet copies that are not there, before the routes are believed to be wrong.
+const NOT_HERE_MAX: u32 = 8;
+
+/// Attempts on other copies, budget or not.
+const RETRIES_MAX: u32 = 3;
+
+/// What one attempt came to.
+enum Tried {
+    /// For the client.
+    Answer(Box<Answer>),
+    /// For the client, unless another copy does better.
+    Failed(Box<Answer>, Code),
+    /// The copy was lost.
+    Lost(Failure),
+    /// Nothing was sent.
+    Unreachable,
+    /// The copy is not there; `told` in words, which may be the model's own.
+    NotHere { told: Option<Box<Answer>> },
+    /// For the client.
+    Refused(Status),
+}
+
+#[derive(Default)]
+struct Tries {
+    crashes: u32,
+    not_here: u32,
+    reloads: u32,
+    retries: u32,
+    exhausted: bool,
+}
+
+impl Call<'_> {
+    /// Has the request served.
+    ///
+    /// # Errors
+    /// What the client is told when the relay answers itself.
+    pub async fn infer(&mut self, body: &mut Body<'_>) -> Result<Answer, Status> {
+        let mut tries = Tries::default();
+        let mut found = self.find(body).await?;
+        loop {
+            let (replica, route) = (found.lease.replica.clone(), found.route.clone());
+            match self.attempt(found, body, &tries).await {
+                Tried::Answer(answer) => {
+                    body.let_go();
+                    return Ok(*answer);
+                }
+                Tried::Refused(status) => return Err(status),
+                Tried::Failed(answer, code) => {
+                    match self.another(&replica, &route, code, body, &mut tries) {
+                        Some(other) => found = other,
+                        None => {
+                            body.let_go();
+                            return Ok(*answer);
+                        }
+                    }
+                }
+                Tried::Unreachable => {
+                    self.avoid.push(replica.id);
+                    found = self.find(body).await?;
+                }
+                Tried::Lost(failure) => {
+                    pick::failed(&replica, &route, self.plane);
+                    replica.usage.errors.fetch_add(1, Ordering::Relaxed);
+                    tries.crashes += 1;
+                    if tries.crashes > 1 || !body.is_whole() {
+                        return Err(broke_off(&failure, &replica.model));
+                    }
+                    self.plane.counters.replays.add(1);
+                    found = self.find(body).await?;
+                }
+                Tried::NotHere { told } => {
+                    replica.is_not_here();
+                    self.plane.counters.not_here.add(1);
+                    tries.not_here += 1;
+                    tries.reloads += u32::from(told.is_some());
+                    if tries.not_here > NOT_HERE_MAX || !body.is_whole() {
+                        return Err(unloaded(&replica));
+                    }
+                    drop(told);
+                    found = self.find(body).await?;
+                }
+            }
+        }
+    }
+
+    async fn attempt(&mut self, found: Found, body: &mut Body<'_>, tries: &Tries) -> Tried {
+        let Found { lease, route } = found;
+        let replica = lease.replica.clone();
+        if !body.rewind() {
+            return Tried::Refused(unloaded(&replica));
+        }
+        let upstream = self.event_loop.upstream(&replica.target);
+        let binary_too = !replica.target.signals_loss;
+        let headers = headers::to_model(
+            self.headers,
+            &replica.model,
+            &route.model_header,
+            binary_too,
+            self.deadline,
+        );
+        let mut attempt = match Attempt::start(&upstream, &self.method.path, headers, body).await {
+            Ok(attempt) => attempt,
+            Err(Failure::Unreachable) => return Tried::Unreachable,
+            Err(failure) => return Tried::Lost(failure),
+        };
+        self.stage.set(Stage::Sent);
+        replica.usage.requests.fetch_add(1, Ordering::Relaxed);
+        self.plane.touch(&replica);
+        let server = Server {
+            lease,
+            started: Instant::now(),
+            model_header: route.model_header.clone(),
+        };
+        let head = match attempt.head(body).await {
+            Ok(head) => head,
+            Err(broken) => return self.broken(broken, &replica),
+        };
+        let mut answer = match Answer::begun(attempt, head, Some(server)) {
+            Ok(answer) => Box::new(answer),
+            Err(status) => return Tried::Refused(status),
+        };
+        // While the client still sends, it may wait for the head before it sends more: nothing is held back.
+        if body.has_come() && !self.method.streaming {
+            if let Err(broken) = answer.peek(body).await {
+                return self.broken(broken, &replica);
+            }
+        }
+        self.judge(answer, &replica, &route, tries)
+    }
+
+    fn broken(&self, broken: Broken, replica: &Replica) -> Tried {
+        match broken {
+            Broken::Client(status) => Tried::Refused(status),
+            Broken::Upstream(Failure::Reset(code)) => {
+                replica.usage.errors.fetch_add(1, Ordering::Relaxed);
+                Tried::Refused(broke_off(&Failure::Reset(code), &replica.model))
+            }
+            Broken::Upstream(failure) => Tried::Lost(failure),
+        }
+    }
+
+    fn judge(
+        &self,
+        answer: Box<Answer>,
+        replica: &Arc<Replica>,
+        route: &Route,
+        tries: &Tries,
+    ) -> Tried {
+        let Some(trailers) = answer.early_end() else {
+            return Tried::Answer(answer);
+        };
+        if answer.is_not_here() {
+            return Tried::NotHere { told: None };
+        }
+        let Some(status) = headers::status_in(trailers).filter(|status| status.code != Code::Ok)
+        else {
+            return Tried::Answer(answer);
+        };
+        let told = status.code == Code::NotFound || headers::tells_loss(&status, &replica.model);
+        if !replica.target.signals_loss && told && tries.reloads == 0 {
+            return Tried::NotHere { told: Some(answer) };
+        }
+        match status.code {
+            Code::Unavailable => {
+                pick::failed(replica, route, self.plane);
+                Tried::Failed(answer, status.code)
+            }
+            Code::ResourceExhausted => Tried::Failed(answer, status.code),
+            _ => Tried::Answer(answer),
+        }
+    }
+
+    /// Another copy to try after this one failed, if there is one with a free slot and the budget allows.
+    fn another(
+        &mut self,
+        failed: &Replica,
+        route: &Route,
+        code: Code,
+        body: &Body<'_>,
+        tries: &mut Tries,
+    ) -> Option<Found> {
+        let once = code == Code::ResourceExhausted;
+        if !body.is_whole() || tries.retries >= RETRIES_MAX || (once && tries.exhausted) {
+            return None;
+        }
+        self.avoid.push(failed.id);
+        let route = self
+            .plane
+            .models
+            .get(&route.model)
+            .filter(|route| route.is_usable(&self.avoid))?;
+        if !self.event_loop.budget.withdraw(Instant::now()) {
+            self.plane.counters.retries_denied.add(1);
+            return None;
+        }
+        match pick::pick(
+            &route,
+            &self.avoid,
+            self.plane.now_ms(),
+            self.event_loop.random(),
+        ) {
+            Pick::Lease(lease) => {
+                failed.usage.errors.fetch_add(1, Ordering::Relaxed);
+                self.plane.counters.retries.add(1);
+                tries.retries += 1;
+                tries.exhausted |= once;
+                Some(Found { lease, route })
+            }
+            Pick::Full | Pick::Nobody => None,
+        }
+    }
+}
+
+fn unloaded(replica: &Replica) -> Status {
+    let sentence = format!(
+        "Model {} was unloaded while the request was on its way; send it again.",
+        replica.model
+    );
+    Status::new(Code::Unavailable, sentence)
+}

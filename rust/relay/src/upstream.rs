@@ -1,0 +1,389 @@
+//! One loop's connection to one model server: dialled, kept, redialled. The only file that knows the client half of `h2`.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
+
+use crate::plane::Plane;
+use crate::replica::{Address, Target};
+use crate::status::Code;
+
+/// Large windows: a body is limited by memory rules, not by round trips.
+pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// For all streams of a connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+const BACKOFF_FIRST: Duration = Duration::from_millis(5);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// What a model server's response headers may take.
+const HEADER_BYTES_MAX: u32 = 64 << 10;
+
+/// Why a request got no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It was never sent: no connection.
+    Unreachable,
+    /// Its connection died, or the server never looked at it.
+    Lost(String),
+    /// The server ended this one request without a status.
+    Reset(Code),
+}
+
+impl Failure {
+    fn of(error: &h2::Error) -> Failure {
+        match error.reason() {
+            Some(Reason::REFUSED_STREAM) if error.is_reset() => {
+                Failure::Lost("it refused the stream".to_owned())
+            }
+            Some(reason) if error.is_reset() => Failure::Reset(code_of(reason)),
+            _ => Failure::Lost(error.to_string()),
+        }
+    }
+}
+
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#errors>, with what a client can act on for CANCEL.
+fn code_of(reason: Reason) -> Code {
+    match reason {
+        Reason::CANCEL => Code::Cancelled,
+        Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+        Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
+        _ => Code::Internal,
+    }
+}
+
+enum Link {
+    Down,
+    Dialling,
+    Up(SendRequest<Bytes>),
+}
+
+/// See the module.
+pub struct Upstream {
+    target: Arc<Target>,
+    authority: Option<String>,
+    link: RefCell<Link>,
+    changed: Notify,
+    redial: Notify,
+    closed: Cell<bool>,
+}
+
+impl Upstream {
+    /// Starts dialling; goes on until [`Upstream::close`].
+    pub fn dial(target: Arc<Target>, plane: Arc<Plane>) -> Rc<Upstream> {
+        let authority = match &target.address {
+            Address::Tcp(address) => Some(address.clone()),
+            Address::Unix(_) => None,
+        };
+        let upstream = Rc::new(Upstream {
+            target,
+            authority,
+            link: RefCell::new(Link::Dialling),
+            changed: Notify::new(),
+            redial: Notify::new(),
+            closed: Cell::new(false),
+        });
+        tokio::task::spawn_local(upstream.clone().keep(plane));
+        upstream
+    }
+
+    /// Breaks the connection and stops dialling.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.redial.notify_one();
+    }
+
+    async fn keep(self: Rc<Self>, plane: Arc<Plane>) {
+        let mut backoff = BACKOFF_FIRST;
+        // A connection that goes away counts until the next one is made, or cannot be.
+        let mut leaving = false;
+        while !self.closed.get() {
+            match tokio::time::timeout(DIAL_TIMEOUT, self.connect()).await {
+                Ok(Ok((sender, connection))) => {
+                    backoff = BACKOFF_FIRST;
+                    self.set(Link::Up(sender));
+                    if self.target.link_up(&plane.events) {
+                        plane.target_back(&self.target);
+                    }
+                    if std::mem::take(&mut leaving) {
+                        self.target.link_down(true, &plane.events);
+                    }
+                    leaving = self.run(connection).await;
+                    if !leaving {
+                        self.target.link_down(true, &plane.events);
+                    }
+                    self.set(Link::Dialling);
+                }
+                Ok(Err(_)) | Err(_) => {
+                    self.target
+                        .link_down(std::mem::take(&mut leaving), &plane.events);
+                    self.set(Link::Down);
+                    let _ = tokio::time::timeout(backoff, self.redial.notified()).await;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                }
+            }
+        }
+        self.set(Link::Down);
+        if leaving {
+            self.target.link_down(true, &plane.events);
+        }
+    }
+
+    fn set(&self, link: Link) {
+        *self.link.borrow_mut() = link;
+        self.changed.notify_waiters();
+    }
+
+    /// Until the connection is over, or (true) goes away: then its requests finish while a new one is made.
+    async fn run(&self, connection: impl Future<Output = ()> + 'static) -> bool {
+        let mut connection = Box::pin(connection);
+        tokio::select! {
+            () = &mut connection => return false,
+            () = self.redial.notified() => {}
+        }
+        if self.closed.get() {
+            return false;
+        }
+        tokio::task::spawn_local(connection);
+        true
+    }
+
+    async fn connect(&self) -> io::Result<(SendRequest<Bytes>, impl Future<Output = ()> + use<>)> {
+        let stream: Box<dyn Stream> = match &self.target.address {
+            Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+        };
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_header_list_size(HEADER_BYTES_MAX)
+            .enable_push(false);
+        let (mut sender, mut connection) =
+            builder.handshake(stream).await.map_err(io::Error::other)?;
+        // A server that accepts and says nothing is no server: its settings come first.
+        let mut pings = connection.ping_pong();
+        let mut asked = false;
+        let mut ready = false;
+        poll_fn(|cx| {
+            if let Poll::Ready(ended) = std::pin::Pin::new(&mut connection).poll(cx) {
+                let error = ended
+                    .err()
+                    .map_or_else(|| io::ErrorKind::UnexpectedEof.into(), io::Error::other);
+                return Poll::Ready(Err(error));
+            }
+            let Some(pings) = pings.as_mut() else {
+                return Poll::Ready(Ok(()));
+            };
+            if !asked {
+                pings
+                    .send_ping(h2::Ping::opaque())
+                    .map_err(io::Error::other)?;
+                asked = true;
+            }
+            if !ready {
+                // The connection has to run once more to send it.
+                cx.waker().wake_by_ref();
+                ready = true;
+            }
+            pings
+                .poll_pong(cx)
+                .map(|pong| pong.map(|_| ()).map_err(io::Error::other))
+        })
+        .await?;
+        poll_fn(|cx| sender.poll_ready(cx))
+            .await
+            .map_err(io::Error::other)?;
+        Ok((sender, async move {
+            // How it ended is told to each of its requests.
+            let _ = connection.await;
+        }))
+    }
+
+    async fn sender(&self) -> Result<SendRequest<Bytes>, Failure> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            match &*self.link.borrow() {
+                Link::Up(sender) => return Ok(sender.clone()),
+                Link::Down if self.closed.get() || !self.target.is_there() => {
+                    return Err(Failure::Unreachable);
+                }
+                Link::Down | Link::Dialling => {
+                    changed.as_mut().enable();
+                }
+            }
+            changed.await;
+            if matches!(*self.link.borrow(), Link::Down) {
+                return Err(Failure::Unreachable);
+            }
+        }
+    }
+
+    /// Sends the head of a request. `end`: it has no body.
+    ///
+    /// # Errors
+    /// Why it was not sent.
+    pub async fn open(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+        end: bool,
+    ) -> Result<Exchange, Failure> {
+        let mut sender = self.sender().await?;
+        if poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
+            // It went away, or died and that was not noticed yet: another connection, or the loss, is known soon.
+            self.retire_link();
+            sender = self.sender().await?;
+            poll_fn(|cx| sender.poll_ready(cx))
+                .await
+                .map_err(|_| Failure::Unreachable)?;
+        }
+        let request = self
+            .request(path, headers)
+            .map_err(|_| Failure::Reset(Code::InvalidArgument))?;
+        match sender.send_request(request, end) {
+            Ok((response, send)) => Ok(Exchange {
+                response: Some(response),
+                send,
+                receive: None,
+            }),
+            Err(error) => Err(Failure::of(&error)),
+        }
+    }
+
+    fn retire_link(&self) {
+        let mut link = self.link.borrow_mut();
+        if matches!(*link, Link::Up(_)) {
+            *link = Link::Dialling;
+            self.redial.notify_one();
+        }
+    }
+
+    fn request(&self, path: &str, headers: HeaderMap) -> Result<Request<()>, http::Error> {
+        let authority = self.authority.as_deref().unwrap_or("localhost");
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(authority)
+            .path_and_query(path)
+            .build()?;
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri;
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = headers;
+        Ok(request)
+    }
+}
+
+trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Stream for T {}
+
+/// One request on its way. Dropping it cancels it.
+pub struct Exchange {
+    response: Option<ResponseFuture>,
+    send: SendStream<Bytes>,
+    receive: Option<RecvStream>,
+}
+
+/// What a response starts with.
+pub struct Head {
+    /// 200, if it is gRPC.
+    pub http: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Nothing follows: the headers are trailers too.
+    pub ended: bool,
+}
+
+impl Exchange {
+    /// How much may be sent now, asking for `wanted`. `None`: the server takes no more.
+    pub fn poll_capacity(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+        self.send.reserve_capacity(wanted);
+        match self.send.capacity() {
+            0 => match ready!(self.send.poll_capacity(cx)) {
+                Some(Ok(capacity)) => Poll::Ready(Some(capacity)),
+                Some(Err(_)) | None => Poll::Ready(None),
+            },
+            capacity => Poll::Ready(Some(capacity)),
+        }
+    }
+
+    /// Sends a piece of the body. Whether the server still takes any; why not is in the response.
+    pub fn send(&mut self, chunk: Bytes, end: bool) -> bool {
+        self.send.send_data(chunk, end).is_ok()
+    }
+
+    /// The head of the response.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Failure>> {
+        let Some(response) = self.response.as_mut() else {
+            return Poll::Pending;
+        };
+        let answered = ready!(std::pin::Pin::new(response).poll(cx));
+        self.response = None;
+        match answered {
+            Ok(response) => {
+                let (parts, receive) = response.into_parts();
+                let ended = receive.is_end_stream();
+                self.receive = Some(receive);
+                Poll::Ready(Ok(Head {
+                    http: parts.status,
+                    headers: parts.headers,
+                    ended,
+                }))
+            }
+            Err(error) => Poll::Ready(Err(Failure::of(&error))),
+        }
+    }
+
+    /// The next piece of the response's body; `None` at its end.
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        let Some(receive) = self.receive.as_mut() else {
+            return Poll::Ready(None);
+        };
+        loop {
+            return match ready!(receive.poll_data(cx)) {
+                Some(Ok(chunk)) if chunk.is_empty() => continue,
+                Some(Ok(chunk)) => Poll::Ready(Some(Ok(chunk))),
+                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => Poll::Ready(None),
+                Some(Err(error)) => Poll::Ready(Some(Err(Failure::of(&error)))),
+                None => Poll::Ready(None),
+            };
+        }
+    }
+
+    /// A piece of the body was passed on: the server may send as much again.
+    pub fn release(&mut self, bytes: usize) {
+        if let Some(receive) = self.receive.as_mut() {
+            // It fails only when the stream is over.
+            let _ = receive.flow_control().release_capacity(bytes);
+        }
+    }
+
+    /// The trailers.
+    pub fn poll_trailers(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<HeaderMap>, Failure>> {
+        let Some(receive) = self.receive.as_mut() else {
+            return Poll::Ready(Ok(None));
+        };
+        receive
+            .poll_trailers(cx)
+            .map_err(|error| Failure::of(&error))
+    }
+}

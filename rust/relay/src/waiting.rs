@@ -1,0 +1,223 @@
+//! From a name to a slot: resolve, and wait where there is nothing yet. A request waits for a name or a route parked,
+//! for a slot in a queue; it looks again after each wait.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::time::Sleep;
+
+use crate::body::Body;
+use crate::call::{Call, Stage};
+use crate::frames::PREFIX_BYTES;
+use crate::gate::Place;
+use crate::pick::{Lease, Pick, pick};
+use crate::plane::Held;
+use crate::replica::Route;
+use crate::space::{Key, Parked, Space, Ticket, Waiter, Wake};
+use crate::status::{Code, Status};
+
+/// What clients are told to wait when something is full.
+const PUSHBACK: Duration = Duration::from_millis(250);
+
+/// A slot, and the route it was found on.
+pub struct Found {
+    /// The slot.
+    pub lease: Lease,
+    /// The route.
+    pub route: Arc<Route>,
+}
+
+impl Call<'_> {
+    /// A slot of a replica of the model that the name stands for, however long that takes.
+    ///
+    /// # Errors
+    /// What the client is told: refused, too late, or too much waits already.
+    pub async fn find(&mut self, body: &mut Body<'_>) -> Result<Found, Status> {
+        let mut place: Option<Place> = None;
+        loop {
+            let route = self.route(body).await?;
+            match pick(
+                &route,
+                &self.avoid,
+                self.plane.now_ms(),
+                self.event_loop.random(),
+            ) {
+                Pick::Lease(lease) if place.is_some() || route.queue.is_empty() => {
+                    if let Some(place) = place {
+                        place.served();
+                    }
+                    return Ok(Found { lease, route });
+                }
+                Pick::Nobody => {
+                    place = None;
+                    self.park_for_route(&route.model, body).await?;
+                }
+                Pick::Full | Pick::Lease(_) => match place.take() {
+                    Some(mut kept) if kept.is_in(&route.queue, &route.targets) => {
+                        self.queue(&mut kept).await?;
+                        place = Some(kept);
+                    }
+                    _ => place = Some(self.place(&route)?),
+                },
+            }
+        }
+    }
+
+    async fn route(&mut self, body: &mut Body<'_>) -> Result<Arc<Route>, Status> {
+        loop {
+            let Some(model) = self.plane.names.get(&self.name) else {
+                let name = self.name.clone();
+                self.park(&self.plane.names, &name, |_| true, body, |_| true)
+                    .await?;
+                continue;
+            };
+            if let Some(route) = self.plane.models.get(&model) {
+                return Ok(route);
+            }
+            self.park_for_route(&model, body).await?;
+        }
+    }
+
+    async fn park_for_route(
+        &mut self,
+        model: &Arc<str>,
+        body: &mut Body<'_>,
+    ) -> Result<(), Status> {
+        let avoid = std::mem::take(&mut self.avoid);
+        let (plane, name) = (self.plane, self.name.clone());
+        // The name may have been published anew between looking and parking.
+        let still = |()| plane.names.get(&name).is_some_and(|now| now == *model);
+        self.park(
+            &plane.models,
+            model,
+            |route: &Arc<Route>| route.is_usable(&avoid),
+            body,
+            still,
+        )
+        .await
+    }
+
+    async fn park<K: Key, V: Clone>(
+        &mut self,
+        space: &Space<K, V>,
+        key: &K,
+        usable: impl FnOnce(&V) -> bool,
+        body: &mut Body<'_>,
+        still: impl FnOnce(()) -> bool,
+    ) -> Result<(), Status> {
+        let (config, gauges) = (&self.plane.config, &self.plane.gauges);
+        let waiter = Waiter {
+            name: self.name.clone(),
+            deadline: self.waits_until,
+        };
+        let mut ticket = match space.park(key, waiter, usable) {
+            Parked::Known(_) => return Ok(()),
+            Parked::Refused(status) => return Err(status),
+            Parked::Waiting(ticket) => ticket,
+        };
+        let (mut requests, mut bytes) = (
+            Held::none(&gauges.parked_requests),
+            Held::none(&gauges.parked_bytes),
+        );
+        if !requests.try_add(1, config.parked_requests_max)
+            || !bytes.try_add(body.held(), config.parked_bytes_max)
+        {
+            return Err(self.parking_full());
+        }
+        if !still(()) {
+            return Ok(());
+        }
+        let since = Instant::now();
+        self.stage.set(Stage::Parked);
+        self.plane.counters.faults.add(1);
+        let mut timer = self.timer();
+        let woken =
+            poll_fn(|cx| self.poll_parked(cx, &mut ticket, body, &mut bytes, &mut timer)).await;
+        self.parked += since.elapsed();
+        woken
+    }
+
+    fn poll_parked<K: Key, V: Clone>(
+        &self,
+        cx: &mut Context<'_>,
+        ticket: &mut Ticket<'_, K, V>,
+        body: &mut Body<'_>,
+        bytes: &mut Held<'_>,
+        timer: &mut Option<Pin<Box<Sleep>>>,
+    ) -> Poll<Result<(), Status>> {
+        match ticket.poll_woken(cx) {
+            Poll::Ready(Wake::Resume) => return Poll::Ready(Ok(())),
+            Poll::Ready(Wake::Refused(status)) => return Poll::Ready(Err(status)),
+            Poll::Pending => {}
+        }
+        // What the client sends meanwhile counts: unread, it would fill buffers that nobody counts.
+        while body.held() < self.plane.config.message_bytes_max + PREFIX_BYTES {
+            match body.poll_fill(cx) {
+                Poll::Ready(Some(Ok(more)))
+                    if !bytes.try_add(more, self.plane.config.parked_bytes_max) =>
+                {
+                    return Poll::Ready(Err(self.parking_full()));
+                }
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(status))) => return Poll::Ready(Err(status)),
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        self.poll_timer(cx, timer)
+    }
+
+    fn place(&self, route: &Route) -> Result<Place, Status> {
+        let bound = self.plane.config.gate_queue_max;
+        let place = Place::take(&route.queue, &route.targets, self.waits_until, bound).ok_or_else(|| {
+            self.plane.counters.gate_queue_full.add(1);
+            let sentence = format!(
+                "Model {}: {bound} requests wait for a free slot already; send fewer at once, or come back later.",
+                route.model
+            );
+            Status::new(Code::ResourceExhausted, sentence).retry_after(PUSHBACK)
+        })?;
+        route.tell_queueing(self.plane.now_ms(), &self.plane.events);
+        Ok(place)
+    }
+
+    async fn queue(&mut self, place: &mut Place) -> Result<(), Status> {
+        self.stage.set(Stage::Queued);
+        let mut timer = self.timer();
+        let mut kicked = std::pin::pin!(place.kicked());
+        poll_fn(|cx| match kicked.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Ok(())),
+            Poll::Pending => self.poll_timer(cx, &mut timer),
+        })
+        .await
+    }
+
+    /// Only for requests without a deadline of their own: that one is kept for the whole call.
+    fn timer(&self) -> Option<Pin<Box<Sleep>>> {
+        self.deadline
+            .is_none()
+            .then(|| Box::pin(tokio::time::sleep_until(self.waits_until.into())))
+    }
+
+    fn poll_timer(
+        &self,
+        cx: &mut Context<'_>,
+        timer: &mut Option<Pin<Box<Sleep>>>,
+    ) -> Poll<Result<(), Status>> {
+        match timer {
+            Some(timer) => timer.as_mut().poll(cx).map(|()| Err(self.too_late())),
+            None => Poll::Pending,
+        }
+    }
+
+    fn parking_full(&self) -> Status {
+        self.plane.counters.parking_full.add(1);
+        let sentence = format!(
+            "Too many requests wait for models to be loaded, so {} is not waited for; come back later.",
+            self.name.name
+        );
+        Status::new(Code::ResourceExhausted, sentence).retry_after(PUSHBACK * 4)
+    }
+}
