@@ -75,6 +75,10 @@ class RateCostCache:
         self._residents.add(copy)
         return False
 
+    @property
+    def size_bytes(self) -> int:
+        return self._residents.size_bytes
+
     def __len__(self) -> int:
         return len(self._copies)
 

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from modelmesh.clock import LoopClock
 from modelmesh.dataplane.protocol import Name, NameKind
 from modelmesh.errors import (
     Code,
@@ -22,19 +21,16 @@ from modelmesh.errors import (
     ModelMeshError,
     StoreUnavailable,
 )
-from modelmesh.journal import Journal
 from modelmesh.mesh.control import Registration
-from modelmesh.mesh.mesh import Mesh
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.registry.mirror import ChangedIds, Mirror
-from modelmesh.store.memory import MemoryStore
-from modelmesh.testing.dataplane import Answer, FakeDataPlane, Request
+from modelmesh.testing.dataplane import Answer, Request
 from modelmesh.testing.loop import run
-from modelmesh.testing.runtime import Artefact, FakeRuntime
+from modelmesh.testing.runtime import Artefact
+from modelmesh.testing.stage import Stage
 
-WALL_START_S: Final = 1_700_000_000.0
 VMODELS: Final = ("v0", "v1", "v2", "m1", "v0:1")
 TIMEOUTS_S: Final = (0.02, 0.2, 1.0, 5.0, 15.0)
 
@@ -65,8 +61,6 @@ class Simulation:
     def __init__(self, seed: int, actions: int = 70) -> None:
         self._rng = random.Random(seed)
         self._actions = actions
-        self._artefacts: dict[str, Artefact] = {}
-        """By path: a model registered anew may be another artefact."""
         self._serial = 0
         self._registered: dict[str, str] = {}
         """What was acknowledged: model -> path."""
@@ -84,39 +78,28 @@ class Simulation:
 
     async def _build(self) -> None:
         rng = self._rng
-        self._clock = LoopClock(WALL_START_S)
-        self.journal = Journal(self._clock)
-        self._store = MemoryStore()
-        await self._store.open()
-        self._mirror = Mirror()
-        self._registrar = Registrar(self._store, self._mirror, self._clock, self.journal)
-        await self._registrar.start()
         self._budget_bytes = rng.choice((3_500, 5_000, 10_000))
-        self.runtime = FakeRuntime(
-            lambda spec: self._artefacts.get(spec.path),
+        self._stage = Stage(
             budget_bytes=self._budget_bytes,
             max_loads=rng.choice((1, 2, 4)),
             targets=rng.choice((1, 2, 3)),
             load_timeout_s=2.0,
+            tuning=Tuning(
+                tick_s=rng.choice((0.25, 1.0)), retire_timeout_s=rng.choice((0.05, 1.0)), unload_retry_s=0.1
+            ),
+            seed=rng.randrange(2**32),
         )
-        self.dataplane = FakeDataPlane(self._holds)
-        self.runtime.in_use = self.dataplane.in_flight
-        self.mesh = Mesh(
-            self.dataplane, self.runtime, self._registrar, self._clock, self.journal, random.Random(rng.random()),
-            Tuning(tick_s=rng.choice((0.25, 1.0)), retire_timeout_s=rng.choice((0.05, 1.0)), unload_retry_s=0.1),
-        )  # fmt: skip
-        self.dataplane.wake = lambda: self.mesh.handle_events(self.dataplane.take_events())
-        await self.mesh.start()
+        await self._stage.start()
+        self._artefacts = self._stage.artefacts
+        self._clock, self.journal, self._store = self._stage.clock, self._stage.journal, self._stage.store
+        self._mirror, self._registrar = self._stage.mirror, self._stage.registrar
+        self.runtime, self.dataplane, self.mesh = self._stage.runtime, self._stage.dataplane, self._stage.mesh
         self._registrar.on_change(self._names_changed)
         for _ in range(rng.randint(3, 10)):
             await self._register(f"m{rng.randrange(12)}")
         for vmodel in VMODELS[: rng.randint(1, 3)]:
             await self.mesh.set_vmodel(vmodel, self._known_model() or "m0")
         self._playing = True
-
-    def _holds(self, model: str, replica_id: int) -> bool:
-        loaded = self.runtime.loaded.get(model)
-        return loaded is not None and any(replica.id == replica_id for replica in loaded[1])
 
     def _artefact(self) -> str:
         """A new artefact's path."""
@@ -367,8 +350,7 @@ class Simulation:
             if not (view.loads_queued or view.loads_running or view.ledger.unloading_bytes):
                 break
         self._rest()
-        await self.mesh.stop(5.0)
-        await self._registrar.stop()
+        await self._stage.stop()
         self._raise()
 
     async def _served(self, model: str, artefact: Artefact) -> None:

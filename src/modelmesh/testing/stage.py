@@ -1,0 +1,132 @@
+"""One instance on fakes, ready to be asked: the mesh and its registry are real, the runtime and the data plane are not.
+
+async def scene() -> None:
+    async with Stage(budget_bytes=3000) as stage:
+        await stage.register("iris", Artefact(size_bytes=1000))
+        assert (await stage.ask("iris").answer).code is Code.OK
+
+testing.loop.run(scene())
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, Self
+
+from modelmesh.clock import LoopClock
+from modelmesh.dataplane.protocol import Name, NameKind
+from modelmesh.journal import Did, Entry, Journal
+from modelmesh.mesh.control import Registration
+from modelmesh.mesh.mesh import Mesh
+from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.tuning import Tuning
+from modelmesh.registry.mirror import Mirror
+from modelmesh.store.memory import MemoryStore
+from modelmesh.testing.dataplane import FakeDataPlane, Request
+from modelmesh.testing.runtime import Artefact, FakeRuntime
+
+WALL_START_S: Final = 1_700_000_000.0
+
+
+class Stage:
+    """Enter it within a running loop, virtual or real. `artefacts` are by path; `register` makes the path."""
+
+    def __init__(
+        self,
+        *,
+        budget_bytes: int = 100_000,
+        max_loads: int = 2,
+        targets: int = 2,
+        load_timeout_s: float = 10.0,
+        tuning: Tuning | None = None,
+        seed: int = 1,
+    ) -> None:
+        self.artefacts: dict[str, Artefact] = {}
+        self.clock = LoopClock(WALL_START_S)
+        self.journal = Journal(self.clock)
+        self.store = MemoryStore()
+        self.mirror = Mirror()
+        self.registrar = Registrar(self.store, self.mirror, self.clock, self.journal)
+        self.runtime = FakeRuntime(
+            lambda spec: self.artefacts.get(spec.path),
+            budget_bytes=budget_bytes,
+            max_loads=max_loads,
+            targets=targets,
+            load_timeout_s=load_timeout_s,
+        )
+        self.dataplane = FakeDataPlane(self._holds)
+        self.runtime.in_use = self.dataplane.in_flight
+        self.mesh = Mesh(
+            self.dataplane,
+            self.runtime,
+            self.registrar,
+            self.clock,
+            self.journal,
+            random.Random(seed),
+            tuning,
+        )
+        self.dataplane.wake = lambda: self.mesh.handle_events(self.dataplane.take_events())
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def start(self) -> None:
+        """Start all parts."""
+        await self.store.open()
+        await self.registrar.start()
+        await self.mesh.start()
+        await asyncio.sleep(0)
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stop()
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Stop all parts, the face first."""
+        await self.mesh.stop(grace_s)
+        self.dataplane.stop()
+        await self.registrar.stop()
+
+    def _holds(self, model: str, replica_id: int) -> bool:
+        loaded = self.runtime.loaded.get(model)
+        return loaded is not None and any(replica.id == replica_id for replica in loaded[1])
+
+    async def register(self, model: str, artefact: Artefact | None = None) -> Artefact:
+        """Register a model made of `artefact`, under a path of its own."""
+        path = f"{model}/{len(self.artefacts)}"
+        self.artefacts[path] = artefact or Artefact()
+        await self.mesh.register(Registration(model, "fake", path))
+        return self.artefacts[path]
+
+    def ask(
+        self,
+        name: str,
+        timeout_s: float = 10.0,
+        execution_s: float = 0.001,
+        *,
+        kind: NameKind = NameKind.VMODEL_FIRST,
+        version: str = "",
+    ) -> Request:
+        """A client's call."""
+        return self.dataplane.request(Name(kind, name, version), timeout_s, execution_s)
+
+    async def until(self, holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
+        """Wait until something holds. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while not holds():  # noqa: ASYNC110 - anything may make it hold
+                await asyncio.sleep(0.0005)
+
+    def told(self, did: Did, model: str = "") -> list[Entry]:
+        """The journal's entries of one kind, about one model or all."""
+        return [entry for entry in self.journal.since(0) if entry.did is did and model in ("", entry.model)]
+
+
+async def raised(call: Awaitable[object]) -> BaseException | None:
+    """What an awaitable raises; None when it returns."""
+    try:
+        await call
+    except Exception as error:
+        return error
+    return None
