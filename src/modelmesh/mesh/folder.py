@@ -160,7 +160,6 @@ class FolderKeeper:
     def _warn_missing(self, error: RootMissing) -> None:
         if self._missing != str(error):
             self._missing = str(error)
-            log.warning("%s", error)
             self._journal.record(Did.WARNED, "", str(error))
 
     # Taking in
@@ -251,7 +250,6 @@ class FolderKeeper:
     def _skipped(self, name: str, why: str) -> None:
         self._told += 1
         if self._told <= TOLD_PER_SCAN:
-            log.warning("Skipped %s: %s", name, why)
             self._journal.record(Did.SKIPPED, name, f"Skipped {name}: {why}")
 
     # What an earlier run left

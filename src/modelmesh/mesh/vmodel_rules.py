@@ -43,6 +43,8 @@ class Outcome(Enum):
     UNCHANGED = "unchanged"
     SWITCHED = "switched"
     """The target is active at once."""
+    KEPT = "kept"
+    """The active model stays; the transition under way is called off."""
     BEGUN = "begun"
     """The target becomes active when it is loaded."""
 
@@ -72,6 +74,8 @@ def set_in(
     at_once = setting.force or target == old.active or not waits
     _inherit_use(draft, old.active, target, now_ms - (HOUR_MS if setting.load_now else 6 * HOUR_MS))
     _move(draft, vmodel, old, replace(anew, active=target) if at_once else anew)
+    if target == old.active:
+        return Outcome.KEPT
     return Outcome.SWITCHED if at_once else Outcome.BEGUN
 
 

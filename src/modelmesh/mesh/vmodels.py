@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from modelmesh.clock import Clock
 from modelmesh.errors import (
+    LoadFailed,
     LoadTimeout,
     ModelMeshError,
     ModelNotFound,
@@ -33,10 +34,14 @@ RUNNING: Final = 8
 """Transitions that load at once; more wait their turn, so that a changed disk does not become a thousand loads."""
 LOAD_S: Final = 900.0
 """The most a transition waits for its target in one go."""
+TOLD_ONE_BY_ONE: Final = 32
+"""Vmodels of one transaction that get a journal entry each; the journal has better uses for its room than a first start."""
 SYNC_S: Final = 240.0
 """The most a call with `sync` waits for a transition (as the predecessor)."""
 RETRY_S: Final = (2.0, 15.0, 60.0, 300.0, 900.0)
 """Waiting between tries of a target that failed without saying when to come back."""
+RETRY_PERMANENT_S: Final = (300.0, 900.0)
+"""The same for a target whose artefact is bad: usually it is replaced, and then is another target."""
 RESIDENCE_S_MAX: Final = 60.0
 
 log = logging.getLogger(__name__)
@@ -148,9 +153,14 @@ class VModels:
             return answers
 
         answers = await self._registrar.transact(decide)
+        n_created = answers.count(Outcome.CREATED)
         for setting, answer in zip(settings, answers, strict=True):
-            if isinstance(answer, Outcome) and answer is not Outcome.CREATED:
+            if isinstance(answer, Outcome) and (
+                answer is not Outcome.CREATED or n_created <= TOLD_ONE_BY_ONE
+            ):
                 self._tell(setting, answer)
+        if n_created > TOLD_ONE_BY_ONE:
+            self._journal.record(Did.REGISTERED, "", f"{n_created} vmodels were created.", vmodels=n_created)
         return [answer if isinstance(answer, ModelMeshError) else None for answer in answers]
 
     async def delete(self, vmodel: str, *, owner: str = "") -> None:
@@ -163,8 +173,11 @@ class VModels:
         def decide(draft: Draft) -> list[str]:
             return [vmodel for vmodel in vmodels if delete_in(draft, vmodel, owner)]
 
-        for vmodel in await self._registrar.transact(decide):
+        deleted = await self._registrar.transact(decide)
+        for vmodel in deleted[:TOLD_ONE_BY_ONE]:
             self._journal.record(Did.UNREGISTERED, vmodel, "The vmodel was deleted.")
+        if (n_more := len(deleted) - TOLD_ONE_BY_ONE) > 0:
+            self._journal.record(Did.UNREGISTERED, "", f"{n_more} more vmodels were deleted.", vmodels=n_more)
 
     def view(self, vmodel: str, *, owner: str = "") -> VModelView:
         """Raises ModelNotFound when there is none, or an owner is given and it is another's."""
@@ -199,6 +212,10 @@ class VModels:
             self._journal.record(Did.REGISTERED, vmodel, f"The vmodel was created and points at {target}.")
         elif outcome is Outcome.SWITCHED:
             self._journal.record(Did.SWITCHED, vmodel, f"It points at {target} from now on.")
+        elif outcome is Outcome.KEPT:
+            self._journal.record(
+                Did.SWITCHED, vmodel, f"It stays with {target}; no other target is tried any more."
+            )
         elif outcome is Outcome.BEGUN:
             self._journal.record(Did.LOADING, vmodel, f"It will point at {target} once that is loaded.")
 
@@ -303,7 +320,8 @@ class VModels:
         known, count, _ = self._failures.get(vmodel, (target, 0, ""))
         count = count + 1 if known == target else 1
         self._failures[vmodel] = (target, count, str(error))
-        wait_s = error.retry_after_s or RETRY_S[min(count, len(RETRY_S)) - 1]
+        waits_s = RETRY_PERMANENT_S if isinstance(error, LoadFailed) and error.permanent else RETRY_S
+        wait_s = error.retry_after_s or waits_s[min(count, len(waits_s)) - 1]
         self._retry(vmodel, target, wait_s)
         record = self._mirror.vmodel(vmodel)
         active = record.active if record is not None else ""
@@ -315,7 +333,6 @@ class VModels:
             retry_in_s=wait_s,
             count=count,
         )
-        log.warning("The vmodel %s stays with %s: %s", vmodel, active, error)
         try:
             await self._registrar.transact(lambda draft: fail_in(draft, vmodel, target))
         except StoreUnavailable as unavailable:

@@ -549,3 +549,20 @@ def test_a_vmodel_whose_model_record_is_missing_can_be_moved_and_deleted() -> No
         assert house.references("b") == 0
 
     with_house(scenario)
+
+
+def test_a_bad_artefact_is_tried_again_seldom_and_calling_it_off_is_no_switch() -> None:
+    async def scenario(house: House) -> None:
+        await house.set("v", "a")
+        house.loader.loaded.add("a")
+        house.loader.broken["b"] = LoadFailed("bad", code=Code.INVALID_ARGUMENT)
+        await house.set("v", "b")
+        await asyncio.sleep(3600)
+        assert 3 <= len(house.loader.tried) <= 6
+        await house.set("v", "a")
+        assert house.journal.about("v")[-1].reason == "It stays with a; no other target is tried any more."
+        house.loader.tried.clear()
+        await asyncio.sleep(3600)
+        assert house.loader.tried == []
+
+    with_house(scenario)
