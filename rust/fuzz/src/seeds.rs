@@ -15,14 +15,44 @@ const BODIES: [&str; 9] = [
     r#"{"parameters":{"unload_dependents":false,"config":"{}"}}"#,
 ];
 
+const HEADS: [&str; 6] = [
+    "/v2/models/iris/infer\nmm-model-id: iris\ngrpc-timeout: 250m\nauthorization: Bearer t",
+    "/v2/models/a%2Fb%20%C3%BC/versions/3/ready\nconnection: close, x-hop\nx-hop: 1\ncontent-encoding: gzip",
+    "/v2/repository/models/iris/load\nmm-vmodel-id-bin: w7w=\nx-bin: AA",
+    "/v2/health/live\ntas-model-id: legacy\nmm-balanced: true",
+    "/inference.GRPCInferenceService/ModelInfer\nte: trailers\ncontent-type: application/grpc\ngrpc-timeout: 99999999H",
+    "/mmesh.ModelRuntime/loadModel\ngrpc-status: 8\ngrpc-message: 100%25\ngrpc-retry-pushback-ms: 20",
+];
+
 /// The seeds of a target; none for one that is not known.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "splice" => splice(),
         "infer_message" => messages(),
         "rest_body" => BODIES.iter().map(|body| body.as_bytes().to_vec()).collect(),
+        "head" => HEADS.iter().map(|head| head.as_bytes().to_vec()).collect(),
+        "frames" => frames(),
         _ => Vec::new(),
     }
+}
+
+/// How they are cut, and frames of several sizes and flags.
+fn frames() -> Vec<Vec<u8>> {
+    let frame =
+        |flag: u8, len: u8| [&[flag, 0, 0, 0, len][..], &vec![b'x'; usize::from(len)]].concat();
+    vec![
+        [vec![3], frame(0, 7)].concat(),
+        [vec![255], frame(0, 0), frame(1, 200)].concat(),
+        [
+            vec![1],
+            frame(0, 1),
+            vec![0, 0, 0, 3, 232],
+            vec![b'y'; 1000],
+        ]
+        .concat(),
+        // gzip of "abc"
+        b"\x05\x1f\x8b\x08\0\0\0\0\0\0\x03KLJ\x06\0\xc2A\x245\x03\0\0\0".to_vec(),
+    ]
 }
 
 /// Encoded requests, and the same as responses, whose fields have the same numbers.

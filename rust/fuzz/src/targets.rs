@@ -1,9 +1,11 @@
 //! The targets. Each says what must hold for any input, beyond that nothing panics, overflows or runs out of memory.
+//! Those of the relay stand in its `fuzzing` module, because its parsers are private.
 
 use bytes::Bytes;
 use inference::infer::{InferRequest, InferResponse};
 use inference::tensor::TensorData;
 use inference::{rest, splice};
+pub use relay::fuzzing::{frames, head};
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
@@ -11,10 +13,12 @@ use serde_json::Value;
 pub type Target = fn(&[u8]);
 
 /// All targets by name; `fuzz_targets/` has a file for each.
-pub const TARGETS: [(&str, Target); 3] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("splice", splice),
     ("infer_message", infer_message),
     ("rest_body", rest_body),
+    ("head", head),
+    ("frames", frames),
 ];
 
 const PATHS: [&[u32]; 5] = [&[1], &[1, 1], &[2, 1], &[3, 2, 1], &[1, 1, 1, 1, 1]];

@@ -19,6 +19,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use headers::passed_on;
+#[cfg(feature = "fuzzing")]
+pub(crate) use route::{Endpoint, route};
+
 use crate::dispatch::Dispatcher;
 use lingering::Lingering;
 
