@@ -5,7 +5,9 @@ interpreter lock around waits.
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias, final
+from typing import Literal, TypeAlias, final
+
+from modelmesh.dataplane.protocol import DataPlaneConfig, Route, Target
 
 # --- the worker's half: modelmesh.dataplane.model_server -----------------------------------------------------------
 
@@ -28,8 +30,8 @@ class ModelServer:
         queue_max: int = 4096,
         queue_bytes_max: int = 67108864,
     ) -> None:
-        """`queue_bytes_max` bounds the request messages being read, waiting and running together. `executing_path` is described in
-        `modelmesh.dataplane.executing`."""
+        """`queue_bytes_max` bounds the request messages being read, waiting and running together. `executing_path` is
+        described in `modelmesh.dataplane.executing`."""
 
     def start(self) -> None:
         """Bind and serve on a thread of its own. Raises OSError."""
@@ -43,10 +45,10 @@ class ModelServer:
         outputs: Sequence[tuple[str, str, Sequence[int], bool]],
         row_wise: bool,
     ) -> None:
-        """Serve a model. Inputs are (name, datatype, shape), outputs (name, datatype, shape, returned by default). −1 in a shape: any;
-        an empty
-        datatype: any; a single input with an empty name takes one input of any name. `row_wise`: requests may be
-        stacked along the first dimension. Raises ValueError when the id is taken or a datatype unknown."""
+        """Serve a model. Inputs are (name, datatype, shape), outputs (name, datatype, shape, returned by default). −1 in a
+        shape: any; an empty shape: any shape; an empty datatype: any numeric one but BF16; a single input with an empty name
+        takes one input of any name; no outputs: any may be requested. `row_wise`: requests may be stacked along the first
+        dimension. Raises ValueError when the id is taken or a datatype unknown."""
     def remove_model(self, model_id: str) -> int:
         """Stop serving it: later requests get the trailer `mm-not-here`. Returns the requests still queued or running; they
         are served out. Asking again for a removed id tells how many are left."""
@@ -77,19 +79,20 @@ class Batch:
     def inputs(self) -> list[Tensor]:
         """The stacked inputs in the order of the model's signature. The buffers are writable and the caller's own."""
     def reply(self, outputs: Sequence[tuple[str, str, Sequence[int], object]]) -> bool:
-        """Answer all requests, rows split among them; data is any C-contiguous buffer or a list of bytes. False: an output's first
-        dimension is not `rows`, so the requests were queued again to run singly and the model is not batched any more. Raises
-        ValueError, the batch still unanswered, when a requested output is missing or data does not fit its datatype and shape."""
+        """Answer all requests, rows split among them; data is any C-contiguous buffer or a list of bytes. False: an output's
+        first dimension is not `rows`, so the requests were queued again to run singly and the model is not batched any more.
+        Raises ValueError, the batch still unanswered, when a requested output is missing or data does not fit its datatype and
+        shape. Outputs nobody asked for are left out."""
     def fail(self, code: int, message: str) -> bool:
         """A batch of one fails with this gRPC code. A larger one is halved and queued again, so that a bad request fails alone;
         then False is returned."""
 
 # --- the relay: modelmesh.dataplane.relay --------------------------------------------------------------------------
 
-type Name = tuple[int, str, str]
+Name: TypeAlias = tuple[int, str, str]
 """(kind, name, version); a `modelmesh.dataplane.protocol.Name` is one."""
 
-type Event = (
+Event: TypeAlias = (
     tuple[Literal["fault"], int, str, str, str, int, int, int]
     | tuple[Literal["abandoned"], int, str, str, str]
     | tuple[Literal["target_lost"], int]

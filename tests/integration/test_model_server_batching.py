@@ -166,6 +166,18 @@ def test_a_cancelled_request_of_a_running_batch_does_not_disturb_the_others(work
     assert outputs_of(futures[2].result())["x"].tolist() == [2.0]
 
 
+def test_many_cancelled_at_once_do_not_close_the_connection(worker: Worker) -> None:
+    worker.add("m", echo)
+    request = infer_request("m", {"x": np.zeros(1)})
+    with worker.paused():
+        kept = worker.client.start(request)
+        worker.queued(1)
+        for future in [worker.client.start(request) for _ in range(400)]:
+            future.cancel()
+        worker.queued(1)
+    assert outputs_of(kept.result())["x"].tolist() == [0.0]
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_back(worker: Worker) -> None:
     worker.add("m", echo)
     request = infer_request("m", {"x": np.zeros(1)})

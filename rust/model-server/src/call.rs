@@ -122,7 +122,9 @@ async fn answer(
         }
         "ServerReady" => {
             grpc::read_message(body, &core.limits).await?;
-            Ok(message_of(&ServerReadyResponse { ready: true }))
+            Ok(message_of(&ServerReadyResponse {
+                ready: core.queue.is_open(),
+            }))
         }
         "ServerMetadata" => {
             grpc::read_message(body, &core.limits).await?;

@@ -23,6 +23,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Large enough that most tensors come in one frame and are not copied together.
 const FRAME_BYTES_MAX: u32 = 256 << 10;
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
+/// Calls opened and cancelled before we looked. The caller is the data plane, which drops all calls of a client that
+/// goes; `h2`'s own 20 would take that for an attack and close the connection of everybody else.
+const CANCELLED_UNSEEN_MAX: usize = 4096;
 
 /// Serves a connection until its end, or until all its calls have ended after `stopping` turned true.
 pub async fn serve(
@@ -78,6 +81,7 @@ async fn handshake(
         .max_frame_size(FRAME_BYTES_MAX)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .max_concurrent_streams(streams_max)
+        .max_pending_accept_reset_streams(CANCELLED_UNSEEN_MAX)
         .handshake(socket);
     handshake.await.map_err(io::Error::other)
 }

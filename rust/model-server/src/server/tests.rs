@@ -1,0 +1,138 @@
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use http::Request;
+use tokio::net::UnixStream;
+
+use super::*;
+use crate::testing::{LIMITS, temporary};
+
+fn server(name: &str) -> ModelServer {
+    ModelServer::new(Config {
+        socket_path: temporary(&format!("{name}.sock")),
+        executing_path: temporary(&format!("{name}.executing")),
+        message_bytes_max: 1 << 20,
+        queue_bytes_max: 1 << 20,
+        limits: LIMITS,
+    })
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let limited = async { tokio::time::timeout(Duration::from_secs(30), test).await };
+    runtime.block_on(limited).unwrap();
+}
+
+async fn connect(server: &ModelServer) -> (SendRequest<Bytes>, JoinSet<Result<(), h2::Error>>) {
+    let socket = UnixStream::connect(&server.config.socket_path)
+        .await
+        .unwrap();
+    let (client, connection) = h2::client::handshake(socket).await.unwrap();
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    (client, driver)
+}
+
+fn call(client: &mut SendRequest<Bytes>, method: &str) -> ResponseFuture {
+    let uri = format!("http://worker/inference.GRPCInferenceService/{method}");
+    let request = Request::post(uri).header("content-type", "application/grpc");
+    let (response, mut body) = client
+        .send_request(request.body(()).unwrap(), false)
+        .unwrap();
+    body.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+    response
+}
+
+#[test]
+fn a_panic_closes_its_connection_and_no_other() {
+    let server = server("panic");
+    server.start().unwrap();
+    run(async {
+        let (mut unlucky, mut unlucky_driver) = connect(&server).await;
+        let (mut other, _driver) = connect(&server).await;
+        assert_eq!(
+            call(&mut unlucky, "ServerLive").await.unwrap().status(),
+            200
+        );
+        assert_eq!(call(&mut other, "ServerLive").await.unwrap().status(), 200);
+        assert!(call(&mut unlucky, "Panic").await.is_err());
+        assert!(unlucky_driver.join_next().await.is_some());
+        assert_eq!(call(&mut other, "ServerLive").await.unwrap().status(), 200);
+    });
+    server.stop(Duration::ZERO);
+    assert_eq!(server.stats().connections, 0);
+    std::fs::remove_file(&server.config.executing_path).unwrap();
+}
+
+#[test]
+fn broken_messages_and_calls_that_are_none_get_an_answer() {
+    let server = server("broken");
+    server.start().unwrap();
+    let cases: [(&[u8], &str, &str); 8] = [
+        (b"", "3", "ended before its message was complete"),
+        (b"\0\0\0", "3", "ended before its message was complete"),
+        (
+            b"\0\0\0\0\x09short",
+            "3",
+            "ended before its message was complete",
+        ),
+        (b"\x07\0\0\0\0", "3", "not framed as gRPC"),
+        (b"\x01\0\0\0\0", "12", "uncompressed"),
+        (b"\0\0\0\0\0\0\0\0\0\0", "3", "more than one message"),
+        (
+            b"\0\xff\xff\xff\xff",
+            "8",
+            "over the limit of 1048576 bytes",
+        ),
+        (b"\0\0\0\0\x02\x0a\x05", "3", "not a ModelInferRequest"),
+    ];
+    run(async {
+        let (mut client, _driver) = connect(&server).await;
+        for (message, code, words) in cases {
+            let uri = "http://worker/inference.GRPCInferenceService/ModelInfer";
+            let request = Request::post(uri).header("content-type", "application/grpc+proto");
+            let request = request.body(()).unwrap();
+            let (response, mut body) = client.send_request(request, false).unwrap();
+            // One byte per frame: nothing may depend on how a message is cut.
+            for byte in message {
+                body.send_data(Bytes::copy_from_slice(&[*byte]), false)
+                    .unwrap();
+            }
+            // The server may have answered and closed the stream by now.
+            let _ = body.send_data(Bytes::new(), true);
+            let response = response.await.unwrap();
+            let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+            assert_eq!(header("grpc-status"), code, "{message:?}");
+            assert!(header("grpc-message").contains(words), "{response:?}");
+        }
+        let request = Request::post("http://worker/").header("content-type", "text/plain");
+        let (response, _) = client
+            .send_request(request.body(()).unwrap(), true)
+            .unwrap();
+        assert_eq!(response.await.unwrap().status(), 415);
+    });
+    server.stop(Duration::ZERO);
+    std::fs::remove_file(&server.config.executing_path).unwrap();
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let first = server("stale");
+    drop(StdUnixListener::bind(&first.config.socket_path).unwrap());
+    first.start().unwrap();
+    assert_eq!(
+        first.start().unwrap_err().kind(),
+        io::ErrorKind::AlreadyExists
+    );
+    let second = server("stale");
+    assert_eq!(second.start().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    drop(second);
+    let mode = std::fs::metadata(&first.config.socket_path)
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    first.stop(Duration::ZERO);
+    first.stop(Duration::ZERO);
+    assert!(!first.config.socket_path.exists());
+    std::fs::remove_file(&first.config.executing_path).unwrap();
+}
