@@ -1,0 +1,399 @@
+"""Faults become loads: single flight, order, memory before slots, admission by deadline, failures."""
+
+from __future__ import annotations
+
+import asyncio
+
+from modelmesh.dataplane.protocol import NameKind
+from modelmesh.errors import Code, LoadFailed, LoadTimeout, ModelTooLarge, NoCapacity, http_status_of
+from modelmesh.journal import Did
+from modelmesh.mesh.views import State
+from modelmesh.testing.loop import run
+from modelmesh.testing.runtime import Artefact
+from modelmesh.testing.stage import Stage, raised
+
+
+def test_concurrent_faults_for_one_model_make_one_load() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            await stage.register("iris", Artefact(load_s=0.1))
+            requests = [stage.ask("iris") for _ in range(64)]
+            answers = [await request.answer for request in requests]
+            assert {answer.code for answer in answers} == {Code.OK}
+            assert stage.runtime.loads == ["iris"]
+            (loaded,) = stage.told(Did.LOADED)
+            assert loaded.numbers["waiting"] == 64 or loaded.numbers["waiting"] == 1
+
+    run(scene())
+
+
+def test_the_more_urgent_load_goes_first() -> None:
+    async def scene() -> None:
+        async with Stage(max_loads=1) as stage:
+            for model in ("running", "lonely", "wanted"):
+                await stage.register(model, Artefact(load_s=0.5))
+            first = stage.ask("running")
+            await stage.until(lambda: stage.runtime.busy != {})
+            lonely = stage.ask("lonely")
+            wanted = [stage.ask("wanted") for _ in range(9)]
+            for request in (first, lonely, *wanted):
+                assert (await request.answer).code is Code.OK
+            assert stage.runtime.loads == ["running", "wanted", "lonely"]
+
+    run(scene())
+
+
+def test_a_load_asked_for_waits_behind_requests_but_not_for_ever() -> None:
+    async def scene() -> None:
+        async with Stage(max_loads=1) as stage:
+            for model in ("asked", *(f"m{index}" for index in range(40))):
+                await stage.register(model, Artefact(load_s=1.0))
+            requests = [stage.ask("m0", 100.0)]
+            await stage.until(lambda: stage.runtime.busy != {})
+            asked = asyncio.ensure_future(stage.mesh.load("asked"))
+            for index in range(1, 40):
+                requests.append(stage.ask(f"m{index}", 100.0))
+                await asyncio.sleep(0.5)
+            await asked
+            assert 9 < stage.runtime.loads.index("asked") < 15, (
+                "after ten seconds it is as urgent as they are"
+            )
+            for request in requests:
+                assert (await request.answer).code is Code.OK
+
+    run(scene())
+
+
+def test_no_slot_is_held_while_memory_is_awaited() -> None:
+    """The head waits for an unload; a small load passes, because it does not delay the head."""
+
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000, max_loads=1) as stage:
+            await stage.register("old", Artefact(size_bytes=700, unload_s=2.0))
+            await stage.register("big", Artefact(size_bytes=800))
+            await stage.register("small", Artefact(size_bytes=150))
+            assert (await stage.ask("old").answer).code is Code.OK
+            await asyncio.sleep(0.1)
+            big = stage.ask("big")
+            await stage.until(lambda: stage.mesh.instance().ledger.unloading_bytes == 700)
+            small = stage.ask("small")
+            assert (await small.answer).code is Code.OK
+            view = stage.mesh.instance()
+            assert view.ledger.unloading_bytes == 700 and view.loads_running == 0
+            assert stage.mesh.model("big").state is State.QUEUED
+            assert (await big.answer).code is Code.OK
+
+    run(scene())
+
+
+def test_a_small_load_may_not_take_what_the_head_waits_for() -> None:
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000, max_loads=2) as stage:
+            await stage.register("old", Artefact(size_bytes=700, unload_s=2.0))
+            await stage.register("big", Artefact(size_bytes=900))
+            await stage.register("small", Artefact(size_bytes=250))
+            await stage.ask("old").answer
+            await asyncio.sleep(0.1)
+            big = [stage.ask("big") for _ in range(3)]
+            await stage.until(lambda: stage.mesh.instance().ledger.unloading_bytes == 700)
+            small = stage.ask("small")
+            for request in (*big, small):
+                assert (await request.answer).code is Code.OK
+            assert stage.runtime.loads == ["old", "big", "small"]
+
+    run(scene())
+
+
+def test_a_measured_size_above_the_reservation_evicts_at_once_and_admits_nothing_until_paid() -> None:
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000) as stage:
+            await stage.register("first", Artefact(size_bytes=400, unload_s=0.2))
+            await stage.register("liar", Artefact(size_bytes=900, estimate_bytes=300))
+            await stage.register("next", Artefact(size_bytes=50))
+            await stage.ask("first").answer
+            await stage.ask("liar").answer
+            view = stage.mesh.instance().ledger
+            assert view.free_bytes < 0 and view.unloading_bytes == 400
+            waiting = stage.ask("next")
+            await asyncio.sleep(0.1)
+            assert stage.mesh.model("next").state is State.QUEUED
+            assert (await waiting.answer).code is Code.OK
+            assert stage.mesh.instance().ledger.free_bytes == 50
+            (evicted,) = stage.told(Did.EVICTED)
+            assert evicted.model == "first" and "larger than planned" in evicted.reason
+
+    run(scene())
+
+
+def test_a_model_larger_than_the_budget_is_told_the_numbers() -> None:
+    async def scene() -> None:
+        async with Stage(budget_bytes=1 << 20) as stage:
+            await stage.register("giant", Artefact(size_bytes=3 << 20))
+            answer = await stage.ask("giant").answer
+            assert answer.code is Code.RESOURCE_EXHAUSTED and answer.retry_after_ms == -1
+            assert (
+                "needs 3.00 MiB" in answer.message
+                and "raise the memory by at least 2.00 MiB" in answer.message
+            )
+            error = await raised(stage.mesh.load("giant"))
+            assert isinstance(error, ModelTooLarge) and http_status_of(error) == 507
+            assert stage.mesh.model("giant").state is State.FAILED and not stage.mesh.servable("giant")
+            assert "giant" not in stage.runtime.loads
+
+            stage.runtime.resize(4 << 20)
+            await asyncio.sleep(1.1)
+            assert (await stage.ask("giant").answer).code is Code.OK
+
+    run(scene())
+
+
+def test_a_load_that_only_held_models_stand_in_the_way_of_is_refused_with_numbers() -> None:
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000) as stage:
+            await stage.register("pinned", Artefact(size_bytes=800))
+            await stage.register("other", Artefact(size_bytes=800))
+            stage.mesh.hold("pinned", "a pin")
+            await stage.mesh.ensure_loaded("pinned", why="a test")
+            answer = await stage.ask("other").answer
+            assert answer.code is Code.RESOURCE_EXHAUSTED and answer.retry_after_ms == 1000
+            assert "held by models that may not be evicted" in answer.message
+            stage.mesh.release("pinned", "a pin")
+            assert (await stage.ask("other").answer).code is Code.OK
+
+    run(scene())
+
+
+def test_holds_for_a_first_use_yield_to_requests() -> None:
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000) as stage:
+            await stage.register("asked", Artefact(size_bytes=800))
+            await stage.register("other", Artefact(size_bytes=800))
+            view = await stage.mesh.load("asked")
+            assert view.state is State.LOADED and view.pinned_by == "ensure loaded"
+            error = await raised(stage.mesh.load("other", timeout_s=1.0))
+            assert isinstance(error, NoCapacity)
+            await asyncio.sleep(0.1)
+            assert (await stage.ask("other").answer).code is Code.OK
+
+    run(scene())
+
+
+def test_a_hold_ends_with_the_first_use() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            await stage.register("asked")
+            await stage.mesh.load("asked")
+            await stage.ask("asked").answer
+            await asyncio.sleep(0.3)
+            assert stage.mesh.model("asked").pinned_by == ""
+
+    run(scene())
+
+
+def test_a_bad_artefact_is_refused_at_once_while_its_failure_stands() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            artefact = await stage.register(
+                "bad", Artefact(load_s=0.5, error=LoadFailed("No such format.", code=Code.INVALID_ARGUMENT))
+            )
+            first = await stage.ask("bad").answer
+            assert (first.code, first.message, first.retry_after_ms) == (
+                Code.INVALID_ARGUMENT,
+                "No such format.",
+                -1,
+            )
+            await asyncio.sleep(5.0)
+            asked_s = stage.clock.monotonic_s()
+            second = await stage.ask("bad").answer
+            assert second.code is Code.INVALID_ARGUMENT and stage.clock.monotonic_s() == asked_s
+            failure = stage.mesh.model("bad").failure
+            assert failure is not None and failure.permanent and failure.count == 1
+            assert failure.expires_wall_s - failure.at_wall_s > 300
+            assert stage.runtime.loads == ["bad"] and not stage.runtime.residue
+
+            artefact.error = None
+            assert (await stage.mesh.load("bad")).state is State.LOADED, (
+                "asking for it tries in spite of the failure"
+            )
+            assert stage.mesh.model("bad").failure is None
+
+    run(scene())
+
+
+def test_a_passing_failure_backs_off_and_says_when_to_return() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            artefact = await stage.register(
+                "m", Artefact(error=LoadFailed("Storage away.", code=Code.UNAVAILABLE))
+            )
+            waits_ms = []
+            for _ in range(4):
+                answer = await stage.ask("m").answer
+                assert answer.code is Code.UNAVAILABLE
+                waits_ms.append(answer.retry_after_ms)
+                await asyncio.sleep(answer.retry_after_ms / 1000 + 0.001)
+            for step, wait_ms in enumerate(waits_ms):
+                assert 0.75 * 2**step <= wait_ms / 1000 <= 1.25 * 2**step + 0.001
+            assert len(stage.told(Did.LOAD_FAILED)) == 4
+            artefact.error = None
+            assert (await stage.ask("m").answer).code is Code.OK
+
+    run(scene())
+
+
+def test_a_load_that_takes_too_long_is_stopped_cleaned_up_and_frees_its_bytes() -> None:
+    async def scene() -> None:
+        async with Stage(load_timeout_s=2.0) as stage:
+            await stage.register("slow", Artefact(load_s=60.0))
+            answer = await stage.ask("slow", 30.0).answer
+            assert answer.code is Code.DEADLINE_EXCEEDED and "not done within 2 s" in answer.message
+            assert isinstance(await raised(stage.mesh.load("slow")), LoadTimeout)
+            await asyncio.sleep(0.1)
+            assert not stage.runtime.residue and stage.mesh.instance().ledger.loading_bytes == 0
+
+    run(scene())
+
+
+def test_an_unexpected_error_of_the_runtime_is_a_failed_load() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            await stage.register("m")
+
+            async def broken(*_: object) -> None:
+                raise ZeroDivisionError("oops")
+
+            stage.runtime.load = broken  # type: ignore[assignment,method-assign]
+            answer = await stage.ask("m").answer
+            assert answer.code is Code.INTERNAL and "ZeroDivisionError: oops" in answer.message
+            assert stage.mesh.instance().ledger.loading_bytes == 0
+
+    run(scene())
+
+
+def test_a_queued_load_nobody_waits_for_leaves_the_queue() -> None:
+    async def scene() -> None:
+        async with Stage(max_loads=1) as stage:
+            await stage.register("running", Artefact(load_s=1.0))
+            await stage.register("given up")
+            await stage.register("cancelled")
+            running = stage.ask("running")
+            await stage.until(lambda: stage.runtime.busy != {})
+            given_up, cancelled = stage.ask("given up", 0.2), stage.ask("cancelled")
+            await asyncio.sleep(0.01)
+            assert stage.mesh.instance().loads_queued == 2
+            cancelled.cancel()
+            assert (await given_up.answer).code is Code.DEADLINE_EXCEEDED
+            await asyncio.sleep(0.01)
+            assert stage.mesh.instance().loads_queued == 0
+            assert (await running.answer).code is Code.OK
+            assert stage.runtime.loads == ["running"]
+            assert stage.mesh.measures.counters["modelmesh_loads_abandoned"] == 2
+
+    run(scene())
+
+
+def test_a_running_load_goes_on_when_its_last_request_leaves() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            await stage.register("m", Artefact(load_s=1.0))
+            assert (await stage.ask("m", 0.3).answer).code is Code.DEADLINE_EXCEEDED
+            await stage.until(lambda: stage.mesh.model("m").state is State.LOADED)
+            assert (await stage.ask("m", 0.1).answer).code is Code.OK
+
+    run(scene())
+
+
+def test_who_cannot_be_in_time_is_refused_at_once_and_the_others_wait() -> None:
+    async def scene() -> None:
+        async with Stage(max_loads=1, budget_bytes=1000) as stage:
+            for model in ("a", "b"):
+                await stage.register(model, Artefact(size_bytes=600, load_s=2.0))
+                await stage.ask(model).answer
+            await asyncio.sleep(6.0)
+            asked_s = stage.clock.monotonic_s()
+            hasty, patient = stage.ask("a", 1.0), stage.ask("a", 20.0)
+            answer = await hasty.answer
+            assert answer.code is Code.RESOURCE_EXHAUSTED and answer.retry_after_ms >= 1900
+            assert stage.clock.monotonic_s() - asked_s < 0.01
+            assert (await patient.answer).code is Code.OK
+
+    run(scene())
+
+
+def test_a_model_whose_clients_are_all_too_hasty_is_loaded_for_their_return() -> None:
+    async def scene() -> None:
+        async with Stage(max_loads=1, budget_bytes=1000) as stage:
+            for model in ("a", "b", "c"):
+                await stage.register(model, Artefact(size_bytes=600, load_s=2.0))
+                await stage.ask(model, 20.0).answer
+            await asyncio.sleep(6.0)
+            busy = stage.ask("b", 20.0)
+            await stage.until(lambda: stage.runtime.busy.get("b") == "load")
+            answer = await stage.ask("a", 1.0).answer
+            assert answer.code is Code.RESOURCE_EXHAUSTED
+            assert "it can be ready in" in stage.told(Did.REFUSED, "a")[-1].reason
+            await busy.answer
+            await stage.until(lambda: stage.mesh.model("a").state is State.LOADED)
+            assert (await stage.ask("a", 0.1).answer).code is Code.OK
+
+    run(scene())
+
+
+def test_learned_facts_reserve_what_the_model_really_weighs() -> None:
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000) as stage:
+            await stage.register("m", Artefact(size_bytes=200, estimate_bytes=900, load_s=0.25))
+            await stage.ask("m").answer
+            await stage.until(
+                lambda: (record := stage.mirror.model("m")) is not None and record.size_bytes == 200
+            )
+            record = stage.mirror.model("m")
+            assert record is not None and record.load_ms == 250
+            await stage.mesh.unload("m")
+            await stage.ask("m").answer
+            assert [entry.numbers["reserved_bytes"] for entry in stage.told(Did.LOADING)] == [900, 200]
+
+    run(scene())
+
+
+def test_register_with_load_now_loads_and_a_failure_shows_in_the_view() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            from modelmesh.mesh.control import Registration
+
+            stage.artefacts["good"] = Artefact(load_s=0.5)
+            stage.artefacts["bad"] = Artefact(error=LoadFailed("Broken.", code=Code.INVALID_ARGUMENT))
+            view = await stage.mesh.register(Registration("g", "fake", "good"), load_now=True)
+            assert view.state is State.QUEUED
+            view = await stage.mesh.register(Registration("g", "fake", "good"), load_now=True, sync=True)
+            assert view.state is State.LOADED
+            view = await stage.mesh.register(Registration("b", "fake", "bad"), load_now=True, sync=True)
+            assert view.state is State.FAILED or view.failure is not None
+
+    run(scene())
+
+
+def test_a_kind_of_name_matters_only_for_what_it_may_mean() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            for model in ("m", "both", "target", "v1"):
+                await stage.register(model)
+            for vmodel, target in (("v", "target"), ("both", "target"), ("v:7", "v1")):
+                await stage.mesh.set_vmodel(vmodel, target)
+            cases = [
+                ("m", NameKind.MODEL, "", "m"), ("v", NameKind.MODEL, "", None), ("both", NameKind.MODEL, "", "both"),
+                ("m", NameKind.VMODEL, "", None), ("both", NameKind.VMODEL, "", "target"),
+                ("both", NameKind.MODEL_FIRST, "", "both"), ("v", NameKind.MODEL_FIRST, "", "target"),
+                ("both", NameKind.VMODEL_FIRST, "", "target"), ("m", NameKind.VMODEL_FIRST, "", "m"),
+                ("v", NameKind.VMODEL_FIRST, "7", "v1"), ("v", NameKind.VMODEL_FIRST, "8", "target"),
+                ("m", NameKind.MODEL, "7", "m"), ("v:7", NameKind.VMODEL, "", "v1"),
+            ]  # fmt: skip
+            for name, kind, version, means in cases:
+                answer = await stage.ask(name, kind=kind, version=version).answer
+                if means is None:
+                    what = "vmodel" if kind is NameKind.VMODEL else "model"
+                    assert (answer.code, answer.message) == (Code.NOT_FOUND, f"{what} not found: {name}")
+                else:
+                    assert (answer.code, answer.model) == (Code.OK, means), (name, kind, version)
+
+    run(scene())
