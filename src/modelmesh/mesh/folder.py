@@ -20,6 +20,7 @@ from modelmesh.mesh.control import Registration
 from modelmesh.mesh.vmodel_rules import Setting
 from modelmesh.mesh.vmodels import Loader, VModels
 from modelmesh.registry.ids import VERSION, concrete_id, name_of, split_version, version_name
+from modelmesh.registry.mirror import ChangedIds
 from modelmesh.storage.folder import REST_S, FolderScanner, FoundModel, RootMissing, Sighting
 
 OWNER: Final = "folder"
@@ -27,6 +28,7 @@ PAUSE_S: Final = 1.0
 """Between the end of one scan and the next."""
 FIRST_SCANS: Final = 3
 """How often a start without earlier state looks at what is still being written before it goes on without it."""
+AFTER_BUG_S: Final = 10.0
 TOLD_PER_SCAN: Final = 100
 """Skipped entries named one by one; beyond that they are only counted."""
 PAGE: Final = 500
@@ -59,6 +61,8 @@ class FolderKeeper:
         """Names that do not point at their highest version, because it cannot be loaded."""
         self._missing = ""
         """Why the folder cannot be scanned, when it was last tried."""
+        self._deleted: set[str] = set()
+        """Names whose vmodels were deleted by others; they are free for what the folder holds."""
         self._told = 0
         self._failed = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="folder-scan")
@@ -71,6 +75,7 @@ class FolderKeeper:
             await self._scan_until_at_rest(await self._new_entries() if await self._owned() else None)
         except RootMissing as error:
             self._warn_missing(error)
+        self._vmodels.on_change(self._changed)
         self._task = asyncio.create_task(self._follow(), name="folder")
 
     async def stop(self) -> None:
@@ -94,7 +99,7 @@ class FolderKeeper:
         first = True
         while True:
             try:
-                self._told = 0
+                await self._forget_deleted()
                 await self._scan(gently=True)
                 if first:
                     await self._expect_known()
@@ -107,6 +112,10 @@ class FolderKeeper:
                 self._warn_missing(error)
             except StoreUnavailable as error:
                 log.warning("Changes in the folder wait for the store: %s", error)
+            except Exception:
+                # A format's plug-in that raises, or a bug of ours: the models served so far go on.
+                log.exception("The folder %s could not be followed; it is tried again.", self._scanner.root)
+                await asyncio.sleep(AFTER_BUG_S)
             await self._pause()
 
     async def _pause(self) -> None:
@@ -116,6 +125,16 @@ class FolderKeeper:
                 await self._failed.wait()
         except TimeoutError:
             return
+
+    def _changed(self, changed: ChangedIds) -> None:
+        for vmodel in changed.vmodels:
+            if not self._mirror.has_vmodel(vmodel):
+                self._deleted.add(split_version(vmodel)[0])
+
+    async def _forget_deleted(self) -> None:
+        if self._deleted:
+            names, self._deleted = self._deleted, set()
+            await self._in_thread(lambda: self._scanner.forget(names))
 
     async def _scan_until_at_rest(self, only: Sequence[str] | None = None) -> None:
         """Scan, and look again at what is still being written, for a bounded time."""
@@ -139,6 +158,7 @@ class FolderKeeper:
 
     async def _scan(self, only: Sequence[str] | None = None, *, gently: bool = False) -> None:
         """Scan and take in the news, a batch ahead of what is being written."""
+        self._told = 0
         scan = self._scanner.scan(only, gently=gently)
         batch = await self._next(scan)
         while batch is not None:
@@ -149,7 +169,6 @@ class FolderKeeper:
                 batch = await ahead
         if self._told > TOLD_PER_SCAN:
             log.warning("%d entries of %s were skipped in all.", self._told, self._scanner.root)
-            self._told = 0
 
     async def _next(self, scan: Iterator[list[Sighting]]) -> list[Sighting] | None:
         return await self._in_thread(lambda: next(scan, None))

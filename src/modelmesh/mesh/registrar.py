@@ -92,6 +92,8 @@ class Registrar:
             asyncio.create_task(self._follow(after), name="registry-watch"),
             asyncio.create_task(self._write_back(), name="registry-write-back"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(_tell_bug)
 
     async def stop(self) -> None:
         """Write what was learned, then stop. Idempotent."""
@@ -406,6 +408,11 @@ def _about_equal(facts: _Learned, record: ModelRecord) -> bool:
         and abs(facts.load_ms - record.load_ms) <= max(record.load_ms / 4, 5)
         and (record.load_ms > 0 or facts.load_ms == 0)
     )
+
+
+def _tell_bug(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("The task %s ended by a bug: please report it.", task.get_name(), exc_info=error)
 
 
 def _look_at(task: asyncio.Task[None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -96,6 +96,10 @@ class VModels:
     @property
     def mirror(self) -> Mirror:
         return self._mirror
+
+    def on_change(self, listener: Callable[[ChangedIds], None]) -> None:
+        """See `Registrar.on_change`."""
+        self._registrar.on_change(listener)
 
     def start(self) -> None:
         """Take up the transitions that were under way."""

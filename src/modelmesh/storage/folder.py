@@ -156,6 +156,11 @@ class FolderScanner:
         """These entries were there in another life: when the next scans do not find them they are gone."""
         self._counted.update(dict.fromkeys(entries, b"?!"))
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Tell of these names again at the next scan, as if they were new."""
+        for name in names:
+            self._counted.update(dict.fromkeys(self._claimants(name)))
+
     def entries(self) -> list[str]:
         """What the folder holds, ordered. Raises RootMissing."""
         return [*self._list()]
@@ -316,9 +321,11 @@ class FolderScanner:
         name = _stem(entry)
         _check_name(name)
         self._flush()
-        for other in (name, *self._claimants(name)):
-            if other < entry and os.path.lexists(f"{self.root}/{other}"):
+        for other in self._claimants(name):
+            if name < other < entry and os.path.lexists(f"{self.root}/{other}"):
                 raise Skip(f"the name {name} is taken by {other}")
+        if name != entry and os.path.isdir(f"{self.root}/{name}"):  # noqa: PTH112
+            raise Skip(f"the name {name} is taken by the folder {name}")
         return Sighting(name, (FoundModel("", path, type, _fingerprint(path, walk.files)),))
 
     def _folder(self, entry: str, path: str, walk: _Walk) -> Sighting:

@@ -442,3 +442,40 @@ def test_many_skipped_entries_are_counted(folder: Path, caplog: pytest.LogCaptur
 
     serve(folder, scenario)
     assert "150 entries" in caplog.text
+
+
+def test_a_name_that_others_let_go_is_taken(folder: Path) -> None:
+    async def main() -> None:
+        house = House(folder, MemoryStore())
+        await house.registrar.start()
+        house.vmodels.start()
+        await house.registrar.register(Registration("mine", "onnx", "/elsewhere"))
+        await house.vmodels.set(Setting("iris", "mine"))
+        write(folder / "iris.onnx")
+        write(folder / "wine" / "1" / "model.onnx")
+        await house.keeper.start()
+        await house.vmodels.delete("iris")
+        await house.until(lambda: house.names().get("iris") == "iris.onnx")
+        await house.vmodels.delete("wine:1")
+        await house.until(lambda: "wine:1" in house.names())
+        await house.for_a_while()
+        assert set(house.names()) == {"iris", "wine", "wine:1"}
+        await house.stop()
+
+    asyncio.run(main())
+
+
+def test_a_guess_that_raises_does_not_end_the_following(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("modelmesh.mesh.folder.AFTER_BUG_S", 0.01)
+    write(folder / "iris" / "model.onnx")
+
+    async def scenario(house: House) -> None:
+        guess, house.keeper._scanner._guess = house.keeper._scanner._guess, None  # type: ignore[assignment]
+        write(folder / "wine" / "model.onnx")
+        await house.until(lambda: "could not be followed" in caplog.text)
+        house.keeper._scanner._guess = guess
+        await house.until(lambda: set(house.names()) == {"iris", "wine"})
+
+    serve(folder, scenario)

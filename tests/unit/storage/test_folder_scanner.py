@@ -236,14 +236,23 @@ def test_too_much_of_a_folder(folder: Folder, monkeypatch: pytest.MonkeyPatch) -
     assert "nested" in folder.problem("deep")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_folder(folder: Folder) -> None:
+def test_an_unreadable_folder_is_named_and_not_gone(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.write("secret/model.onnx")
-    (folder.path / "secret").chmod(0)
-    try:
-        assert "Permission denied" in folder.problem("secret")
-    finally:
-        (folder.path / "secret").chmod(0o700)
+    folder.write("iris/sub/model.onnx")
+    folder.scan()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if path.endswith(("secret", "sub")):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    folder.stamp(folder.path / "secret")
+    found = folder.scan() | folder.scan(REST_S)
+    assert found["secret"] == Sighting("secret", problem="it cannot be read: Permission denied")
+    assert found["iris"].problem == "sub cannot be read: Permission denied"
+    assert folder.scan(REST_S) == {}
 
 
 def test_a_name_taken_twice(folder: Folder) -> None:
@@ -260,7 +269,7 @@ def test_a_name_taken_twice(folder: Folder) -> None:
         ("wine.onnx", False),
         ("wine.txt", False),
     ]
-    assert "taken by iris" in batches[1].problem
+    assert "taken by the folder iris" in batches[1].problem
     assert "taken by wine.bst" in batches[3].problem
     (folder.path / "wine.bst").unlink()
     assert only(folder.scan()["wine"]).type == "onnx"
@@ -378,6 +387,21 @@ def test_only_some_entries(folder: Folder) -> None:
         "c",
     ]
     assert list(folder.scan()) == ["b"]
+
+
+def test_forgotten_names_are_told_again(folder: Folder) -> None:
+    folder.write("iris/model.onnx")
+    folder.write("wine.onnx")
+    folder.scan()
+    folder.scanner.forget(["wine", "never"])
+    assert list(folder.scan()) == ["wine"]
+
+
+def test_a_name_is_not_taken_by_what_is_no_model(folder: Folder) -> None:
+    folder.write("iris")
+    folder.write("iris.txt")
+    folder.write("iris.onnx")
+    assert only(folder.scan()["iris"]).type == "onnx"
 
 
 def test_batches_are_bounded_and_a_stop_ends_the_scan(folder: Folder) -> None:
