@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io::Read;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,6 +13,7 @@ use hyper::header::{CONTENT_ENCODING, HeaderMap};
 use tokio::time::{Instant, timeout_at};
 
 use super::exchange::off_loop;
+use crate::plane::Held;
 use crate::status::{Code, Status};
 
 /// How long a client may pause within a body.
@@ -19,6 +21,15 @@ const PAUSE_MAX: Duration = Duration::from_secs(20);
 
 /// How long a body may take in all, however slowly it comes.
 const WHOLE_MAX: Duration = Duration::from_secs(300);
+
+/// How much the large bodies of all connections may hold together, or four times the size limit if that is more.
+const LARGE_BYTES_MAX: usize = 256 << 20;
+
+/// Bodies up to this size are not counted: large uploads must not keep small calls out.
+const SMALL_BYTES: usize = 64 * 1024;
+
+/// What large bodies hold now.
+static LARGE_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// How a body is packed (RFC 9110, 8.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,23 +39,40 @@ enum Encoding {
     Deflate,
 }
 
-/// The whole body, unpacked; neither what is sent nor what it unpacks to may be over `bytes_max`.
-pub async fn read(headers: &HeaderMap, body: Incoming, bytes_max: usize) -> Result<Bytes, Status> {
-    let encoding = encoding(headers)?;
-    let packed = collect(body, bytes_max).await?;
-    if encoding == Encoding::Identity {
-        return Ok(packed);
-    }
-    // It may be small and unpack to the limit, so it never runs on the loop.
-    off_loop(usize::MAX, move || unpack(encoding, &packed, bytes_max)).await
+/// A body, and its share of what large bodies may hold, to be kept as long as the body.
+pub struct Received {
+    /// The whole body, unpacked.
+    pub bytes: Bytes,
+    held: Held<'static>,
 }
 
-async fn collect(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Status> {
+/// The whole body, unpacked; neither what is sent nor what it unpacks to may be over `bytes_max`.
+pub async fn read(
+    headers: &HeaderMap,
+    body: Incoming,
+    bytes_max: usize,
+) -> Result<Received, Status> {
+    let encoding = encoding(headers)?;
+    let mut received = collect(body, bytes_max).await?;
+    if encoding != Encoding::Identity {
+        let packed = received.bytes;
+        // It may be small and unpack to the limit, so it never runs on the loop.
+        received.bytes = off_loop(usize::MAX, move || unpack(encoding, &packed, bytes_max)).await?;
+        hold(&mut received.held, received.bytes.len(), bytes_max)?;
+    }
+    Ok(received)
+}
+
+async fn collect<B>(mut body: B, bytes_max: usize) -> Result<Received, Status>
+where
+    B: Body<Data = Bytes, Error: Error> + Unpin,
+{
     let announced = body.size_hint().lower();
     if announced > bytes_max as u64 {
         return Err(Status::too_large("request", announced, bytes_max as u64));
     }
     let end = Instant::now() + WHOLE_MAX;
+    let mut held = Held::none(&LARGE_BYTES);
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     loop {
@@ -53,13 +81,15 @@ async fn collect(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Status> 
             .await
             .map_err(|_| too_slow())?;
         let Some(frame) = frame else { break };
-        let frame = frame.map_err(|error| broken(&error))?;
-        let Ok(data) = frame.into_data() else {
+        let Ok(data) = frame.map_err(|error| broken(&error))?.into_data() else {
             continue;
         };
         let len = first.len() + all.len() + data.len();
         if len > bytes_max {
             return Err(Status::too_large("request", len as u64, bytes_max as u64));
+        }
+        if len > SMALL_BYTES {
+            hold(&mut held, data.len(), bytes_max)?;
         }
         if first.is_empty() && all.is_empty() {
             first = data;
@@ -68,10 +98,19 @@ async fn collect(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Status> 
             all.extend_from_slice(&data);
         }
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    let bytes = if all.is_empty() { first } else { all.freeze() };
+    Ok(Received { bytes, held })
 }
 
-fn broken(error: &hyper::Error) -> Status {
+fn hold(held: &mut Held<'static>, more: usize, bytes_max: usize) -> Result<(), Status> {
+    if held.try_add(more, LARGE_BYTES_MAX.max(bytes_max.saturating_mul(4))) {
+        return Ok(());
+    }
+    let sentence = "Too many large request bodies are being received; send this one again later.";
+    Err(Status::new(Code::ResourceExhausted, sentence).retry_after(Duration::from_secs(1)))
+}
+
+fn broken(error: &impl Error) -> Status {
     let reason = error
         .source()
         .map_or_else(|| error.to_string(), ToString::to_string);
@@ -206,5 +245,75 @@ mod tests {
         assert_eq!(of(&["br"]), Err(415));
         assert_eq!(of(&["gzip, gzip"]), Err(415));
         assert_eq!(of(&["gzip", "gzip"]), Err(415));
+    }
+
+    /// A body of these chunks, each after a pause; it never ends if the last pause is endless.
+    struct Slow(
+        std::collections::VecDeque<(Duration, &'static [u8])>,
+        Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+    );
+
+    impl Body for Slow {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            cx: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, std::io::Error>>> {
+            let Some((pause, chunk)) = self.0.front().copied() else {
+                return None.into();
+            };
+            let pausing = self
+                .1
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(pause)));
+            std::task::ready!(pausing.as_mut().poll(cx));
+            self.0.pop_front();
+            self.1 = None;
+            Some(Ok(hyper::body::Frame::data(Bytes::from_static(chunk)))).into()
+        }
+    }
+
+    fn collected(chunks: Vec<(u64, &'static [u8])>, bytes_max: usize) -> Result<Bytes, u16> {
+        let chunks = chunks
+            .into_iter()
+            .map(|(pause_s, chunk)| (Duration::from_secs(pause_s), chunk))
+            .collect();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let received = runtime.block_on(collect(Slow(chunks, None), bytes_max));
+        received
+            .map(|received| received.bytes)
+            .map_err(|status| status.http_status())
+    }
+
+    #[test]
+    fn slow_bodies_are_taken_and_too_slow_ones_refused() {
+        assert_eq!(
+            collected(vec![(0, b"ab"), (19, b"c"), (19, b"d")], 4),
+            Ok(Bytes::from_static(b"abcd"))
+        );
+        assert_eq!(collected(vec![], 4), Ok(Bytes::new()));
+        assert_eq!(collected(vec![(0, b"ab"), (21, b"c")], 4), Err(408));
+        assert_eq!(collected(vec![(19, b"a"); 20], 100), Err(408));
+        assert_eq!(collected(vec![(0, b"ab"), (0, b"cde")], 4), Err(413));
+    }
+
+    #[test]
+    fn large_bodies_share_a_bound_that_small_ones_do_not_see() {
+        static LARGE: [u8; SMALL_BYTES + 1] = [b' '; SMALL_BYTES + 1];
+        let mut others = Held::none(&LARGE_BYTES);
+        assert!(others.try_add(LARGE_BYTES_MAX, LARGE_BYTES_MAX));
+        assert_eq!(collected(vec![(0, &LARGE)], LARGE.len()), Err(429));
+        assert_eq!(
+            collected(vec![(0, b"small")], LARGE.len()),
+            Ok(Bytes::from_static(b"small"))
+        );
+        others.clear();
+        assert!(collected(vec![(0, &LARGE)], LARGE.len()).is_ok());
+        assert_eq!(LARGE_BYTES.load(std::sync::atomic::Ordering::Relaxed), 0);
     }
 }

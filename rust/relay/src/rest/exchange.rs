@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
-use inference::infer::InferResponse;
+use inference::infer::{InferRequest, InferResponse};
 use inference::messages::{
     ModelMetadataRequest, ModelReadyRequest, ModelReadyResponse, ServerLiveRequest,
     ServerLiveResponse, ServerMetadataRequest, ServerReadyRequest, ServerReadyResponse,
@@ -17,6 +17,7 @@ use inference::{Invalid, rest};
 use prost::Message;
 use tokio::sync::Semaphore;
 
+use super::body::Received;
 use super::route::{Action, Endpoint, NoRoute, route};
 use super::{body, headers};
 use crate::dispatch::{self, Dispatcher};
@@ -251,13 +252,10 @@ impl Call<'_> {
             return Err(Status::new(Code::Unimplemented, sentence).into());
         }
         let asked = headers::name(&self.head.headers, &name, &version)?;
-        let body = self.read(body).await?;
-        let (parsed, name) = off_loop(body.len(), move || {
-            (
-                rest::parse_infer(&body, &name, &version)
-                    .map(inference::infer::InferRequest::encode),
-                name,
-            )
+        let received = self.read(body).await?;
+        let (parsed, name) = off_loop(received.bytes.len(), move || {
+            let parsed = rest::parse_infer(&received.bytes, &name, &version);
+            (parsed.map(InferRequest::encode), name)
         })
         .await;
         let message = parsed.map_err(|invalid| self.malformed(&invalid))?;
@@ -286,7 +284,7 @@ impl Call<'_> {
 
     async fn repository_index(&self, body: Incoming) -> Result<Answer, Failure> {
         let body = self.read(body).await?;
-        let request = rest::parse_index(&body).map_err(|invalid| self.malformed(&invalid))?;
+        let request = rest::parse_index(&body.bytes).map_err(|invalid| self.malformed(&invalid))?;
         let reply = self
             .control("/inference.GRPCInferenceService/RepositoryIndex", &request)
             .await?;
@@ -304,13 +302,13 @@ impl Call<'_> {
         name: &str,
     ) -> Result<Answer, Failure> {
         let body = self.read(body).await?;
-        let request =
-            rest::parse_model_control(&body, name).map_err(|invalid| self.malformed(&invalid))?;
+        let request = rest::parse_model_control(&body.bytes, name)
+            .map_err(|invalid| self.malformed(&invalid))?;
         let reply = self.control(path, &request).await?;
         Ok(ok_if(true, reply.headers, b"{}".to_vec()))
     }
 
-    async fn read(&self, body: Incoming) -> Result<Bytes, Status> {
+    async fn read(&self, body: Incoming) -> Result<Received, Status> {
         body::read(
             &self.head.headers,
             body,
