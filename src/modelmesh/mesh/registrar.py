@@ -284,6 +284,8 @@ class Registrar:
                 await asyncio.sleep(RETRY_S)
 
     async def _apply_batch(self, batch: Batch) -> None:
+        if batch.revision <= self._mirror.revision:
+            return  # our own commits come back by the watch
         for start in range(0, len(batch.changes), PAGE_ENTRIES):
             self._apply(batch.changes[start : start + PAGE_ENTRIES])
             await asyncio.sleep(0)

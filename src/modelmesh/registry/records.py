@@ -18,8 +18,11 @@ VMODELS = "vmodels/"
 """What follows these prefixes in a key is the id, '/' included; ids are never encoded."""
 
 
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
 def _dump(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 # Nearly all records are plain: printable ASCII without escapes, in our own order of fields. Recognising those by a pattern is
