@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelmesh.clock import LoopClock
@@ -116,7 +116,7 @@ async def done(call: Iterable[object] | object) -> bool:
     return True
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(steps, max_size=25))
 def test_one_writer_against_the_naive_model(sequence: list[tuple[object, ...]]) -> None:
     async def main() -> None:

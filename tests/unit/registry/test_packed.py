@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelmesh.registry.packed import BLOCK_ENTRIES, PackedMap
@@ -11,7 +11,7 @@ keys = st.text(st.sampled_from("ab/é\U0001f600"), max_size=4)
 values = st.binary(max_size=6).map(lambda raw: raw.replace(b"\x00", b"0"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.dictionaries(keys, st.none() | values, max_size=40), max_size=8),
     st.lists(st.tuples(keys, keys, st.integers(0, 5)), min_size=1, max_size=5),

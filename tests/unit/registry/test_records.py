@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelmesh.errors import InvalidInput
@@ -106,6 +106,7 @@ vfields = st.dictionaries(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(fields.map(lambda value: json.dumps(value, separators=(",", ":")).encode()) | pieces)
 def test_checking_agrees_with_decoding(raw: bytes) -> None:
     def raises(read: Callable[[bytes], object]) -> bool:
@@ -118,6 +119,7 @@ def test_checking_agrees_with_decoding(raw: bytes) -> None:
     assert raises(ModelRecord.check) == raises(ModelRecord.decode)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(vfields)
 def test_the_fast_reading_of_vmodels_agrees_with_the_slow_one(value: dict[str, object]) -> None:
     tight, spaced = json.dumps(value, separators=(",", ":")).encode(), json.dumps(value, indent=1).encode()
