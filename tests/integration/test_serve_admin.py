@@ -87,7 +87,7 @@ def test_the_folder_is_followed(instance: Served) -> None:
 
 def test_what_is_no_model_is_named_once(instance: Served) -> None:
     (instance.scratch / "models" / "foreign").mkdir()
-    (instance.scratch / "models" / "foreign" / "notes.txt").write_text("no model")
+    (instance.scratch / "models" / "foreign" / "notes.md").write_text("no model")
     until(lambda: "foreign" in instance.err.read_text(), "the skip line")
     lines = [line for line in instance.err.read_text().splitlines() if "foreign" in line]
     assert len(lines) == 1

@@ -117,7 +117,8 @@ def test_after_a_crash_workers_end_and_the_next_start_cleans_up(tmp_path: Path) 
     with served(tmp_path / "second", *arguments) as again:
         models = {model["id"] for model in again.cli_json("list")["models"]}
         assert "second" in models
-        assert again.cli_json("status", "iris")["state"] == "cold"
+        answered = again.cli("infer", "iris", "--data", "[[5.1, 3.5, 1.4, 0.2]]")
+        assert answered.returncode == 0, answered.stderr
 
 
 def test_a_state_in_use_is_one_sentence(tmp_path: Path) -> None:

@@ -203,10 +203,11 @@ async def _greet(instance: Instance, listening: Listening) -> None:
     from modelmesh.cli.curl import curl_line
 
     settings, view = instance.settings, instance.mesh.instance()
-    what = f"{view.models_registered} models" if view.models_registered else "no models yet"
+    what = _n(view.models_registered, "model") if view.models_registered else "no models yet"
+    workers = _n(settings.memory.workers, "worker")
     where = f" from {settings.models.folder}" if settings.models.folder else ""
     _say(
-        f"Serving {what}{where} with {settings.memory.workers} workers in {format_size(settings.memory.budget_bytes)}.",
+        f"Serving {what}{where} with {workers} in {format_size(settings.memory.budget_bytes)}.",
         f"  REST  {listening.rest}",
         f"  gRPC  {listening.grpc}",
         f"  ops   {listening.ops}  (admin API and its docs, /metrics, /ready)",
@@ -224,3 +225,7 @@ async def _greet(instance: Instance, listening: Listening) -> None:
 def _say(*lines: str) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
+
+
+def _n(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"

@@ -36,9 +36,7 @@ def log_entry(entry: Entry) -> None:
     level = logging.WARNING if entry.did in _FOR_PEOPLE else logging.DEBUG
     if _log.isEnabledFor(level):
         extra = {"fields": {"did": str(entry.did), "model": entry.model, **entry.numbers}}
-        _log.log(
-            level, "%s%s", f"{entry.did}: " if level == logging.WARNING else "", entry.reason, extra=extra
-        )
+        _log.log(level, "%s", entry.reason, extra=extra)
 
 
 class JournalFile:

@@ -80,5 +80,5 @@ def test_what_people_should_see_is_a_warning(caplog: pytest.LogCaptureFixture) -
         journal.record(Did.LOADED, "m", "it was asked for")
         journal.record(Did.QUARANTINED, "bad", "it killed its worker twice", strikes=2)
     (record,) = caplog.records
-    assert record.getMessage() == "quarantined: it killed its worker twice"
+    assert record.getMessage() == "it killed its worker twice"
     assert record.fields == {"did": "quarantined", "model": "bad", "strikes": 2}  # type: ignore[attr-defined]
