@@ -249,6 +249,27 @@ def test_a_moved_replica_is_followed_also_while_it_retires() -> None:
     run(scene())
 
 
+def test_a_copy_lost_while_it_retires_leaves_nothing_behind() -> None:
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000, targets=1) as stage:
+            await three(stage)
+            for model in ("a", "b"):
+                await stage.ask(model).answer
+            busy = [stage.ask(model, 60.0, 2.0) for model in ("a", "b")]
+            await asyncio.sleep(0.3)
+            waiting = stage.ask("c", 60.0)
+            await stage.until(lambda: bool(stage.told(Did.EVICTED)))
+            stage.dataplane.lose_target(1)
+            stage.runtime.crash_target(1)
+            await asyncio.sleep(0.01)
+            stage.mesh.check()
+            for request in (*busy, waiting):
+                assert (await request.answer).code is Code.OK
+            stage.mesh.check()
+
+    run(scene())
+
+
 def test_stale_news_changes_nothing() -> None:
     async def scene() -> None:
         async with Stage() as stage:

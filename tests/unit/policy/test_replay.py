@@ -10,6 +10,7 @@ from modelmesh.testing.replay import (
     compare,
     drifting,
     equal_costs,
+    replay_rate_cost,
     unequal_costs,
     with_sweep,
     zipf,
@@ -42,11 +43,15 @@ def test_equal_sizes_and_moving_popularity_are_not_worse() -> None:
     assert ratio < 1.02
 
 
-def test_where_only_recency_helps_the_shadow_limits_the_harm() -> None:
-    costs = equal_costs(400, size_bytes=10)
+def test_where_only_recency_helps_the_shadow_takes_over() -> None:
+    """A window of models slides on and never returns: what was used often is worth nothing."""
+    costs = equal_costs(2000, size_bytes=10)
 
     def window(rng: random.Random) -> list[Use]:
-        return [Use(float(step), f"m{(step // 25 + rng.randrange(12)) % 400}") for step in range(8000)]
+        old = [Use(float(step), f"m{step % 9}") for step in range(900)]
+        return old + [Use(900.0 + step, f"m{100 + step // 3 + rng.randrange(8)}") for step in range(5000)]
 
-    mine, _, ratio = compare(window, costs, 120, 1)
-    assert ratio < 1.15 and mine.uses == 8000
+    mine, lru, ratio = compare(window, costs, 100, 1)
+    alone = replay_rate_cost(window(random.Random(1)), costs, 100, random.Random(2), shadow=False)
+    assert ratio < 1.05 and mine.lru_share > 0.7
+    assert alone.load_s > 1.2 * lru.load_s
