@@ -36,6 +36,8 @@ ATTEMPTS: Final = 3
 """Workers a load may lose to deaths that are not its fault."""
 BURIAL_TIMEOUT_S: Final = 5.0
 PROMISE_S: Final = 120.0
+"""How long a load that was promised the import of a format keeps others from being asked for its bytes too."""
+EXAMINED_MAX: Final = 1000
 
 
 def default_worker_count(budget_bytes: int, n_cores: int) -> int:
@@ -74,6 +76,7 @@ class BuiltinRuntime:
         self._sizes = Sizes()
         self._quarantine = Quarantine()
         self._orders: dict[str, _Order] = {}
+        self._examined: dict[ModelSpec, tuple[Format, Artefact]] = {}
         self._promised: dict[Format, tuple[str, float]] = {}
         self._stopped = False
 
@@ -134,6 +137,7 @@ class BuiltinRuntime:
     async def estimate(self, spec: ModelSpec) -> Estimate:
         """See `Runtime.estimate`."""
         format, artefact = await asyncio.to_thread(_examine, spec)
+        self._remember(spec, format, artefact)
         content = self._sizes.content_of(artefact)
         weight = self._sizes.measured(content) or self._sizes.predicted(format, artefact.size_bytes)
         alone = self._quarantine.runs_alone(spec.id, self._clock.monotonic_s())
@@ -147,6 +151,13 @@ class BuiltinRuntime:
             load_s=weight.load_s,
             content=content,
         )
+
+    def _remember(self, spec: ModelSpec, format: Format, artefact: Artefact) -> None:
+        """Keep what was seen on disk for the load that follows; the worker looks again anyway."""
+        self._examined.pop(spec, None)
+        self._examined[spec] = format, artefact
+        while len(self._examined) > EXAMINED_MAX:
+            self._examined.pop(next(iter(self._examined)))
 
     def _own_worker_bytes(self, format: Format) -> int:
         return self._facts.idle_base_bytes() + self._facts.base_bytes(format, ())
@@ -208,7 +219,7 @@ class BuiltinRuntime:
                 del self._orders[order.spec.id]
 
     async def _load(self, spec: ModelSpec, *, may_import: bool) -> Loaded:
-        format, artefact = await asyncio.to_thread(_examine, spec)
+        format, artefact = self._examined.pop(spec, None) or await asyncio.to_thread(_examine, spec)
         try:
             for _ in range(ATTEMPTS):
                 seat = await self._choose_seat(spec, format, may_import=may_import)

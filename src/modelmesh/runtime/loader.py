@@ -54,6 +54,7 @@ class Loader:
             if not seat.ready:
                 raise WorkerDied(seat.name)
             seat.loading = spec
+            seat.changes += 1
             try:
                 if format not in seat.formats:
                     await self._import(seat, format)
@@ -147,6 +148,7 @@ class Loader:
             if isinstance(answer, Refused):
                 raise LoadFailed(answer.reason, code=Code(answer.code), model=model)
         if seat.worker is worker:
+            seat.changes += 1
             seat.models.pop(model, None)
             seat.account.charges.pop(model, None)
 

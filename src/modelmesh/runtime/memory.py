@@ -60,7 +60,9 @@ class Account:
         if not self.reserved_bytes:
             self.footprint = footprint
         rest_bytes = footprint.pss_bytes - self.base_bytes - self.charged_bytes - self.reserved_bytes
-        self.unattributed_bytes = max(rest_bytes, self.unattributed_bytes) if self.reserved_bytes else rest_bytes
+        self.unattributed_bytes = (
+            max(rest_bytes, self.unattributed_bytes) if self.reserved_bytes else rest_bytes
+        )
 
 
 def capacity_bytes(budget_bytes: int, accounts: Iterable[Account]) -> int:

@@ -95,9 +95,8 @@ class Meter:
         worker = seat.worker
         if worker is None or not worker.alive:
             return
-        slack_max_bytes = max(MIB, int(self.share_bytes() * SLACK_SHARE))
         try:
-            answer = await worker.ask(Measure(slack_max_bytes), ANSWER_TIMEOUT_S)
+            answer = await worker.ask(Measure(self._slack_max_bytes(seat)), ANSWER_TIMEOUT_S)
         except WorkerDied:
             return
         except TimeoutError:
@@ -110,6 +109,13 @@ class Meter:
         if reading is not None:
             seat.account.measured(reading)
             self._watch_swelling(seat)
+
+    def _slack_max_bytes(self, seat: Seat) -> int:
+        """How many free pages a worker may keep: while models come and go some, for the next load uses them again;
+        when it is quiet next to none."""
+        quiet = seat.changes == seat.changes_measured
+        seat.changes_measured = seat.changes
+        return MIB if quiet else max(MIB, int(self.share_bytes() * SLACK_SHARE))
 
     def _settle(self, seat: Seat, measured: Measured) -> None:
         now_s = time.monotonic()

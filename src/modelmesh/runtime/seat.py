@@ -42,6 +42,10 @@ class Seat:
     loading: ModelSpec | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held for a load: one at a time."""
+    changes: int = 0
+    """Loads and unloads so far."""
+    changes_measured: int = 0
+    """Of those, how many at the last reading."""
     busy_s: float = 0.0
     busy: float = 0.0
     """Share of the time spent in models, between the last two readings."""

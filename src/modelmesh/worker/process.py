@@ -156,7 +156,7 @@ class Worker:
                 answer = Refused(failure.code, failure.message)
             except MemoryError:
                 answer = Refused(Code.RESOURCE_EXHAUSTED, "There was not enough memory to load the model.")
-            except Exception as error:
+            except BaseException as error:
                 log.exception("A load failed in an unforeseen way: %s", command)
                 answer = Refused(Code.INTERNAL, f"Loading failed: {type(error).__name__}: {error}")
             self._send(number, answer)
@@ -201,15 +201,27 @@ def run_batch(batch: Batch, residents: Residents) -> None:
         batch.fail(Code.UNAVAILABLE, "The model was unloaded while the request waited; send it again.")
         return
     try:
-        batch.reply(model.infer(batch.inputs(), batch.outputs, batch.parameters))
-    except ModelMeshError as error:
-        batch.fail(code_of(error), error.message)
+        results = model.infer(batch.inputs(), batch.outputs, batch.parameters)
+    except BaseException as error:
+        batch.fail(*_blame(error))
+        return
+    try:
+        batch.reply(results)
     except (ValueError, TypeError) as error:
-        batch.fail(Code.INVALID_ARGUMENT, f"The model refused the input: {error}")
-    except MemoryError:
-        batch.fail(Code.RESOURCE_EXHAUSTED, "There was not enough memory to run the model.")
-    except Exception as error:
-        batch.fail(Code.INTERNAL, f"The model failed: {type(error).__name__}: {error}")
+        batch.fail(Code.INTERNAL, f"The model's answer cannot be sent: {error}")
+
+
+def _blame(error: BaseException) -> tuple[Code, str]:
+    """Whose fault a failed inference is, in the protocol's codes. A model that wants to exit does not get to."""
+    match error:
+        case ModelMeshError():
+            return code_of(error), error.message
+        case ValueError() | TypeError():
+            return Code.INVALID_ARGUMENT, f"The model refused the input: {error}"
+        case MemoryError():
+            return Code.RESOURCE_EXHAUSTED, "There was not enough memory to run the model."
+        case _:
+            return Code.INTERNAL, f"The model failed: {type(error).__name__}: {error}"
 
 
 def _begin(channel: socket.socket) -> tuple[int, ModelServer] | None:

@@ -161,6 +161,10 @@ class Residents:
             self._trim()
 
     def _trim(self) -> None:
+        """Python's free lists and its cache of attribute names keep small pieces of many pages, which glibc cannot give back
+        then: they are emptied first (half of the pages of an unloaded forest hung on them)."""
+        gc.collect()
+        sys._clear_type_cache()
         memory.trim()
         self._untrimmable_bytes = max(0, memory.resident().anon_bytes - memory.heap_bytes())
 
@@ -186,7 +190,7 @@ FILE_BYTES_MIN = 1 << 20
 
 def _measured_load(residents: Residents, format: Format, path: Path) -> _MeasuredLoad:
     """Load between two readings of the heap, each taken while no batch runs."""
-    gc.collect(1)
+    gc.collect()
     before_bytes = residents.in_use_bytes()
     batches, freed_bytes = residents.batches, residents.freed_bytes
     memory.reset_peak()
@@ -195,7 +199,7 @@ def _measured_load(residents: Residents, format: Format, path: Path) -> _Measure
     model = format.load(path)
     seconds = time.perf_counter() - started_s
     after = memory.resident()
-    gc.collect(1)
+    gc.collect()
     after_bytes = residents.in_use_bytes()
     gc.freeze()
     file_bytes = after.file_bytes - before.file_bytes

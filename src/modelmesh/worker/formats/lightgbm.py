@@ -46,14 +46,21 @@ class LightGBMFormat:
 
         try:
             text = path.read_text()
-            if "\nend of trees" not in text:
-                raise ValueError("the trees do not end")
+            _refuse_truncated(text)
             booster = lightgbm.Booster(params={"num_threads": 1, "verbosity": -1}, model_str=text)
         except (lightgbm.basic.LightGBMError, ValueError) as error:
             raise LoadFailed(
                 f"{path} is not a whole LightGBM model ({error}).", code=Code.INVALID_ARGUMENT
             ) from error
         return Trees(booster)
+
+
+def _refuse_truncated(text: str) -> None:
+    """LightGBM 4.7 crashes on a model whose parameters stop in the middle. Raises ValueError."""
+    if "\nend of trees" not in text:
+        raise ValueError("its trees do not end")
+    if "\nparameters:" in text and "\nend of parameters" not in text:
+        raise ValueError("its parameters do not end")
 
 
 class _Quiet:

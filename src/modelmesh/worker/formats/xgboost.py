@@ -50,8 +50,9 @@ class XGBoostFormat:
     def load(self, path: Path) -> Trees:
         import xgboost
 
-        booster = xgboost.Booster({"nthread": 1})
         try:
+            _refuse_truncated(path)
+            booster = xgboost.Booster({"nthread": 1})
             booster.load_model(path)
             return Trees(booster)
         except (xgboost.core.XGBoostError, ValueError, TypeError) as error:
@@ -119,6 +120,15 @@ class Trees:
             )
         except xgboost.core.XGBoostError as error:
             raise ValueError(_first_line(error)) from error
+
+
+def _refuse_truncated(path: Path) -> None:
+    """Both encodings are one object and end with its brace. XGBoost 3.2 crashes or hangs on a truncated UBJ file (seen at
+    about 7 % of all lengths, never at one that ends with a brace). Raises ValueError."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 64))
+        if not stream.read().rstrip().endswith(b"}"):
+            raise ValueError("it ends in the middle")
 
 
 def _first_line(error: Exception) -> str:

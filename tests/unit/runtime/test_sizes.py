@@ -1,0 +1,85 @@
+"""What models weigh, learned and predicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modelmesh.runtime import sizes
+from modelmesh.runtime.sizes import Sizes, Weight
+from modelmesh.worker.artefact import Artefact, File
+from modelmesh.worker.formats.table import formats
+
+SKLEARN, ONNX = formats()["sklearn"], formats()["onnx"]
+
+
+def _artefact(name: str = "a", size_bytes: int = 1000) -> Artefact:
+    return Artefact(Path("/models") / name, (File("model.joblib", size_bytes, 1),))
+
+
+def test_a_prediction_grows_with_the_file_and_has_a_floor() -> None:
+    learned = Sizes()
+    small, large = learned.predicted(SKLEARN, 100), learned.predicted(SKLEARN, 10_000_000)
+    assert SKLEARN.hints.floor_bytes <= small.size_bytes < large.size_bytes
+    assert large.peak_bytes >= large.size_bytes
+    assert learned.predicted(ONNX, 1000).size_bytes > 100_000, "a session weighs far more than a small file"
+
+
+def test_a_measured_content_is_known_wherever_it_lies() -> None:
+    learned = Sizes()
+    learned.learn(SKLEARN, _artefact("a"), "same", Weight(5000, 9000, 0.1), measured=True)
+    assert learned.content_of(_artefact("a")) == "same"
+    assert learned.content_of(_artefact("b")) == ""
+    assert learned.measured("same") == Weight(5000, 9000, 0.1)
+    assert learned.measured("") is None
+
+
+def test_the_highest_peak_is_kept_and_the_newest_size() -> None:
+    learned = Sizes()
+    learned.learn(SKLEARN, _artefact(), "c", Weight(5000, 9000, 0.1), measured=True)
+    learned.learn(SKLEARN, _artefact(), "c", Weight(5100, 5100, 0.2), measured=True)
+    assert learned.measured("c") == Weight(5100, 9000, 0.2)
+
+
+def test_a_provisional_size_is_not_believed() -> None:
+    learned = Sizes()
+    learned.learn(SKLEARN, _artefact(), "c", Weight(5000, 9000, 0.1), measured=False)
+    assert learned.measured("c") is None
+    assert learned.content_of(_artefact()) == "c"
+    learned.settle("c", Weight(4000, 9000, 0.1))
+    assert learned.measured("c") == Weight(4000, 9000, 0.1)
+
+
+def test_predictions_follow_experience_up_at_once_and_down_slowly() -> None:
+    learned = Sizes()
+    plain = learned.predicted(SKLEARN, 1_000_000).size_bytes
+    learned.learn(SKLEARN, _artefact("a", 1_000_000), "a", Weight(5 * plain, 5 * plain, 0.1), measured=True)
+    risen = learned.predicted(SKLEARN, 1_000_000).size_bytes
+    assert risen == pytest.approx(5 * plain, rel=0.01)
+    learned.learn(SKLEARN, _artefact("b", 1_000_000), "b", Weight(plain, plain, 0.1), measured=True)
+    assert 0.9 * risen < learned.predicted(SKLEARN, 1_000_000).size_bytes < risen
+    assert learned.predicted(ONNX, 1000).size_bytes == Sizes().predicted(ONNX, 1000).size_bytes, (
+        "formats apart"
+    )
+
+
+def test_one_monster_does_not_make_all_others_impossible() -> None:
+    learned = Sizes()
+    plain = learned.predicted(SKLEARN, 1000).size_bytes
+    learned.learn(SKLEARN, _artefact("a", 1000), "a", Weight(10**12, 10**12, 0.1), measured=True)
+    assert learned.predicted(SKLEARN, 1000).size_bytes <= 16 * plain
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "CONTENTS_MAX", 3)
+    learned = Sizes()
+    for number in range(5):
+        learned.learn(SKLEARN, _artefact(str(number)), str(number), Weight(1, 1, 0.1), measured=True)
+    assert [learned.measured(str(number)) is not None for number in range(5)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
