@@ -304,7 +304,7 @@ class VModels:
             if await self._switch(vmodel, target, how):
                 keep_s = min(2.0 + 3 * (self._clock.monotonic_s() - began_s), RESIDENCE_S_MAX)
         finally:
-            self._release_in(target, keep_s)
+            self._release_in(target, keep_s, vmodel)
 
     async def _ensure_loaded(self, target: str, vmodel: str) -> None:
         try:
@@ -378,11 +378,9 @@ class VModels:
             self._releases.pop(model).cancel()
         self._loader.hold(model, HOLD)
 
-    def _release_in(self, model: str, wait_s: float) -> None:
+    def _release_in(self, model: str, wait_s: float, vmodel: str) -> None:
         """Let go of a target: at once, or when it had a little time to prove useful. Another transition may hold it too."""
-        if any(
-            target == model for target, task in self._running.values() if task is not asyncio.current_task()
-        ):
+        if any(target == model and other != vmodel for other, (target, _) in self._running.items()):
             return
         if wait_s <= 0:
             self._loader.release(model, HOLD)

@@ -228,3 +228,13 @@ def test_many_commits_share_a_sync(tmp_path: Path) -> None:
         assert statements.count("COMMIT") < 20
 
     with_store(tmp_path / "r.db", scenario)
+
+
+def test_every_commit_is_synced(tmp_path: Path) -> None:
+    async def scenario(store: SQLiteStore) -> None:
+        assert await store._do(lambda connection: connection.execute("PRAGMA synchronous").fetchone()) == (2,)
+        assert await store._do(lambda connection: connection.execute("PRAGMA journal_mode").fetchone()) == (
+            "wal",
+        )
+
+    with_store(tmp_path / "r.db", scenario)
