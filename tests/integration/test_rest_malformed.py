@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from rest_face import MESSAGE_BYTES_MAX, TIMEOUT_S, RestFace, rest_face
+from rest_face import MESSAGE_BYTES_MAX, TIMEOUT_S, RestFace, rest_face, wait_until
 
 BODY = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "INT8", "data": [1]}]}).encode()
 HOST = b"Host: here\r\n"
@@ -127,11 +126,3 @@ def test_malformed_input_is_counted(face: RestFace) -> None:
     face.talk(b"GARBAGE\r\n\r\n")
     httpx.post(f"{face.url}/v2/models/iris/infer", content=b"{", timeout=TIMEOUT_S)
     wait_until(lambda: face.plane.stats().counters["malformed"] == before + 2)
-
-
-def wait_until(condition: object) -> None:
-    assert callable(condition)
-    end = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
