@@ -238,7 +238,7 @@ def test_wrong_requests_are_refused_before_they_reach_the_model(worker: Worker) 
         (short, "INVALID_ARGUMENT", "Tensor 'x' (FP32, shape [1, 2]) needs 8 raw bytes, but has 3."),
         (shared, "UNIMPLEMENTED", "shared memory is not offered"),
         (b"\xff\xff\xff", "INVALID_ARGUMENT", "is not a ModelInferRequest"),
-        (b"", "NOT_FOUND", "Model  is not loaded"),
+        (b"", "INVALID_ARGUMENT", "names no model"),
     ):
         error = worker.client.fails("ModelInfer", request)
         assert error.code().name == code, error

@@ -166,13 +166,11 @@ impl Batch {
                 continue;
             }
             let frame = response(&pending.request, &outputs, &split.then_some(rows));
-            answers.push((
-                pending.answer,
-                Ok(Answered {
-                    frame,
-                    execution_us,
-                }),
-            ));
+            let answer = frame.map(|frame| Answered {
+                frame,
+                execution_us,
+            });
+            answers.push((pending.answer, answer));
         }
         self.finish(answers);
         Ok(true)

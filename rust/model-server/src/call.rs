@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use h2::RecvStream;
-use h2::server::SendResponse;
 use http::request::Parts;
-use http::{HeaderMap, Request as HttpRequest, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
+use inference::Invalid;
 use inference::infer::InferRequest;
 use inference::messages::{
     ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
@@ -20,7 +19,7 @@ use prost::Message;
 use tokio::sync::oneshot;
 
 use crate::encode::framed;
-use crate::grpc::{self, Ending, MessageLimits, base64_decode};
+use crate::grpc::{self, Body, Caller, Ending, MessageLimits, base64_decode};
 use crate::models::{Lease, Models, TensorSpec};
 use crate::queue::{Pending, Place, Queue};
 use crate::request::Request;
@@ -53,28 +52,23 @@ pub struct Counts {
 const SERVICE: &str = "/inference.GRPCInferenceService/";
 
 /// Serves a call to its end.
-pub async fn serve(
-    request: HttpRequest<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-    core: Arc<Core>,
-) {
-    let (head, mut body) = request.into_parts();
+pub async fn serve(head: Parts, mut body: Body, mut caller: Caller, core: Arc<Core>) {
     let is_grpc = head
         .headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     if !is_grpc {
-        return grpc::send_http_status(respond, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        return caller.refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
     }
     let deadline =
         grpc::timeout(&head.headers).and_then(|timeout| Instant::now().checked_add(timeout));
     let ending = tokio::select! {
         biased;
         ending = answer(&head, &mut body, deadline, &core) => ending.unwrap_or_else(|ending| ending),
-        () = grpc::left(&mut respond) => Ending::Gone,
+        () = caller.left() => Ending::Gone,
         () = passed(deadline) => Ending::Failed(expired()),
     };
-    grpc::send(respond, ending);
+    caller.answer(ending);
 }
 
 async fn passed(deadline: Option<Instant>) {
@@ -93,7 +87,7 @@ fn expired() -> Status {
 
 async fn answer(
     head: &Parts,
-    body: &mut RecvStream,
+    body: &mut Body,
     deadline: Option<Instant>,
     core: &Core,
 ) -> Result<Ending, Ending> {
@@ -103,36 +97,36 @@ async fn answer(
     match method {
         "ModelInfer" => infer(head, body, deadline, core).await,
         "ModelReady" => {
-            let (message, _charge) = grpc::read_message(body, &core.limits).await?;
+            let (message, _charge) = body.read_message(&core.limits).await?;
             let asked = ModelReadyRequest::decode(message)
                 .map_err(|error| malformed("ModelReadyRequest", &error))?;
             lease(core, &head.headers, &asked.name)?;
-            Ok(message_of(&ModelReadyResponse { ready: true }))
+            message_of(&ModelReadyResponse { ready: true })
         }
         "ModelMetadata" => {
-            let (message, _charge) = grpc::read_message(body, &core.limits).await?;
+            let (message, _charge) = body.read_message(&core.limits).await?;
             let asked = ModelMetadataRequest::decode(message)
                 .map_err(|error| malformed("ModelMetadataRequest", &error))?;
             let lease = lease(core, &head.headers, &asked.name)?;
-            Ok(message_of(&metadata(asked, &lease)))
+            message_of(&metadata(asked, &lease))
         }
         "ServerLive" => {
-            grpc::read_message(body, &core.limits).await?;
-            Ok(message_of(&ServerLiveResponse { live: true }))
+            body.read_message(&core.limits).await?;
+            message_of(&ServerLiveResponse { live: true })
         }
         "ServerReady" => {
-            grpc::read_message(body, &core.limits).await?;
-            Ok(message_of(&ServerReadyResponse {
+            body.read_message(&core.limits).await?;
+            message_of(&ServerReadyResponse {
                 ready: core.queue.is_open(),
-            }))
+            })
         }
         "ServerMetadata" => {
-            grpc::read_message(body, &core.limits).await?;
-            Ok(message_of(&ServerMetadataResponse {
+            body.read_message(&core.limits).await?;
+            message_of(&ServerMetadataResponse {
                 name: "modelmesh".to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 extensions: Vec::new(),
-            }))
+            })
         }
         #[cfg(test)]
         "Panic" => panic!("as a test asked for"),
@@ -142,11 +136,11 @@ async fn answer(
 
 async fn infer(
     head: &Parts,
-    body: &mut RecvStream,
+    body: &mut Body,
     deadline: Option<Instant>,
     core: &Core,
 ) -> Result<Ending, Ending> {
-    let (message, charge) = grpc::read_message(body, &core.limits).await?;
+    let (message, charge) = body.read_message(&core.limits).await?;
     let (answer, receive) = oneshot::channel();
     let queued = check(head, message, core).and_then(|(request, lease)| {
         let place = core
@@ -181,11 +175,17 @@ async fn infer(
 }
 
 fn check(head: &Parts, message: Bytes, core: &Core) -> Result<(Request, Lease), Status> {
-    let message =
-        InferRequest::decode(message).map_err(|error| Status::invalid(error.to_string()))?;
+    let message = InferRequest::decode(message).map_err(|error| broken(&head.headers, &error))?;
     let lease = lease(core, &head.headers, &message.model_name)?;
     let request = Request::check(message, &lease)?;
     Ok((request, lease))
+}
+
+fn broken(headers: &HeaderMap, error: &Invalid) -> Status {
+    match model_id(headers) {
+        Ok(Some(id)) => Status::invalid(format!("Model {id}: {error}")),
+        _ => Status::invalid(error.to_string()),
+    }
 }
 
 /// A request's place in the queue. Dropped before [`Waiting::answered`], the caller has left and so does the request.
@@ -209,6 +209,11 @@ impl Drop for Waiting<'_> {
 /// The model of the header `mm-model-id` or `mm-model-id-bin`; without them, of the name in the body.
 fn lease(core: &Core, headers: &HeaderMap, name: &str) -> Result<Lease, Status> {
     let id = model_id(headers)?.unwrap_or(Cow::Borrowed(name));
+    if id.is_empty() {
+        return Err(Status::invalid(
+            "The request names no model; give its name or the header mm-model-id.",
+        ));
+    }
     core.models
         .lock()
         .lease(&id)
@@ -266,11 +271,11 @@ fn metadata(asked: ModelMetadataRequest, lease: &Lease) -> ModelMetadataResponse
     }
 }
 
-fn message_of(message: &impl Message) -> Ending {
-    Ending::Message {
-        frame: framed(&message.encode_to_vec()),
+fn message_of(message: &impl Message) -> Result<Ending, Ending> {
+    Ok(Ending::Message {
+        frame: framed(&message.encode_to_vec())?,
         execution_us: None,
-    }
+    })
 }
 
 fn malformed(what: &str, error: &prost::DecodeError) -> Status {

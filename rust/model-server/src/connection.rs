@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::call::{self, Core};
+use crate::grpc;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that broke a rule may take to hear so.
@@ -46,16 +47,22 @@ pub async fn serve(
             biased;
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    calls.spawn(call::serve(request, respond, core.clone()));
+                    let (head, body, caller) = grpc::open(request, respond);
+                    calls.spawn(call::serve(head, body, caller, core.clone()));
                 }
                 // The client closed, or broke the protocol; `h2` has told it which.
                 Some(Err(_)) | None => return,
             },
             Some(ended) = calls.join_next() => {
-                if ended.is_err_and(|error| error.is_panic()) {
-                    connection.abrupt_shutdown(Reason::INTERNAL_ERROR);
-                    let _ = timeout(GOODBYE_TIMEOUT, close(connection)).await;
-                    return;
+                // All that have ended by now: each turn of the loop polls the whole connection.
+                let mut ended = Some(ended);
+                while let Some(call) = ended {
+                    if call.is_err_and(|error| error.is_panic()) {
+                        connection.abrupt_shutdown(Reason::INTERNAL_ERROR);
+                        let _ = timeout(GOODBYE_TIMEOUT, close(connection)).await;
+                        return;
+                    }
+                    ended = calls.try_join_next();
                 }
             }
             () = told_to_stop(&mut stopping), if !is_stopping => {

@@ -10,6 +10,7 @@ use inference::tensor::{Tensor, TensorData, element_count};
 use inference::wire::{WireType, put_length_delimited, put_tag, put_varint};
 
 use crate::request::Request;
+use crate::status::{Code, Status};
 
 /// A gRPC message begins with a flag (0: not compressed) and its length (u32, big-endian).
 pub const PREFIX_BYTES: usize = 5;
@@ -99,8 +100,10 @@ impl Output<'_> {
 pub type Rows = Option<Range<usize>>;
 
 /// The response to one request, behind its gRPC prefix, in the form of the request. FP16 and BF16 make it raw.
-#[must_use]
-pub fn response(request: &Request, outputs: &[Output<'_>], rows: &Rows) -> Bytes {
+///
+/// # Errors
+/// INTERNAL when it is too large for a gRPC message.
+pub fn response(request: &Request, outputs: &[Output<'_>], rows: &Rows) -> Result<Bytes, Status> {
     let only_raw = |output: &Output<'_>| {
         output.datatype.size_bytes().is_some() && output.datatype.contents_field().is_none()
     };
@@ -112,21 +115,27 @@ pub fn response(request: &Request, outputs: &[Output<'_>], rows: &Rows) -> Bytes
 }
 
 /// A message behind its gRPC prefix.
-#[must_use]
-pub fn framed(message: &[u8]) -> Bytes {
+///
+/// # Errors
+/// INTERNAL when it is too large for a gRPC message.
+pub fn framed(message: &[u8]) -> Result<Bytes, Status> {
     let mut frame = Vec::with_capacity(PREFIX_BYTES + message.len());
     frame.extend_from_slice(&[0; PREFIX_BYTES]);
     frame.extend_from_slice(message);
     finish(frame)
 }
 
-fn finish(mut frame: Vec<u8>) -> Bytes {
-    let len = (frame.len() - PREFIX_BYTES) as u32;
-    frame[1..PREFIX_BYTES].copy_from_slice(&len.to_be_bytes());
-    frame.into()
+fn finish(mut frame: Vec<u8>) -> Result<Bytes, Status> {
+    let len = frame.len() - PREFIX_BYTES;
+    let Ok(prefix) = u32::try_from(len) else {
+        let sentence = format!("The response of {len} bytes is too large for gRPC; ask for less.");
+        return Err(Status::new(Code::Internal, sentence));
+    };
+    frame[1..PREFIX_BYTES].copy_from_slice(&prefix.to_be_bytes());
+    Ok(frame.into())
 }
 
-fn raw_response(request: &Request, outputs: &[Output<'_>], rows: &Rows) -> Bytes {
+fn raw_response(request: &Request, outputs: &[Output<'_>], rows: &Rows) -> Result<Bytes, Status> {
     let echoed = request.model_name.len() + request.model_version.len() + request.id.len();
     let sized: usize = outputs
         .iter()
@@ -177,7 +186,7 @@ fn raw_response(request: &Request, outputs: &[Output<'_>], rows: &Rows) -> Bytes
     finish(frame)
 }
 
-fn typed_response(request: &Request, outputs: &[Output<'_>], rows: &Rows) -> Bytes {
+fn typed_response(request: &Request, outputs: &[Output<'_>], rows: &Rows) -> Result<Bytes, Status> {
     let tensor = |output: &Output<'_>| {
         let range = elements(output, rows);
         let data = match (&output.data, output.datatype.size_bytes()) {

@@ -1,5 +1,5 @@
 //! gRPC over one HTTP/2 stream: the message of a unary call in, its answer out
-//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). With `connection`, the only file that knows `h2`.
+//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). This file and `connection` alone know `h2`.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 
 use crate::budget::{Budget, Charge};
 use crate::encode::PREFIX_BYTES;
@@ -55,78 +56,94 @@ pub struct MessageLimits {
     pub budget: Arc<Budget>,
 }
 
-/// Reads the one message of a unary call.
-///
-/// # Errors
-/// How the call ends instead.
-pub async fn read_message(
-    body: &mut RecvStream,
-    limits: &MessageLimits,
-) -> Result<(Bytes, Charge), Ending> {
-    match tokio::time::timeout(BODY_TIMEOUT, read_in_time(body, limits)).await {
-        Ok(read) => read,
-        Err(_) => Err(Status::new(
-            Code::DeadlineExceeded,
-            "The request message did not arrive within a minute.",
-        )
-        .into()),
-    }
+/// The parts of a call: its head, the message to read, and whom to answer.
+#[must_use]
+pub fn open(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> (Parts, Body, Caller) {
+    let (head, body) = request.into_parts();
+    (head, Body(body), Caller(respond))
 }
 
-async fn read_in_time(
-    body: &mut RecvStream,
-    limits: &MessageLimits,
-) -> Result<(Bytes, Charge), Ending> {
-    let mut chunk = next_chunk(body).await?.ok_or_else(cut_short)?;
-    while chunk.len() < PREFIX_BYTES {
-        let more = next_chunk(body).await?.ok_or_else(cut_short)?;
-        chunk = [chunk, more].concat().into();
+/// The message of a call, on its way in.
+pub struct Body(RecvStream);
+
+impl Body {
+    /// Reads the one message of a unary call.
+    ///
+    /// # Errors
+    /// How the call ends instead.
+    pub async fn read_message(
+        &mut self,
+        limits: &MessageLimits,
+    ) -> Result<(Bytes, Charge), Ending> {
+        match tokio::time::timeout(BODY_TIMEOUT, self.read_in_time(limits)).await {
+            Ok(read) => read,
+            Err(_) => Err(Status::new(
+                Code::DeadlineExceeded,
+                "The request message did not arrive within a minute.",
+            )
+            .into()),
+        }
     }
-    let prefix = chunk.split_to(PREFIX_BYTES);
-    let len = message_len(&prefix, limits)?;
-    let charge = limits.budget.charge(len).ok_or_else(|| {
-        Status::exhausted(
-            "The requests in this server take too much memory already; try again later.",
-            PUSHBACK_MS,
-        )
-    })?;
-    let message = if chunk.len() >= len {
-        chunk
-    } else {
+
+    async fn read_in_time(&mut self, limits: &MessageLimits) -> Result<(Bytes, Charge), Ending> {
+        let mut chunk = self.chunk().await?.ok_or_else(cut_short)?;
+        while chunk.len() < PREFIX_BYTES {
+            let more = self.chunk().await?.ok_or_else(cut_short)?;
+            chunk = [chunk, more].concat().into();
+        }
+        let prefix = chunk.split_to(PREFIX_BYTES);
+        let len = message_len(&prefix, limits)?;
+        let charge = limits.budget.charge(len).ok_or_else(|| {
+            Status::exhausted(
+                "The requests in this server take too much memory already; try again later.",
+                PUSHBACK_MS,
+            )
+        })?;
+        // A message in one frame is not copied.
+        let message = if chunk.len() >= len {
+            chunk
+        } else {
+            self.rest(chunk, len).await?
+        };
+        if message.len() > len {
+            return Err(too_many());
+        }
+        while !self.0.is_end_stream() {
+            match self.chunk().await? {
+                None => break,
+                Some(more) if more.is_empty() => {}
+                Some(_) => return Err(too_many()),
+            }
+        }
+        Ok((message, charge))
+    }
+
+    /// The message that begins with `first` and has `len` bytes.
+    async fn rest(&mut self, first: Bytes, len: usize) -> Result<Bytes, Ending> {
         let mut whole = BytesMut::with_capacity(len);
-        whole.extend_from_slice(&chunk);
+        whole.extend_from_slice(&first);
         while whole.len() < len {
-            let more = next_chunk(body).await?.ok_or_else(cut_short)?;
+            let more = self.chunk().await?.ok_or_else(cut_short)?;
             if more.len() > len - whole.len() {
                 return Err(too_many());
             }
             whole.extend_from_slice(&more);
         }
-        whole.freeze()
-    };
-    if message.len() > len {
-        return Err(too_many());
+        Ok(whole.freeze())
     }
-    while !body.is_end_stream() {
-        match next_chunk(body).await? {
-            None => break,
-            Some(more) if more.is_empty() => {}
-            Some(_) => return Err(too_many()),
-        }
-    }
-    Ok((message, charge))
-}
 
-async fn next_chunk(body: &mut RecvStream) -> Result<Option<Bytes>, Ending> {
-    match body.data().await {
-        None => Ok(None),
-        Some(Err(_)) => Err(Ending::Gone),
-        Some(Ok(chunk)) => {
-            // What is held is bounded by the budget; the window only paces the sender.
-            body.flow_control()
-                .release_capacity(chunk.len())
-                .map_err(|_| Ending::Gone)?;
-            Ok(Some(chunk))
+    async fn chunk(&mut self) -> Result<Option<Bytes>, Ending> {
+        match self.0.data().await {
+            None => Ok(None),
+            Some(Err(_)) => Err(Ending::Gone),
+            Some(Ok(chunk)) => {
+                // What is held is bounded by the budget; the window only paces the sender.
+                self.0
+                    .flow_control()
+                    .release_capacity(chunk.len())
+                    .map_err(|_| Ending::Gone)?;
+                Ok(Some(chunk))
+            }
         }
     }
 }
@@ -164,49 +181,60 @@ fn too_many() -> Ending {
     Status::invalid("The request has more than one message, but the call takes one.").into()
 }
 
-/// Waits until the caller leaves.
-pub async fn left(respond: &mut SendResponse<Bytes>) {
-    // An error is the end of the connection: the caller has left as well.
-    let _ = poll_fn(|context| respond.poll_reset(context)).await;
-}
+/// Who called, to be answered once. A caller who is gone is not told.
+pub struct Caller(SendResponse<Bytes>);
 
-/// Answers a call. A caller who is gone is not told.
-pub fn send(mut respond: SendResponse<Bytes>, ending: Ending) {
-    match ending {
-        Ending::Message {
-            frame,
-            execution_us,
-        } => {
-            // Errors here mean that the stream or the connection is closed.
-            let Ok(mut stream) = respond.send_response(head(), false) else {
-                return;
-            };
-            if stream.send_data(frame, false).is_ok() {
-                let mut trailers = HeaderMap::with_capacity(2);
-                trailers.insert("grpc-status", HeaderValue::from_static("0"));
-                if let Some(execution_us) = execution_us {
-                    let mut value = HeaderValue::from(execution_us);
-                    value.set_sensitive(true); // a new value each time: kept out of the compression table
-                    trailers.insert("mm-execution-us", value);
-                }
-                let _ = stream.send_trailers(trailers);
-            }
-        }
-        Ending::Failed(status) => {
-            let mut response = head();
-            describe(&status, response.headers_mut());
-            let _ = respond.send_response(response, true);
-        }
-        Ending::Gone => {}
+impl Caller {
+    /// Waits until the caller leaves.
+    pub async fn left(&mut self) {
+        // An error is the end of the connection: the caller has left as well.
+        let _ = poll_fn(|context| self.0.poll_reset(context)).await;
     }
-}
 
-/// Refuses what is no gRPC call at all.
-pub fn send_http_status(mut respond: SendResponse<Bytes>, status: StatusCode) {
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    // A caller who is gone is not told.
-    let _ = respond.send_response(response, true);
+    /// Ends the call.
+    pub fn answer(self, ending: Ending) {
+        match ending {
+            Ending::Message {
+                frame,
+                execution_us,
+            } => self.answer_message(frame, execution_us),
+            Ending::Failed(status) => {
+                let mut response = head();
+                describe(&status, response.headers_mut());
+                self.answer_head(response);
+            }
+            Ending::Gone => {}
+        }
+    }
+
+    /// Refuses what is no gRPC call at all.
+    pub fn refuse(self, status: StatusCode) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        self.answer_head(response);
+    }
+
+    fn answer_head(mut self, response: Response<()>) {
+        // An error here, as below, means that the stream or the connection is closed.
+        let _ = self.0.send_response(response, true);
+    }
+
+    fn answer_message(mut self, frame: Bytes, execution_us: Option<u32>) {
+        let Ok(mut stream) = self.0.send_response(head(), false) else {
+            return;
+        };
+        if stream.send_data(frame, false).is_err() {
+            return;
+        }
+        let mut trailers = HeaderMap::with_capacity(2);
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        if let Some(execution_us) = execution_us {
+            let mut value = HeaderValue::from(execution_us);
+            value.set_sensitive(true); // a new value each time: kept out of the compression table
+            trailers.insert("mm-execution-us", value);
+        }
+        let _ = stream.send_trailers(trailers);
+    }
 }
 
 fn head() -> Response<()> {

@@ -20,6 +20,9 @@ use crate::status::{Code, Status};
 /// How many requests of a line are looked at to fill one batch: a bound on the work, far above any batch.
 const SCAN_MAX: usize = 2048;
 
+/// When a client is asked to come back to a full server, in milliseconds.
+pub const PUSHBACK_MS: u32 = 100;
+
 /// What a request is told.
 pub type Answer = Result<Answered, Status>;
 
@@ -122,14 +125,6 @@ struct Line {
     waiting: VecDeque<Pending>,
     /// Groups that run as they are, by the arrival of their first.
     sealed: BTreeMap<u64, Vec<Pending>>,
-}
-
-impl Line {
-    fn head(&self) -> Option<u64> {
-        let waiting = self.waiting.front().map(|pending| pending.sequence);
-        let sealed = self.sealed.first_key_value().map(|(sequence, _)| *sequence);
-        waiting.into_iter().chain(sealed).min()
-    }
 }
 
 #[derive(Debug)]
@@ -299,19 +294,19 @@ impl Queue {
         self.state.lock().n_queued
     }
 
-    /// Takes no new requests. Waits up to `grace` until all have been served; true when they have.
+    /// Takes no new requests. Waits up to `grace` until all have been served, unless closed; true when they have.
     pub fn drain(&self, grace: Duration) -> bool {
         let until = Instant::now() + grace;
         let mut state = self.state.lock();
         if state.phase == Phase::Open {
             state.phase = Phase::Draining;
         }
-        while !state.is_idle() {
+        while state.phase != Phase::Closed && !state.is_idle() {
             if self.emptied.wait_until(&mut state, until).timed_out() {
-                return state.is_idle();
+                break;
             }
         }
-        true
+        state.is_idle()
     }
 
     /// Refuses what still waits and hands out nothing any more.
@@ -323,6 +318,7 @@ impl Queue {
         let lines = std::mem::take(&mut state.lines);
         drop(state);
         self.arrived.notify_all();
+        self.emptied.notify_all();
         for line in lines.into_values() {
             for pending in line
                 .waiting
@@ -343,6 +339,12 @@ impl Queue {
 }
 
 impl Line {
+    fn head(&self) -> Option<u64> {
+        let waiting = self.waiting.front().map(|pending| pending.sequence);
+        let sealed = self.sealed.first_key_value().map(|(sequence, _)| *sequence);
+        waiting.into_iter().chain(sealed).min()
+    }
+
     fn seal(&mut self, group: Vec<Pending>) {
         if let Some(first) = group.first() {
             self.sealed.insert(first.sequence, group);
@@ -464,9 +466,6 @@ impl State {
         }
     }
 }
-
-/// When a client is asked to come back to a full server, in milliseconds.
-pub const PUSHBACK_MS: u32 = 100;
 
 fn stopping() -> Status {
     Status::new(

@@ -88,7 +88,11 @@ class Batch:
 
 
 class ModelServer:
-    """An Open Inference Protocol server on a unix socket. All methods may be called from any thread."""
+    """An Open Inference Protocol server on a unix socket. All methods may be called from any thread.
+
+    Python's gRPC sends the escaped socket path as the authority, which is none (RFC 3986, 3.2) and is refused: such clients
+    set the channel option `grpc.default_authority`.
+    """
 
     def __init__(
         self,
