@@ -80,10 +80,15 @@ class Evictions:
 
     # --- choosing -------------------------------------------------------------------------------------------
 
-    def make_room(self, lacking_bytes: int, reason: str, *, at_once: bool, urgent: bool) -> bool:
-        """Retire victims worth at least `lacking_bytes`, the least valuable first. False when nothing more can be
-        retired now or later, unless other copies change. `at_once` (an overdraft) ignores the minimum residence;
-        `urgent` lets copies go that are only held until their first use."""
+    def evictable_bytes(self, urgent: bool) -> int:
+        """What `make_room` could free, now or when minimum residences end."""
+        yielding = sum(copy.size_bytes for copy in self._copies.held() if _yields(copy)) if urgent else 0
+        return self._copies.residents.size_bytes + yielding
+
+    def make_room(self, lacking_bytes: int, reason: str, *, at_once: bool, urgent: bool) -> None:
+        """Retire victims worth at least `lacking_bytes`, the least valuable first; fewer when the others have not been there
+        long enough, then `settle` is called when they have. `at_once` (an overdraft) ignores the minimum residence;
+        `urgent` lets copies go whose holds yield."""
         self._read_usage()
         now_s = self._clock.monotonic_s()
         victims: list[tuple[Resident, float]] = []
@@ -104,7 +109,6 @@ class Evictions:
                 self._copies.residents.add(victim)
         for victim, value in kept:
             self._evict(victim, value, reason, needed_bytes, now_s)
-        return lacking_bytes <= 0 or len(self._copies.residents) > 0
 
     def _choose(self, now_s: float, at_once: bool) -> tuple[Resident, float] | None:
         """The least valuable of a sample that is idle and past its minimum residence, with its value; a busy one only when no
@@ -130,7 +134,7 @@ class Evictions:
     def _release_hold(self) -> bool:
         """Let go of the copy held longest by holds that yield. False when there is none."""
         for copy in self._copies.held():
-            if copy.retirement is None and all(hold in YIELDING for hold in copy.holds):
+            if _yields(copy):
                 for hold in copy.holds:
                     self._copies.unhold(copy.model, hold)
                 return True
@@ -330,6 +334,11 @@ class Evictions:
             f"The unload failed ({reason}); its memory stays charged and it is tried again.",
         )
         return False
+
+
+def _yields(copy: Copy) -> bool:
+    """Whether a held copy may be let go for requests that wait."""
+    return copy.retirement is None and all(hold in YIELDING for hold in copy.holds)
 
 
 def _settled_s(resident: Resident) -> float:

@@ -203,6 +203,9 @@ class Loads:
         free_slots = self.slots - len(self._running)
         first = self._queue.first(self._tuning.lookahead if free_slots else 1)
         queued = [copy for copy in first if copy.estimate is not None]
+        if self._refuse_too_large(queued):
+            self._settle()
+            return
         claims = [Claim(copy.needed_bytes) for copy in queued]
         started, lacking_bytes = startable(
             claims, free_slots, ledger.free_bytes, self._evictions.incoming_bytes
@@ -216,24 +219,33 @@ class Loads:
             self._evictions.revive_all("nobody waits for its memory any more")
 
     def _make_room(self, head: Copy, lacking_bytes: int) -> None:
+        """Evict for the blocked loads, or for their head alone when that is all that can be had. What could not suffice is not
+        begun: nobody is evicted in vain."""
         ledger, want = self._copies.ledger, head.want
-        usable_bytes = ledger.capacity_bytes - ledger.unattributed_bytes
-        if head.needed_bytes > ledger.capacity_bytes:
-            usable_bytes = ledger.capacity_bytes
-            self._refuse_queued(head, self._too_large(head, usable_bytes))
-            self._settle()
+        if want is None or want.why >= Why.SCALE:
             return
-        urgent = want is not None and want.why is Why.URGENT
-        if want is not None and want.why >= Why.SCALE:
-            return
-        reason = f"to make room for {head.model}"
-        possible = self._evictions.make_room(lacking_bytes, reason, at_once=False, urgent=urgent)
-        busy = self._running or self._evictions.incoming_bytes > 0
-        if not possible and not busy and not len(self._copies.residents):
-            self._refuse_queued(head, self._all_held(head, usable_bytes))
+        urgent = want.why is Why.URGENT
+        incoming_bytes = self._evictions.incoming_bytes
+        evictable_bytes = self._evictions.evictable_bytes(urgent)
+        if lacking_bytes > evictable_bytes:
+            lacking_bytes = head.needed_bytes - ledger.free_bytes - incoming_bytes
+        if lacking_bytes <= evictable_bytes:
+            reason = f"to make room for {head.model}"
+            self._evictions.make_room(lacking_bytes, reason, at_once=False, urgent=urgent)
+        elif not self._running and incoming_bytes == 0:
+            self._refuse_queued(head, self._all_held(head, ledger.capacity_bytes - ledger.unattributed_bytes))
             self._settle()
 
-    def _too_large(self, copy: Copy, usable_bytes: int) -> ModelTooLarge:
+    def _refuse_too_large(self, queued: list[Copy]) -> bool:
+        """Refuse those that never fit in the capacity as it is now. False when there was none."""
+        capacity_bytes = self._copies.ledger.capacity_bytes
+        too_large = [copy for copy in queued if copy.needed_bytes > capacity_bytes]
+        for copy in too_large:
+            self._refuse_queued(copy, self._too_large(copy, capacity_bytes))
+        return bool(too_large)
+
+    @staticmethod
+    def _too_large(copy: Copy, usable_bytes: int) -> ModelTooLarge:
         return ModelTooLarge(
             f"Model {copy.model} needs {format_size(copy.needed_bytes)} to load, but all models together may use "
             f"{format_size(usable_bytes)}: raise the memory by at least "

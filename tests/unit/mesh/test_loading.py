@@ -163,6 +163,30 @@ def test_a_load_that_only_held_models_stand_in_the_way_of_is_refused_with_number
     run(scene())
 
 
+def test_nobody_is_evicted_in_vain() -> None:
+    """Neither for a model that never fits, behind a head that waits, nor for one that held models keep out."""
+
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000, max_loads=3) as stage:
+            await stage.register("pinned", Artefact(size_bytes=500))
+            stage.mesh.hold("pinned", "a pin")
+            await stage.mesh.ensure_loaded("pinned", why="a test")
+            for model in ("x", "y"):
+                await stage.register(model, Artefact(size_bytes=200))
+                await stage.ask(model).answer
+            await stage.register("head", Artefact(size_bytes=250))
+            await stage.register("giant", Artefact(size_bytes=5000))
+            await stage.register("kept out", Artefact(size_bytes=600))
+            await asyncio.sleep(0.1)
+            codes = {name: (await stage.ask(name).answer).code for name in ("giant", "kept out")}
+            assert set(codes.values()) == {Code.RESOURCE_EXHAUSTED} and not stage.told(Did.EVICTED)
+            requests = {name: stage.ask(name) for name in ("head", "giant", "kept out")}
+            assert (await requests["head"].answer).code is Code.OK
+            assert len(stage.told(Did.EVICTED)) == 1
+
+    run(scene())
+
+
 def test_holds_for_a_first_use_yield_to_requests() -> None:
     async def scene() -> None:
         async with Stage(budget_bytes=1000) as stage:
