@@ -71,7 +71,7 @@ def journal_figures(product: Product) -> tuple[dict[str, float], dict[str, float
     loads_s: dict[str, float] = {}
     since = 0
     while True:
-        page = product.get("/journal", since=since, limit=2000)
+        page = product.get("/journal", since=since, limit=1000)
         for entry in page["entries"]:
             name = entry["model"].partition("@")[0]
             if entry["did"] == "loading":

@@ -41,13 +41,22 @@ class Product:
         return rss_bytes(self.pid)
 
     def get(self, path: str, **parameters: str | int) -> Any:
-        """A JSON answer of the ops port. Raises httpx.HTTPError."""
-        return httpx.get(f"{self.ops}{path}", params=parameters, timeout=60).raise_for_status().json()
+        """A JSON answer of the ops port. Raises Refused, httpx.TransportError."""
+        return _answer(httpx.get(f"{self.ops}{path}", params=parameters, timeout=60))
 
     def post(self, path: str, body: object = None) -> Any:
-        """Send JSON to the ops port. Raises httpx.HTTPError."""
-        answer = httpx.post(f"{self.ops}{path}", json=body, timeout=600).raise_for_status()
-        return answer.json() if answer.content else None
+        """Send JSON to the ops port. Raises Refused, httpx.TransportError."""
+        return _answer(httpx.post(f"{self.ops}{path}", json=body, timeout=600))
+
+
+class Refused(Exception):
+    """The ops port answered with an error."""
+
+
+def _answer(response: httpx.Response) -> Any:
+    if response.is_error:
+        raise Refused(f"{response.request.url} answered {response.status_code}: {response.text}")
+    return response.json() if response.content else None
 
 
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ def listed(product: Product, **parameters: str) -> list[dict]:
     models: list[dict] = []
     after = ""
     while True:
-        page = product.get("/models", limit=500, after=after, **parameters)
+        page = product.get("/models", limit=250, after=after, **parameters)
         models += page["models"]
         after = page["next_after"]
         if not after:
