@@ -162,8 +162,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn numbers<T: Token>(mut self) -> Result<TensorData, Invalid> {
-        // The shape may promise more than there is: every element takes at least two characters.
-        let mut raw = Vec::with_capacity(self.count.min(self.text.len()) * size_of::<T>());
+        let mut raw = Vec::with_capacity(self.capacity() * size_of::<T>());
         let signature = self.signature;
         self.walk(|token| {
             T::parse(token)
@@ -175,13 +174,18 @@ impl<'a> Reader<'a> {
     }
 
     fn strings(mut self, body: &Bytes) -> Result<TensorData, Invalid> {
-        let mut elements = Vec::with_capacity(self.count.min(self.text.len() / 2));
+        let mut elements = Vec::with_capacity(self.capacity());
         let signature = self.signature;
         self.walk(|token| {
             elements.push(string(signature, token, body)?);
             Ok(())
         })?;
         Ok(TensorData::Elements(elements))
+    }
+
+    /// How many elements there can be. The shape may promise more, but each takes two characters with what follows it.
+    fn capacity(&self) -> usize {
+        self.count.min(self.text.len() / 2)
     }
 
     fn walk(
