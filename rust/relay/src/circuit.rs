@@ -66,8 +66,13 @@ impl Circuit {
     /// It failed. `may_eject`: enough others are left. Returns whether it is ejected now.
     pub fn failed(&self, now_ms: u64, may_eject: impl FnOnce() -> bool) -> bool {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        let probe_failed = self.open_until.load(Ordering::Relaxed) != 0;
-        if !probe_failed && (failures < FAILURES_MAX || !may_eject()) {
+        let ejects = match self.open_until.load(Ordering::Relaxed) {
+            0 => failures >= FAILURES_MAX && may_eject(),
+            // What was sent before it was ejected says nothing new.
+            until if now_ms < until => false,
+            _ => true,
+        };
+        if !ejects {
             return false;
         }
         let doublings = self

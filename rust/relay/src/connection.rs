@@ -100,7 +100,7 @@ fn accept(
         responder.refuse_http(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         return;
     }
-    tokio::task::spawn_local(crate::call::serve(
+    tokio::task::spawn_local(crate::serve::serve(
         event_loop.clone(),
         parts.uri,
         parts.headers,

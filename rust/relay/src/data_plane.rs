@@ -188,10 +188,10 @@ impl DataPlane {
                 });
                 continue;
             };
-            if !replica.retire(*token) {
-                if let Some(event_loop) = self.loops.first() {
-                    let _ = event_loop.send(Command::Retiring(replica, *token, timeout));
-                }
+            if !replica.retire(*token)
+                && let Some(event_loop) = self.loops.first()
+            {
+                let _ = event_loop.send(Command::Retiring(replica, *token, timeout));
             }
         }
     }

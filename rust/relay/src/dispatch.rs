@@ -68,7 +68,7 @@ impl Dispatcher {
 
     /// Relay a call and wait for its end. Dropping the future cancels the call all the way.
     pub async fn dispatch(&self, request: Request) -> Reply {
-        crate::call::dispatch(&self.event_loop, request).await
+        crate::gather::dispatch(&self.event_loop, request).await
     }
 
     /// Count an input that was refused before it became a request (malformed HTTP or JSON).

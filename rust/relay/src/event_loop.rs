@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::budget::Budget;
 use crate::dispatch::Dispatcher;
-use crate::method::Methods;
+use crate::method::{Method, Methods};
 use crate::metrics::Histograms;
 use crate::plane::Plane;
 use crate::replica::{Address, Replica, Target};
@@ -60,10 +60,9 @@ pub struct EventLoop {
     pub plane: Arc<Plane>,
     /// Retries of this loop.
     pub budget: Budget,
-    /// Methods met.
-    pub methods: Methods,
     /// To the control plane's gRPC server.
     pub control: Rc<Upstream>,
+    methods: Methods,
     index: usize,
     upstreams: RefCell<AHashMap<u64, Rc<Upstream>>>,
     random: Cell<u64>,
@@ -191,6 +190,12 @@ impl EventLoop {
                 .insert(target.id, upstream.clone());
         }
         upstream
+    }
+
+    /// What is known of the method with this path.
+    pub fn method(&self, path: &str) -> Rc<Method> {
+        let label = |path: &str| self.plane.labels.number(path.trim_start_matches('/'));
+        self.methods.get(path, label)
     }
 
     /// The histograms of this loop.

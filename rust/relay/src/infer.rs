@@ -138,10 +138,11 @@ impl Call<'_> {
             Err(status) => return Tried::Refused(status),
         };
         // While the client still sends, it may wait for the head before it sends more: nothing is held back.
-        if body.has_come() && !self.method.streaming {
-            if let Err(broken) = answer.peek(body).await {
-                return self.broken(broken, &replica);
-            }
+        if body.has_come()
+            && !self.method.streaming
+            && let Err(broken) = answer.peek(body).await
+        {
+            return self.broken(broken, &replica);
         }
         self.judge(answer, &replica, &route, tries)
     }

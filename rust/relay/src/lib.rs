@@ -1,12 +1,14 @@
 //! The data plane: listeners, names, routes, parking, balancing, limits, usage.
 //!
-//! A request comes in by `connection` (gRPC) or `dispatch` (REST) and is led by `call`: `waiting` finds it a slot,
+//! A request comes in by `connection` and `serve` (gRPC) or `dispatch` and `gather` (REST) and is led by `call`:
+//! `naming` says what it asks for, `waiting` finds it a slot,
 //! `infer` makes attempts, `answer` goes back. `plane` is what all loops share and the control plane writes;
 //! `data_plane` starts and stops it all. Only `connection` and `upstream` know the HTTP/2 library.
 
 mod answer;
 mod attempt;
 mod body;
+mod books;
 mod budget;
 mod call;
 mod circuit;
@@ -21,15 +23,18 @@ mod frames;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod gate;
+mod gather;
 mod headers;
 mod infer;
 mod method;
 pub mod metrics;
 pub mod name;
+mod naming;
 mod pick;
 pub mod plane;
 pub mod replica;
 mod rest;
+mod serve;
 pub mod space;
 pub mod status;
 mod upstream;

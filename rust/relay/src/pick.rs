@@ -68,10 +68,10 @@ pub fn pick(route: &Route, avoid: &[u64], now_ms: u64, random: u64) -> Pick {
             }
         }
     }
-    if let [Some(first), Some(second)] = best {
-        if second.in_flight() < first.in_flight() {
-            best.swap(0, 1);
-        }
+    if let [Some(first), Some(second)] = best
+        && second.in_flight() < first.in_flight()
+    {
+        best.swap(0, 1);
     }
     let mut full = false;
     // The two compared, then all others, and ejected ones only when nothing else is left.

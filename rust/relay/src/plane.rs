@@ -303,3 +303,6 @@ impl Plane {
     }
 }
 
+#[cfg(test)]
+#[path = "plane_tests.rs"]
+mod tests;

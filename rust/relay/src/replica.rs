@@ -286,14 +286,13 @@ impl Replica {
         if retirement
             .as_ref()
             .is_some_and(|going| token.is_none_or(|token| going.token == token))
+            && let Some(Retirement { token }) = retirement.take()
         {
-            if let Some(Retirement { token }) = retirement.take() {
-                self.events.push(Event::Retired {
-                    replica: self.id,
-                    token,
-                    clean,
-                });
-            }
+            self.events.push(Event::Retired {
+                replica: self.id,
+                token,
+                clean,
+            });
         }
     }
 
@@ -374,4 +373,3 @@ impl Route {
         }
     }
 }
-

@@ -96,10 +96,10 @@ struct Note {
 
 impl Note {
     fn verdict(&self, now: Instant, deadline: Instant, key: &impl Key) -> Option<Status> {
-        if let Some((status, until)) = &self.refusal {
-            if *until > now {
-                return Some(status.clone());
-            }
+        if let Some((status, until)) = &self.refusal
+            && *until > now
+        {
+            return Some(status.clone());
         }
         let ready_at = self.ready_at.filter(|at| *at > now && *at > deadline)?;
         Some(too_late(key, ready_at - now))
@@ -185,10 +185,10 @@ impl<K: Key, V: Clone> Space<K, V> {
     ) -> Parked<'_, K, V> {
         let now = Instant::now();
         let mut shard = self.shard(key).write();
-        if let Some(value) = shard.known.get(key) {
-            if usable(value) {
-                return Parked::Known(value.clone());
-            }
+        if let Some(value) = shard.known.get(key)
+            && usable(value)
+        {
+            return Parked::Known(value.clone());
         }
         if let Some(status) = shard
             .notes
@@ -448,3 +448,6 @@ impl<K: Key, V: Clone> Drop for Ticket<'_, K, V> {
     }
 }
 
+#[cfg(test)]
+#[path = "space_tests.rs"]
+mod tests;

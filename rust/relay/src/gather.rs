@@ -1,0 +1,167 @@
+//! A call that came through another door: its one message in, its one message out.
+
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+
+use crate::answer::Answer;
+use crate::body::Body;
+use crate::books::{Books, End};
+use crate::call::{Door, answer, race};
+use crate::dispatch::{Reply, Request};
+use crate::event_loop::EventLoop;
+use crate::frames::{Frames, PREFIX_BYTES, gunzip, parse_prefix};
+use crate::headers;
+use crate::status::{Code, Status};
+
+/// Serves a call; returns its answer.
+pub async fn dispatch(event_loop: &EventLoop, request: Request) -> Reply {
+    let arrived = Instant::now();
+    let method = event_loop.method(request.path);
+    let books = Books::open(event_loop, &method, arrived);
+    let mut headers = request.headers;
+    headers::complete(&mut headers);
+    let mut body = Body::message(request.message, &event_loop.plane);
+    books.request_bytes.set(body.bytes());
+    let door = Door {
+        event_loop,
+        method: &method,
+        headers: &headers,
+        name: request.name,
+        deadline: request.deadline,
+        arrived,
+        books: &books,
+    };
+    let collected = race(collect(&door, &mut body), &door, |_| Poll::Pending).await;
+    collected
+        .and_then(|collected| collected)
+        .unwrap_or_else(|status| {
+            books.end.set(Some(End::own(status.code)));
+            Reply {
+                status,
+                headers: HeaderMap::new(),
+                trailers: HeaderMap::new(),
+                message: Bytes::new(),
+            }
+        })
+}
+
+async fn collect(door: &Door<'_>, body: &mut Body<'_>) -> Result<Reply, Status> {
+    let limit = door.event_loop.plane.config.message_bytes_max as u64;
+    let bytes = body.bytes() - PREFIX_BYTES as u64;
+    if bytes > limit {
+        return Err(Status::too_large("request", bytes, limit));
+    }
+    let mut answer = answer(door, body).await?;
+    let gathered = gather(door, &mut answer, body).await;
+    if let Err(status) = &gathered {
+        answer.broke(status.code);
+    }
+    gathered
+}
+
+async fn gather(
+    door: &Door<'_>,
+    answer: &mut Answer,
+    body: &mut Body<'_>,
+) -> Result<Reply, Status> {
+    let bytes_max = door.event_loop.plane.config.message_bytes_max;
+    let mut head = answer.take_head();
+    let mut frames = Frames::new("response", bytes_max);
+    let mut chunks: Vec<Bytes> = Vec::new();
+    let mut trailers = if answer.is_only_trailers() {
+        let trailers = std::mem::take(&mut head);
+        head.extend(
+            trailers
+                .get(headers::MODEL_ID)
+                .map(|id| (headers::MODEL_ID, id.clone())),
+        );
+        trailers
+    } else {
+        while let Some(chunk) = answer.chunk(body).await? {
+            frames.feed(&chunk)?;
+            answer.release(chunk.len());
+            chunks.push(chunk);
+            if frames.bytes() > (bytes_max + PREFIX_BYTES) as u64 {
+                return Err(Status::new(
+                    Code::Unimplemented,
+                    "The model answered with more than one message; call it over gRPC.",
+                ));
+            }
+        }
+        answer.trailers().await?
+    };
+    answer.finish(door.event_loop, door.method, &trailers);
+    let status = headers::status_in(&trailers).unwrap_or_else(|| {
+        Status::new(
+            Code::Internal,
+            "The model server ended its answer without a status.",
+        )
+    });
+    let gzip = headers::gzip(&head);
+    headers::without_grpc(&mut head);
+    headers::without_grpc(&mut trailers);
+    trailers.remove(headers::MODEL_ID);
+    let message = if status.code == Code::Ok {
+        frames.end()?;
+        one_message(joined(chunks), gzip, bytes_max)?
+    } else {
+        Bytes::new()
+    };
+    let (code, response_bytes) = (status.code, frames.bytes());
+    door.books.end.set(Some(End {
+        code,
+        response_bytes,
+        own: false,
+    }));
+    Ok(Reply {
+        status,
+        headers: head,
+        trailers,
+        message,
+    })
+}
+
+fn joined(mut chunks: Vec<Bytes>) -> Bytes {
+    if chunks.len() == 1 {
+        return chunks.pop().unwrap_or_default();
+    }
+    let mut joined = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+    chunks
+        .iter()
+        .for_each(|chunk| joined.extend_from_slice(chunk));
+    joined.freeze()
+}
+
+fn one_message(mut framed: Bytes, gzip: bool, bytes_max: usize) -> Result<Bytes, Status> {
+    let Some((compressed, length)) = parse_prefix(&framed) else {
+        return Err(Status::new(
+            Code::Internal,
+            "The model server answered OK without a message.",
+        ));
+    };
+    let message = framed.split_off(PREFIX_BYTES);
+    if message.len() != length {
+        return Err(Status::new(
+            Code::Unimplemented,
+            "The model answered with more than one message; call it over gRPC.",
+        ));
+    }
+    if !compressed {
+        return Ok(message);
+    }
+    match gunzip(&message, bytes_max) {
+        Ok((plain, true)) if gzip => Ok(plain.into()),
+        Ok((plain, false)) if gzip && plain.len() >= bytes_max => Err(Status::too_large(
+            "response",
+            plain.len() as u64,
+            bytes_max as u64,
+        )),
+        _ => Err(Status::new(
+            Code::Internal,
+            "The model server compressed its answer in a way that cannot be read.",
+        )),
+    }
+}

@@ -1,0 +1,87 @@
+//! Which model a request is for: by its headers, else by its message.
+
+use crate::body::Body;
+use crate::call::Door;
+use crate::frames::{PREFIX_BYTES, gunzip, parse_prefix};
+use crate::headers;
+use crate::method::Method;
+use crate::name::{Name, NameKind};
+use crate::status::{Code, Status};
+
+/// Bytes of a message in which its id is looked for first; ids come early.
+const ID_BYTES_FIRST: usize = 64 << 10;
+
+/// The name a request asks for.
+///
+/// # Errors
+/// INVALID_ARGUMENT when there is none, or none that can be read.
+pub async fn name_of(door: &Door<'_>, body: &mut Body<'_>) -> Result<Name, Status> {
+    if let Some(name) = headers::name_of(door.headers)? {
+        return Ok(name);
+    }
+    let (method, config) = (door.method, &door.event_loop.plane.config);
+    if method.id_path.is_empty() {
+        return Err(headers::nameless(method));
+    }
+    let Some((compressed, length)) = parse_prefix(&body.first(PREFIX_BYTES).await?) else {
+        return Err(Status::new(
+            Code::InvalidArgument,
+            "The request holds no message; send one that names a model.",
+        ));
+    };
+    let mut wanted = length.min(ID_BYTES_FIRST);
+    loop {
+        let bytes = body.first(PREFIX_BYTES + wanted).await?;
+        let message = bytes.get(PREFIX_BYTES..).unwrap_or_default();
+        let found = if compressed {
+            if !headers::gzip(door.headers) {
+                return Err(unreadable());
+            }
+            let (plain, all) = gunzip(
+                message,
+                config
+                    .message_bytes_max
+                    .min(ID_BYTES_FIRST.max(config.kept_body_bytes_max)),
+            )
+            .map_err(|_| unreadable())?;
+            named(method, &plain, all && wanted == length)?
+        } else {
+            named(method, message, wanted == length)?
+        };
+        if let Some(name) = found {
+            return Ok(name);
+        }
+        if wanted == length || wanted >= config.kept_body_bytes_max {
+            return Err(unreadable());
+        }
+        wanted = length.min(wanted * 4);
+    }
+}
+
+fn unreadable() -> Status {
+    Status::new(
+        Code::InvalidArgument,
+        "The model's id cannot be read from the message (compressed otherwise than by gzip, or far behind its start); send it in the header mm-model-id or mm-vmodel-id.",
+    )
+}
+
+/// The name in (the start of) a message; `None`: more of it is needed.
+fn named(method: &Method, message: &[u8], whole: bool) -> Result<Option<Name>, Status> {
+    let malformed = |error: inference::splice::SpliceError| {
+        Status::new(Code::InvalidArgument, error.to_string())
+    };
+    let id = match inference::splice::extract(method.id_path, message) {
+        Ok(Some("")) => return Err(headers::nameless(method)),
+        Ok(Some(id)) => id,
+        Ok(None) if whole => return Err(headers::nameless(method)),
+        Err(error) if whole => return Err(malformed(error)),
+        Ok(None) | Err(_) => return Ok(None),
+    };
+    let version = match inference::splice::extract(method.version_path, message) {
+        Ok(version) => version.unwrap_or_default(),
+        Err(error) if whole => return Err(malformed(error)),
+        // A version behind the start of a large message is not looked for.
+        Err(_) => "",
+    };
+    Ok(Some(Name::new(NameKind::VModelFirst, id, version)))
+}

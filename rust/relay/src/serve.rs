@@ -1,0 +1,122 @@
+//! A gRPC call from its first byte to its trailers.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use http::{HeaderMap, Uri};
+
+use crate::answer::Answer;
+use crate::attempt::DIRECT_BYTES_MAX;
+use crate::body::{Body, gone};
+use crate::books::{Books, End};
+use crate::call::{Door, admit, answer, race};
+use crate::connection::{Incoming, Responder};
+use crate::event_loop::EventLoop;
+use crate::frames::Frames;
+use crate::status::{Code, Status};
+
+/// Serves a call; returns when the client has its answer, or left.
+pub async fn serve(
+    event_loop: Rc<EventLoop>,
+    uri: Uri,
+    headers: HeaderMap,
+    incoming: Incoming,
+    responder: Responder,
+) {
+    let arrived = Instant::now();
+    let method = event_loop.method(uri.path());
+    let books = Books::open(&event_loop, &method, arrived);
+    let responder = RefCell::new(responder);
+    let refuse = |status: &Status| {
+        responder.borrow_mut().finish(status);
+        books.end.set(Some(End::own(status.code)));
+    };
+    let deadline = match admit(&event_loop.plane, &method, uri.path(), &headers, arrived) {
+        Ok(deadline) => deadline,
+        Err(status) => return refuse(&status),
+    };
+    let mut body = Body::incoming(incoming, method.streaming, &event_loop.plane);
+    let door = Door {
+        event_loop: &event_loop,
+        method: &method,
+        headers: &headers,
+        name: None,
+        deadline,
+        arrived,
+        books: &books,
+    };
+    let relayed = relay(&door, &mut body, &responder);
+    let ended = race(relayed, &door, |cx| responder.borrow_mut().poll_gone(cx)).await;
+    books.request_bytes.set(body.bytes());
+    match ended {
+        Ok(Ok(end)) => books.end.set(Some(end)),
+        Ok(Err(status)) | Err(status) => refuse(&status),
+    }
+}
+
+/// Passes the answer on.
+async fn relay(
+    door: &Door<'_>,
+    body: &mut Body<'_>,
+    responder: &RefCell<Responder>,
+) -> Result<End, Status> {
+    let mut answer = answer(door, body).await?;
+    let passed = pass_on(door, &mut answer, body, responder).await;
+    if let Err(status) = &passed {
+        answer.broke(status.code);
+    }
+    passed
+}
+
+async fn pass_on(
+    door: &Door<'_>,
+    answer: &mut Answer,
+    body: &mut Body<'_>,
+    responder: &RefCell<Responder>,
+) -> Result<End, Status> {
+    let head = answer.take_head();
+    if answer.is_only_trailers() {
+        let code = answer.finish(door.event_loop, door.method, &head);
+        responder.borrow_mut().head(head, true);
+        return Ok(End {
+            code,
+            response_bytes: 0,
+            own: false,
+        });
+    }
+    responder.borrow_mut().head(head, false);
+    let mut frames = Frames::new("response", door.event_loop.plane.config.message_bytes_max);
+    let mut direct = true;
+    while let Some(mut chunk) = answer.chunk(body).await? {
+        frames.feed(&chunk)?;
+        let bytes = chunk.len();
+        while !chunk.is_empty() {
+            let room = if std::mem::take(&mut direct) && bytes <= DIRECT_BYTES_MAX {
+                Some(bytes)
+            } else {
+                let wanted = chunk.len();
+                answer
+                    .meanwhile(body, |cx| responder.borrow_mut().poll_capacity(wanted, cx))
+                    .await?
+            };
+            let Some(room) = room else { return Err(gone()) };
+            let part = chunk.split_to(room.min(chunk.len()));
+            if !part.is_empty() && !responder.borrow_mut().data(part) {
+                return Err(gone());
+            }
+        }
+        answer.release(bytes);
+    }
+    let trailers = answer.trailers().await?;
+    let code = answer.finish(door.event_loop, door.method, &trailers);
+    if code == Code::Ok {
+        frames.end()?;
+    }
+    responder.borrow_mut().trailers(trailers);
+    Ok(End {
+        code,
+        response_bytes: frames.bytes(),
+        own: false,
+    })
+}
