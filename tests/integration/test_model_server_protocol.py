@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,12 +117,53 @@ def test_what_cannot_be_answered_is_told_to_the_caller_of_reply(worker: Worker) 
     assert errors[2] == "Model m: output 'y' was requested but is not in the reply."
 
 
+def test_the_native_reply_takes_any_contiguous_buffer(worker: Worker) -> None:
+    errors: list[str] = []
+
+    def model(batch: Batch) -> None:
+        native = batch._native
+        for datatype, shape, data in (
+            ("FP32", [2], np.zeros(4, dtype=np.float32)[::2]),
+            ("FP32", [3], bytes(8)),
+            ("FLOAT", [2], bytes(8)),
+            ("BYTES", [1], ["text"]),
+            ("FP32", [2], [0.0, 1.0]),
+        ):
+            try:
+                native.reply([("y", datatype, shape, data)])
+            except (TypeError, ValueError) as error:
+                errors.append(str(error))
+        native.reply(
+            [
+                ("bytes", "INT16", [1], b"\x01\x00"),
+                ("view", "UINT8", [1, 2], memoryview(bytearray(b"ab"))),
+                ("array", "INT64", [2], array.array("q", [1, -1])),
+                ("none", "FP64", [0, 3], b""),
+                ("texts", "BYTES", [1], [b"t"]),
+            ]
+        )
+
+    worker.add("m", model)
+    answers = outputs_of(worker.client.call("ModelInfer", infer_request("m", {"x": np.zeros(1)})))
+    assert {name: answer.tolist() for name, answer in answers.items()} == {
+        "bytes": [1],
+        "view": [[97, 98]],
+        "array": [1, -1],
+        "none": [],
+        "texts": [b"t"],
+    }
+    assert len(errors) == 5
+    assert "not C-contiguous" in errors[0]
+    assert "needs 12 bytes, but has 8" in errors[1]
+    assert "unknown datatype 'FLOAT'" in errors[2]
+
+
 def test_inputs_are_writable_arrays_of_their_own(worker: Worker) -> None:
     def model(batch: Batch) -> None:
-        array = batch.inputs()["x"]
-        array += 1
+        x = batch.inputs()["x"]
+        x += 1
         assert (batch.inputs()["x"] == 0).all()
-        batch.reply({"y": array})
+        batch.reply({"y": x})
 
     worker.add("m", model)
     answer = outputs_of(worker.client.call("ModelInfer", infer_request("m", {"x": np.zeros((1, 3))})))
@@ -206,8 +248,8 @@ def test_metadata_of_a_model_and_the_server(worker: Worker) -> None:
 def test_a_nameless_input_shows_metadata_that_works(worker: Worker) -> None:
     worker.add("m", echo, inputs=[("", "", [-1, 2])])
     (tensor,) = worker.client.call("ModelMetadata", pb.ModelMetadataRequest(name="m")).inputs
-    array = np.zeros((1, 2), dtype=DTYPES[tensor.datatype])
-    worker.client.call("ModelInfer", infer_request("m", {tensor.name: array}))
+    x = np.zeros((1, 2), dtype=DTYPES[tensor.datatype])
+    worker.client.call("ModelInfer", infer_request("m", {tensor.name: x}))
 
 
 def test_wrong_requests_are_refused_before_they_reach_the_model(worker: Worker) -> None:
@@ -260,9 +302,9 @@ def test_unknown_methods_and_compression_are_not_offered(worker: Worker) -> None
 
 def test_messages_up_to_the_limit_and_no_further(worker: Worker) -> None:
     worker.add("m", lambda batch: batch.reply({"n": batch.inputs()["x"].sum(axis=1)}))
-    array = np.ones((1, (MESSAGE_BYTES_MAX - 100) // 8))
-    answer = outputs_of(worker.client.call("ModelInfer", infer_request("m", {"x": array})))
-    assert answer["n"].tolist() == [array.size]
+    x = np.ones((1, (MESSAGE_BYTES_MAX - 100) // 8))
+    answer = outputs_of(worker.client.call("ModelInfer", infer_request("m", {"x": x})))
+    assert answer["n"].tolist() == [x.size]
     error = worker.client.fails("ModelInfer", infer_request("m", {"x": np.ones((1, MESSAGE_BYTES_MAX // 8))}))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert f"limit of {MESSAGE_BYTES_MAX} bytes" in error.details()
