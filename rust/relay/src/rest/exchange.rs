@@ -109,10 +109,7 @@ fn unrouted(no_route: NoRoute, head: &Parts) -> Failure {
                 format!("A name in {path} is empty or not UTF-8; percent-encode the model's name.");
             Status::new(Code::InvalidArgument, sentence)
         }
-        NoRoute::NotOffered { what } => Status::new(
-            Code::Unimplemented,
-            format!("{what} over REST is not offered; use /infer."),
-        ),
+        NoRoute::NotOffered { sentence } => Status::new(Code::Unimplemented, sentence),
     };
     status.into()
 }

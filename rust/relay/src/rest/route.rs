@@ -53,8 +53,8 @@ pub enum NoRoute {
     BadName,
     /// 501: part of the protocol or its extensions, but not offered.
     NotOffered {
-        /// What it is, for the sentence.
-        what: &'static str,
+        /// Says so, and what to do instead.
+        sentence: &'static str,
     },
 }
 
@@ -100,12 +100,12 @@ fn model(name: &str, below: &[&str]) -> Result<(Endpoint, &'static str), NoRoute
         ["infer"] => (Action::Infer, WRITE),
         ["infer_stream" | "generate" | "generate_stream"] => {
             return Err(NoRoute::NotOffered {
-                what: "Streaming and text generation",
+                sentence: "Streaming and text generation over REST are not offered; call /infer.",
             });
         }
         ["stats" | "config"] => {
             return Err(NoRoute::NotOffered {
-                what: "Statistics and configuration of models",
+                sentence: "Statistics and configurations of models are not offered; the ops port has metrics.",
             });
         }
         _ => return Err(NoRoute::UnknownPath),
