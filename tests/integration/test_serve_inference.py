@@ -12,8 +12,8 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from serving import Served, served, until, write_iris
 
+from modelmesh.testing.serving import Served, served, until, write_iris
 from modelmesh.wire.generated import health_pb2, inference_pb2
 
 ROWS = [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]]

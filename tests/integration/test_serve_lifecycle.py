@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving import STOP_S, Served, served, until, write_iris
+
+from modelmesh.testing.serving import STOP_S, Served, served, until, write_iris
 
 SMALL = ("--memory", "600MiB", "--workers", "1")
 
