@@ -38,6 +38,8 @@ class Want:
     """Somebody asked for it to be loaded, or expects a retry: it stays wanted when no request waits."""
     late: bool = False
     """The data plane was told that not even the last of the waiting can be in time."""
+    announced_s: float = 0.0
+    """When the data plane was told that it can be ready; 0: not yet."""
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
     """Calls of the control plane that wait for the outcome."""
 

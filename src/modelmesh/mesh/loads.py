@@ -15,7 +15,6 @@ from math import ceil
 from typing import Any
 
 from modelmesh.clock import Clock
-from modelmesh.dataplane.protocol import DataPlane
 from modelmesh.errors import (
     Code,
     LoadFailed,
@@ -35,7 +34,7 @@ from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.policy.thrash import Thrash
-from modelmesh.policy.urgency import Claim, Why, ready_in_s, startable
+from modelmesh.policy.urgency import Claim, Why, startable
 from modelmesh.registry.records import ModelRecord
 from modelmesh.runtime.protocol import Estimate, Loaded, ModelSpec, Runtime
 from modelmesh.settings.sizes import format_size
@@ -48,7 +47,6 @@ class Loads:
         self,
         copies: Copies,
         evictions: Evictions,
-        dataplane: DataPlane,
         runtime: Runtime,
         failures: Failures,
         refusals: Refusals,
@@ -65,7 +63,6 @@ class Loads:
     ) -> None:
         self._copies = copies
         self._evictions = evictions
-        self._dataplane = dataplane
         self._runtime = runtime
         self._failures = failures
         self._refusals = refusals
@@ -452,42 +449,24 @@ class Loads:
             else:
                 waiter.set_exception(error)
 
-    # --- admission by deadline ------------------------------------------------------------------------------
+    # --- for admission and the tick --------------------------------------------------------------------------
 
-    def announce(self, only: dict[str, None] | None = None) -> None:
-        """Tell the data plane when the models requests wait for can be ready, so that those who cannot be in time are refused
-        at once: all of them, or `only` those."""
+    def running(self) -> list[tuple[Copy, float]]:
+        """The copies being loaded, with the seconds each is expected to need still; 0 when unknown or overdue."""
         now_s = self._clock.monotonic_s()
-        if only is not None and len(self._queue) > self._tuning.announce_max:
-            # The next tick tells all of them exactly; until then no more is said than that the load itself takes time.
-            for model in only:
-                new = self._copies.get(model)
-                if new is not None:
-                    self._expect(new, new.load_s, now_s)
-            return
-        remaining_s = []
+        rows = []
         for model, (_, began_s) in self._running.items():
             copy = self._copies.get(model)
-            left_s = max(copy.load_s - (now_s - began_s), 0.0) if copy is not None else 0.0
-            remaining_s.append(left_s)
-            if copy is not None and (only is None or model in only):
-                self._expect(copy, left_s, now_s)
-        ordered = self._queue.ordered()
-        ready_s = ready_in_s([copy.load_s for copy in ordered], self.slots, remaining_s)
-        for copy, ready_in in zip(ordered, ready_s, strict=True):
-            if only is None or copy.model in only:
-                self._expect(copy, ready_in if copy.load_s > 0.0 else 0.0, now_s)
+            if copy is not None:
+                rows.append((copy, max(copy.load_s - (now_s - began_s), 0.0)))
+        return rows
 
-    def _expect(self, copy: Copy, ready_in: float, now_s: float) -> None:
-        want = copy.want
-        if want is None or not want.waiting or ready_in <= 0.0:
-            return
-        want.late = want.latest_deadline_s < now_s + ready_in
-        self._dataplane.expect(copy.model, round(ready_in * 1000))
-        if want.late:
-            self._refusals.late(copy.model, ready_in, want.latest_deadline_s - now_s, len(self._queue))
+    def ordered(self) -> list[Copy]:
+        """The queued copies, most urgent first."""
+        return self._queue.ordered()
 
     def age(self) -> None:
+        """Raise queued loads that were asked for and have waited too long."""
         self._queue.age(self._clock.monotonic_s())
 
 

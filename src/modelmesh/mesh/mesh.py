@@ -1,8 +1,8 @@
 """One instance's behaviour, put together: events come in, decisions go out; and the facade the faces ask.
 
-The parts, each in its file: `names` resolve, `faults` want, `queue` and `loads` load, `evictions` make room, `copies` hold the
-states with `ledger` and routes, `failures` and `refusals` say no, `usage` learns. After whatever happened, `_settle` starts
-what may start and publishes the routes that changed.
+The parts, each in its file: `names` resolve, `faults` and `asks` want, `queue` and `loads` load, `evictions` make room, `copies`
+holds the states with `ledger` and routes, `admission`, `failures` and `refusals` say no, `usage` learns. After whatever happened,
+`_settle` starts what may start and publishes the routes that changed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from modelmesh.errors import (
     LoadFailed,
     LoadTimeout,
     ModelMeshError,
-    ModelNotFound,
     NoCapacity,
     RuntimeUnavailable,
 )
 from modelmesh.journal import Did, Journal
+from modelmesh.mesh.admission import Admission
+from modelmesh.mesh.asks import ASKED, Asks
 from modelmesh.mesh.control import Page, Registration
 from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
 from modelmesh.mesh.evictions import HOLD_UNTIL_USED, Evictions
@@ -38,6 +39,7 @@ from modelmesh.mesh.names import Names
 from modelmesh.mesh.refusals import Refusals, thrashing_sentence
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.reports import Reports
+from modelmesh.mesh.runtime_events import RuntimeEvents
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.usage import UsageReader
 from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
@@ -48,24 +50,14 @@ from modelmesh.policy.shadow import Shadow
 from modelmesh.policy.thrash import Thrash
 from modelmesh.registry.mirror import ChangedIds
 from modelmesh.runtime.protocol import (
-    CapacityChanged,
-    CopyLost,
     Loaded,
-    Noted,
-    ReplicasChanged,
     Runtime,
-    RuntimeEvent,
-    SizeChanged,
-    TargetsChanged,
 )
-from modelmesh.settings.sizes import format_size
 
 log = logging.getLogger(__name__)
 
-ASK_TIMEOUT_S = 300.0
-"""How long `load` and `unload` wait when the caller gives no limit."""
 _DRAIN_POLL_S = 0.02
-_ASKED = "it was asked for"
+_RUNTIME_RETRY_S = 1.0
 
 
 class _Stop(Exception):
@@ -115,7 +107,7 @@ class Mesh:
             read_usage=lambda: self._usage.read(self._tuning.usage_fresh_s),
         )  # fmt: skip
         self._loads = Loads(
-            self._copies, self._evictions, dataplane, runtime, self._failures, self._refusals, clock, journal,
+            self._copies, self._evictions, runtime, self._failures, self._refusals, clock, journal,
             self.measures, self._thrash, self._tuning,
             record_of=self._mirror.model, spawn=self._spawn, settle=self._settle, on_loaded=self._loaded,
         )  # fmt: skip
@@ -124,9 +116,14 @@ class Mesh:
             self._refusals, clock, journal, self.measures, self._tuning,
             spawn=self._spawn, settle=self._settle,
         )  # fmt: skip
+        self._admission = Admission(self._copies, self._loads, dataplane, self._refusals, clock, self._tuning)
+        self._runtime_events = RuntimeEvents(
+            self._copies, self._evictions, self._failures, journal, self.measures,
+            on_gone=self._gone, on_measured=self._learn,
+        )  # fmt: skip
+        self._asks = Asks(self._mirror, self._copies, self._loads, self._evictions, settle=self._settle)
         self.transitions = VModels(registrar, self, clock, journal)
         """Moves vmodels; the folder asks it too."""
-        self._waiting_gone: dict[str, list[asyncio.Future[None]]] = {}
         self._group: asyncio.TaskGroup | None = None
         self._owner: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -185,11 +182,7 @@ class Mesh:
             self._wake.cancel()
         if self._owner is not None:
             await asyncio.wait({self._owner})
-        for waiters in self._waiting_gone.values():
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_exception(RuntimeUnavailable("The instance is stopping."))
-        self._loads.stop(RuntimeUnavailable("The instance is stopping."))
+        self._asks.stop(RuntimeUnavailable("The instance is stopping."))
         await self._runtime.stop(max(ends_s - self._clock.monotonic_s(), 1.0))
         if self._owner is not None and not self._owner.cancelled() and (error := self._owner.exception()):
             raise error
@@ -219,7 +212,7 @@ class Mesh:
         waited = self._faults.handle(events)
         self._settle()
         if waited:
-            self._loads.announce(waited)
+            self._admission.announce(waited)
 
     def _settle(self) -> None:
         """Start what may start, publish what changed. Called again from within, it goes round once more."""
@@ -262,7 +255,7 @@ class Mesh:
         self._follow_shadow()
         self._follow_thrash(now_s)
         self._settle()
-        self._loads.announce()
+        self._admission.announce()
 
     def _follow_shadow(self) -> None:
         ledger = self._copies.ledger
@@ -308,9 +301,7 @@ class Mesh:
 
     def _gone(self, copy: Copy) -> None:
         self._loads.requeue(copy)
-        for waiter in self._waiting_gone.pop(copy.model, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+        self._asks.gone(copy.model)
 
     def _registry_changed(self, changed: ChangedIds) -> None:
         """The mirror is different. Most changes are learned facts, which concern nobody here."""
@@ -357,56 +348,11 @@ class Mesh:
                 events = await self._runtime.next_events()
             except RuntimeUnavailable as error:
                 self._journal.record(Did.WARNED, "", f"The runtime tells nothing: {error}")
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(_RUNTIME_RETRY_S)
                 continue
             for event in events:
-                self._runtime_event(event)
+                self._runtime_events.handle(event)
             self._settle()
-
-    def _runtime_event(self, event: RuntimeEvent) -> None:
-        match event:
-            case TargetsChanged():
-                self._copies.change_targets(event)
-            case CapacityChanged():
-                if event.capacity_bytes > self._copies.ledger.capacity_bytes:
-                    self._failures.forget_too_large()
-                self._copies.ledger.adopt(event.capacity_bytes, event.unattributed_bytes)
-            case Noted():
-                self._journal.record(event.did, event.model, event.reason)
-            case CopyLost():
-                self._copy_lost(event)
-            case SizeChanged():
-                self._resized(event)
-            case ReplicasChanged():
-                copy = self._copies.get(event.model)
-                if copy is not None and copy.state is State.LOADED:
-                    self._copies.set_replicas(copy, event.replicas)
-                    self._evictions.moved(copy)
-
-    def _copy_lost(self, event: CopyLost) -> None:
-        copy = self._copies.get(event.model)
-        if copy is None or copy.state is not State.LOADED:
-            return
-        self.measures.count("modelmesh_copies_lost")
-        self._journal.record(
-            Did.LOST,
-            event.model,
-            f"The copy is lost ({event.reason}); {format_size(copy.size_bytes)} are free, and it loads again when "
-            "asked for.",
-            size_bytes=copy.size_bytes,
-        )
-        self._evictions.lost(copy)
-        self._copies.lost(copy)
-        self._gone(copy)
-
-    def _resized(self, event: SizeChanged) -> None:
-        copy = self._copies.get(event.model)
-        if copy is None or copy.state not in (State.LOADED, State.UNLOADING):
-            return
-        before_bytes = copy.size_bytes
-        self._copies.resize(copy, event.size_bytes)
-        self._evictions.resized(copy, before_bytes)
-        self._learn(copy)
 
     # --- what vmodels and folders ask (`vmodels.Loader`) ----------------------------------------------------
 
@@ -415,59 +361,7 @@ class Mesh:
     ) -> None:
         """Return when this concrete model is loaded here; with `hold` it then stays until its first use. A standing failure does
         not keep it from being tried. Raises ModelNotFound, LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable."""
-        waiter = self._ask(model, why, hold)
-        if waiter is None:
-            return
-        limit_s = ASK_TIMEOUT_S if timeout_s is None else timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                await waiter
-        except TimeoutError:
-            raise LoadTimeout(f"Model {model} was not loaded within {limit_s:g} s.", model=model) from None
-        finally:
-            self._withdraw(model, waiter)
-
-    def _ask(self, model: str, why: str, hold: bool) -> asyncio.Future[None] | None:
-        """Have a model loaded. None when it is; else what tells when, which must be awaited or withdrawn."""
-        record = self._mirror.model(model)
-        if record is None:
-            raise ModelNotFound(f"model not found: {model}", model=model)
-        if self._stopping.is_set() or self._group is None:
-            raise RuntimeUnavailable("The instance is not running.", model=model)
-        copy = self._copies.get(model)
-        if copy is not None and copy.state is State.LOADED:
-            if copy.retirement is not None and copy.retirement.purpose is Purpose.ROOM:
-                self._evictions.revive(copy, why)
-            if copy.retirement is None:
-                if hold:
-                    self._copies.hold(model, HOLD_UNTIL_USED)
-                self._settle()
-                return None
-        want = self._loads.want(model, record)
-        if want is None:
-            raise NoCapacity(
-                f"Too many models wait to be loaded; model {model} is not accepted.",
-                model=model,
-                retry_after_s=1.0,
-            )
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        want.waiters.append(waiter)
-        if hold:
-            self._copies.hold(model, HOLD_UNTIL_USED)
-        self._loads.changed(model)
-        self._settle()
-        return waiter
-
-    def _withdraw(self, model: str, waiter: asyncio.Future[None]) -> None:
-        """A call stopped waiting. If it was the last to want the load, the queue forgets it."""
-        copy = self._copies.get(model)
-        if copy is None or copy.want is None or waiter not in copy.want.waiters:
-            return
-        copy.want.waiters.remove(waiter)
-        if not copy.want.waiters and not copy.want.asked:
-            self._copies.unhold(model, HOLD_UNTIL_USED)
-        self._loads.unwanted(copy)
-        self._settle()
+        await self._asks.load(model, why, hold, timeout_s)
 
     def hold(self, model: str, why: str) -> None:
         """Keep its copy from being evicted, also one yet to be loaded, until released. Idempotent."""
@@ -475,11 +369,7 @@ class Mesh:
 
     def release(self, model: str, why: str) -> None:
         """End a hold. No error when there is none."""
-        self._copies.unhold(model, why)
-        copy = self._copies.get(model)
-        if copy is not None:
-            self._loads.unwanted(copy)
-        self._settle()
+        self._asks.release(model, why)
 
     def has_copies(self, model: str) -> bool:
         """Whether it is loaded and can serve; one that only makes room can be had back."""
@@ -515,22 +405,14 @@ class Mesh:
         self, registration: Registration, *, load_now: bool = False, sync: bool = False
     ) -> ModelView:
         await self._registrar.register(registration)
-        if load_now and sync:
-            try:
-                await self.ensure_loaded(registration.id, why=_ASKED, hold=True)
-            except (LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable) as error:
-                log.info("Model %s is registered but not loaded: %s", registration.id, error)
-        elif load_now:
-            self._begin_load(registration.id)
+        try:
+            if load_now and sync:
+                await self._asks.load(registration.id, ASKED, True, None)
+            elif load_now:
+                self._asks.begin(registration.id)
+        except (LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable) as error:
+            log.info("Model %s is registered but not loaded: %s", registration.id, error)
         return self._reports.model(registration.id)
-
-    def _begin_load(self, model: str) -> None:
-        """Start a load nobody waits for."""
-        waiter = self._ask(model, _ASKED, True)
-        copy = self._copies.get(model)
-        if waiter is not None and copy is not None and copy.want is not None:
-            copy.want.asked = True
-            self._withdraw(model, waiter)
 
     async def register_many(self, registrations: Sequence[Registration]) -> Sequence[ModelMeshError | None]:
         return await self._registrar.register_many(registrations)
@@ -540,50 +422,13 @@ class Mesh:
 
     async def load(self, name: str, *, timeout_s: float | None = None) -> ModelView:
         model = self.resolve(name)
-        await self.ensure_loaded(model, why=_ASKED, hold=True, timeout_s=timeout_s)
+        await self._asks.load(model, ASKED, True, timeout_s)
         return self._reports.model(model)
 
     async def unload(self, name: str, *, timeout_s: float | None = None) -> ModelView:
         model = self.resolve(name)
-        copy = self._copies.get(model)
-        limit_s = ASK_TIMEOUT_S if timeout_s is None else timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                if copy is not None and copy.state in (State.QUEUED, State.LOADING):
-                    await self._load_ended(copy)
-                copy = self._copies.get(model)
-                if copy is not None and copy.state in (State.LOADED, State.UNLOADING):
-                    await self._unload_and_wait(copy)
-        except TimeoutError:
-            raise LoadTimeout(
-                f"Model {model} was not unloaded within {limit_s:g} s: its requests have not ended. It goes when they do.",
-                model=model,
-            ) from None
+        await self._asks.unload(model, timeout_s)
         return self._reports.model(model)
-
-    async def _load_ended(self, copy: Copy) -> None:
-        """Wait for a load under way, whatever comes of it; one only asked for is dropped."""
-        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
-        if copy.want is not None and not copy.want.waiters:
-            copy.want.asked = False
-        self._loads.unwanted(copy)
-        if self._copies.get(copy.model) is not copy or copy.want is None:
-            return
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        copy.want.waiters.append(ended)
-        try:
-            await ended
-        except ModelMeshError as error:
-            log.info("Model %s need not be unloaded: %s", copy.model, error)
-
-    async def _unload_and_wait(self, copy: Copy) -> None:
-        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
-        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting_gone.setdefault(copy.model, []).append(gone)
-        if copy.state is State.LOADED:
-            self._evictions.retire(copy, Purpose.ASKED, "it was asked for")
-            self._settle()
-        await gone
 
     def model(self, name: str) -> ModelView:
         return self._reports.model(self.resolve(name))

@@ -33,6 +33,9 @@ class Tuning:
     """Queued loads considered for passing a head that waits for memory."""
     announce_max: int = 256
     """With more models queued, a new one's place is looked at in the next tick only: it costs a look at all."""
+    announce_step_s: float = 0.05
+    announce_step_share: float = 0.1
+    """A time of readiness is told again when it moved by more than both, the share being of the time until then."""
     queue_max: int = 20_000
     """Models that may wait for a load."""
     asked_patience_s: float = 10.0

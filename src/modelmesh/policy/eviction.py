@@ -79,19 +79,21 @@ def choose(
     sample: Sample, may_go: Callable[[Resident], bool] = lambda resident: True
 ) -> tuple[Resident, float] | None:
     """The least valuable candidate that `may_go`, with its value; one with requests in flight only when there is no other.
-    None when none may go. Uses the sample up."""
+    None when none may go."""
     values, residents = sample
-    busy: tuple[Resident, float] | None = None
-    for _ in residents:
-        value = min(values)
-        index = values.index(value)
-        resident = residents[index]
-        if may_go(resident):
-            if not resident.in_flight:
-                return resident, value
-            busy = busy or (resident, value)
-        values[index] = inf
-    return busy
+    if not residents:
+        return None
+    least = min(values)
+    first = residents[values.index(least)]
+    if may_go(first) and not first.in_flight:
+        return first, least
+    best: tuple[Resident, float] | None = None
+    for resident, value in zip(residents, values, strict=True):
+        if may_go(resident) and (
+            best is None or (resident.in_flight > 0, value) < (best[0].in_flight > 0, best[1])
+        ):
+            best = resident, value
+    return best
 
 
 def trim(victims: Sequence[tuple[Resident, float]], needed_bytes: int) -> list[tuple[Resident, float]]:
