@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 WORKER_BYTES: Final = 512 * MIB
 ATTEMPTS: Final = 3
 """Workers a load may lose to deaths that are not its fault."""
-BURIAL_TIMEOUT_S: Final = 5.0
 PROMISE_S: Final = 120.0
 """How long a load that was promised the import of a format keeps others from being asked for its bytes too."""
 EXAMINED_MAX: Final = 1000
@@ -219,7 +218,8 @@ class BuiltinRuntime:
                 del self._orders[order.spec.id]
 
     async def _load(self, spec: ModelSpec, *, may_import: bool) -> Loaded:
-        format, artefact = self._examined.pop(spec, None) or await asyncio.to_thread(_examine, spec)
+        examined = self._examined.pop(spec, None)
+        format, artefact = examined if examined is not None else await asyncio.to_thread(_examine, spec)
         try:
             for _ in range(ATTEMPTS):
                 seat = await self._choose_seat(spec, format, may_import=may_import)
@@ -260,11 +260,8 @@ class BuiltinRuntime:
 
     async def _find_fault(self, spec: ModelSpec, worker: WorkerProcess | None) -> None:
         """Returns when the worker's death was not this model's doing. Raises Quarantined or LoadFailed when it was."""
-        if worker is None:
-            return
-        async with asyncio.timeout(BURIAL_TIMEOUT_S):
-            death = await asyncio.shield(worker.buried)
-        if death.blames_models and spec.id in death.suspects:
+        death = None if worker is None else await worker.wait_buried()
+        if death is not None and death.blames_models and spec.id in death.suspects:
             self._quarantine.check(spec.id, self._clock.monotonic_s())
             raise LoadFailed(
                 f"The worker died while model {spec.id} was loading: {death.reason}. Next time it gets a worker of its own.",

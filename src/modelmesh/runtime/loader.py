@@ -51,7 +51,8 @@ class Loader:
         """Load a model and charge it. Returns it and whether its size is final. Raises LoadFailed; WorkerDied when the process
         ended meanwhile; Hung after the load timeout."""
         async with seat.turn:
-            if not seat.ready:
+            worker = seat.worker
+            if worker is None or not seat.ready:
                 raise WorkerDied(seat.name)
             seat.loading = spec
             seat.changes += 1
@@ -59,6 +60,9 @@ class Loader:
                 if format not in seat.formats:
                     await self._import(seat, format)
                 return await self._load(seat, spec, format, artefact)
+            except WorkerDied:
+                await worker.wait_buried()
+                raise
             finally:
                 seat.loading = None
                 seat.account.reserved_bytes = 0

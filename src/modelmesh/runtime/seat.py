@@ -60,13 +60,14 @@ class Seat:
         """Whether a model may be loaded here now."""
         return self.worker is not None and self.worker.alive and not self.closed
 
-    def vacate(self) -> list[str]:
-        """The process is gone and all with it. Returns the models that were lost."""
+    def vacate(self, next_base_bytes: int) -> list[str]:
+        """The process is gone and all with it; what the next one will weigh stays reserved, if there is one. Returns the
+        models that were lost."""
         lost = list(self.models)
         self.worker = None
         self.models.clear()
         self.formats.clear()
-        self.account = Account()
+        self.account = Account(base_anon_bytes=0 if self.closed or self.alone_for else next_base_bytes)
         self.busy_s = self.busy = 0.0
         self.swollen_since_s = None
         return lost

@@ -85,7 +85,7 @@ class Supervisor:
         worker = seat.worker
         if worker is not None:
             await worker.stop(grace_s, why)
-            await worker.buried
+            await worker.wait_buried()
         if seat in self.seats:
             self.seats.remove(seat)
         self._on_change(f"{seat.name} was ended: {why}")
@@ -95,7 +95,7 @@ class Supervisor:
         worker = seat.worker
         if worker is not None:
             await worker.kill(why)
-            await worker.buried
+            await worker.wait_buried()
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run something beside the callers; it is cancelled by `stop`, and its errors are logged."""
@@ -144,7 +144,7 @@ class Supervisor:
         counted, self._oom_kills = self._oom_kills, oom_kills()
         death = Death(worker.exited.result(), self._oom_kills > counted, worker.ending, suspects)
         target_id, alone = seat.target_id, bool(seat.alone_for)
-        lost = seat.vacate()
+        lost = seat.vacate(self._facts.idle_base_bytes())
         if not self._stopping:
             self._report(seat.name, target_id, death, lost)
             self._blame(death, alone)

@@ -219,6 +219,14 @@ class WorkerProcess:
         finally:
             self._waiting.pop(number, None)
 
+    async def wait_buried(self) -> Death | None:
+        """What its death meant, once it is known; None when that takes too long, for it does not end."""
+        try:
+            async with asyncio.timeout(KILL_TIMEOUT_S):
+                return await asyncio.shield(self.buried)
+        except TimeoutError:
+            return None
+
     async def stop(self, grace_s: float, why: str) -> None:
         """Let it finish what runs, then end it. Returns when it is gone."""
         self.ending = self.ending or why

@@ -19,7 +19,7 @@ class LightGBMFormat:
 
     name = "lightgbm"
     extra = "lightgbm"
-    modules: tuple[str, ...] = ("numpy", "sklearn", "lightgbm")
+    modules: tuple[str, ...] = ("sklearn", "lightgbm")
     well_known: tuple[str, ...] = ("model.bst", "model.txt")
     extensions = (".bst", ".txt", ".lgb", ".lgbm")
     hints = SizeHints(floor_bytes=48 * 1024, per_file_byte=1.5, peak_factor=3.0)

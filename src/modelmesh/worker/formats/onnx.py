@@ -36,7 +36,7 @@ class OnnxFormat:
 
     name = "onnx"
     extra = "onnx"
-    modules: tuple[str, ...] = ("numpy", "onnxruntime")
+    modules: tuple[str, ...] = ("onnxruntime",)
     well_known: tuple[str, ...] = ("model.onnx",)
     extensions = (".onnx", ".ort")
     hints = SizeHints(floor_bytes=160 * 1024, per_file_byte=2.0, peak_factor=2.5)

@@ -30,7 +30,7 @@ class SKLearnFormat:
 
     name = "sklearn"
     extra = "sklearn"
-    modules: tuple[str, ...] = ("numpy", "sklearn")
+    modules: tuple[str, ...] = ("sklearn",)
     well_known: tuple[str, ...] = ("model.joblib", "model.pickle", "model.pkl")
     extensions = (".joblib", ".pickle", ".pkl")
     hints = SizeHints(floor_bytes=8 * 1024, per_file_byte=1.5, peak_factor=2.0)

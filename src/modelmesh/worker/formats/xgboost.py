@@ -25,7 +25,7 @@ class XGBoostFormat:
 
     name = "xgboost"
     extra = "xgboost"
-    modules: tuple[str, ...] = ("numpy", "sklearn", "xgboost")
+    modules: tuple[str, ...] = ("sklearn", "xgboost")
     well_known: tuple[str, ...] = ("model.bst", "model.json", "model.ubj")
     extensions = (".bst", ".json", ".ubj", ".xgb", ".bin")
     hints = SizeHints(floor_bytes=24 * 1024, per_file_byte=1.5, peak_factor=4.0)
