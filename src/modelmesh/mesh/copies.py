@@ -84,6 +84,7 @@ class Copy(Resident):
         "cancelled",
         "content",
         "estimate",
+        "estimated_capacity_bytes",
         "history",
         "holds",
         "identity",
@@ -93,6 +94,7 @@ class Copy(Resident):
         "replicas",
         "resumed",
         "retirement",
+        "set_aside_s",
         "state",
         "want",
     )
@@ -109,8 +111,12 @@ class Copy(Resident):
         """Why it may not be evicted: "ensure loaded", "vmodel target"."""
         self.retirement: Retirement | None = None
         self.estimate: Estimate | None = None
+        self.estimated_capacity_bytes = 0
+        """The capacity when it was estimated."""
         self.needed_bytes = 0
         """What its load must reserve; meaningful with an estimate."""
+        self.set_aside_s = 0.0
+        """Since when it could not be loaded whoever is evicted; 0 when it could."""
         self.measured = False
         self.content = ""
         self.resumed = 0

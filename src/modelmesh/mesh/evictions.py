@@ -85,6 +85,10 @@ class Evictions:
         yielding = sum(copy.size_bytes for copy in self._copies.held() if _yields(copy)) if urgent else 0
         return self._copies.residents.size_bytes + yielding
 
+    def held_bytes(self, urgent: bool) -> int:
+        """What loaded copies weigh that may not be evicted, not even for requests that wait when `urgent`."""
+        return sum(copy.size_bytes for copy in self._copies.held() if not (urgent and _yields(copy)))
+
     def make_room(self, lacking_bytes: int, reason: str, *, at_once: bool, urgent: bool) -> None:
         """Retire victims worth at least `lacking_bytes`, the least valuable first; fewer when the others have not been there
         long enough, then `settle` is called when they have. `at_once` (an overdraft) ignores the minimum residence;

@@ -199,10 +199,9 @@ class Loads:
             return
         free_slots = self.slots - len(self._running)
         first = self._queue.first(self._tuning.lookahead if free_slots else 1)
-        queued = [copy for copy in first if copy.estimate is not None]
-        if self._refuse_too_large(queued):
-            self._settle()
-            return
+        queued = [copy for copy in first if self._estimated(copy)]
+        self._start_estimates()
+        queued = [copy for copy in queued if not self._set_aside(copy)]
         claims = [Claim(copy.needed_bytes) for copy in queued]
         started, lacking_bytes = startable(
             claims, free_slots, ledger.free_bytes, self._evictions.incoming_bytes
@@ -215,6 +214,35 @@ class Loads:
         elif not blocked:
             self._evictions.revive_all("nobody waits for its memory any more")
 
+    def _estimated(self, copy: Copy) -> bool:
+        """Whether its estimate holds. One that includes a growth of the server is made anew when the capacity moved since: the
+        other load that moved it may have spared this one the growth."""
+        estimate = copy.estimate
+        if estimate is None:
+            return False
+        if estimate.base_bytes and copy.estimated_capacity_bytes != self._copies.ledger.capacity_bytes:
+            copy.estimate = None
+            self._unestimated.appendleft(copy)
+            return False
+        return True
+
+    def _set_aside(self, copy: Copy) -> bool:
+        """Whether it cannot be loaded as things are, whoever is evicted; then it holds up nobody else. It is refused at
+        once when it never fits, else when things stay like that for a while."""
+        ledger, want = self._copies.ledger, copy.want
+        if copy.needed_bytes > ledger.capacity_bytes:
+            self._refuse_queued(copy, self._too_large(copy, ledger.capacity_bytes))
+            return True
+        held_bytes = self._evictions.held_bytes(want is not None and want.why is Why.URGENT)
+        if copy.needed_bytes <= ledger.capacity_bytes - ledger.unattributed_bytes - held_bytes:
+            copy.set_aside_s = 0.0
+            return False
+        now_s = self._clock.monotonic_s()
+        copy.set_aside_s = copy.set_aside_s or now_s
+        if now_s >= copy.set_aside_s + self._tuning.set_aside_s:
+            self._refuse_queued(copy, self._no_room(copy, held_bytes))
+        return True
+
     def _make_room(self, head: Copy, lacking_bytes: int) -> None:
         """Evict for the blocked loads, or for their head alone when that is all that can be had. What could not suffice is not
         begun: nobody is evicted in vain."""
@@ -222,24 +250,12 @@ class Loads:
         if want is None or want.why >= Why.SCALE:
             return
         urgent = want.why is Why.URGENT
-        incoming_bytes = self._evictions.incoming_bytes
         evictable_bytes = self._evictions.evictable_bytes(urgent)
         if lacking_bytes > evictable_bytes:
-            lacking_bytes = head.needed_bytes - ledger.free_bytes - incoming_bytes
+            lacking_bytes = head.needed_bytes - ledger.free_bytes - self._evictions.incoming_bytes
         if lacking_bytes <= evictable_bytes:
             reason = f"to make room for {head.model}"
             self._evictions.make_room(lacking_bytes, reason, at_once=False, urgent=urgent)
-        elif not self._running and incoming_bytes == 0:
-            self._refuse_queued(head, self._all_held(head, ledger.capacity_bytes - ledger.unattributed_bytes))
-            self._settle()
-
-    def _refuse_too_large(self, queued: list[Copy]) -> bool:
-        """Refuse those that never fit in the capacity as it is now. False when there was none."""
-        capacity_bytes = self._copies.ledger.capacity_bytes
-        too_large = [copy for copy in queued if copy.needed_bytes > capacity_bytes]
-        for copy in too_large:
-            self._refuse_queued(copy, self._too_large(copy, capacity_bytes))
-        return bool(too_large)
 
     @staticmethod
     def _too_large(copy: Copy, usable_bytes: int) -> ModelTooLarge:
@@ -250,11 +266,12 @@ class Loads:
             model=copy.model,
         )
 
-    def _all_held(self, copy: Copy, usable_bytes: int) -> NoCapacity:
-        held_bytes = sum(held.size_bytes for held in self._copies.held())
+    def _no_room(self, copy: Copy, held_bytes: int) -> NoCapacity:
+        ledger = self._copies.ledger
         return NoCapacity(
-            f"Model {copy.model} needs {format_size(copy.needed_bytes)} of {format_size(usable_bytes)}, of which "
-            f"{format_size(held_bytes)} are held by models that may not be evicted.",
+            f"Model {copy.model} needs {format_size(copy.needed_bytes)} to load. Of the "
+            f"{format_size(ledger.capacity_bytes)} models may use, {format_size(held_bytes)} are held by models that may not be evicted, and "
+            f"{format_size(ledger.unattributed_bytes)} are in use by none of them.",
             model=copy.model,
             retry_after_s=1.0,
         )
@@ -269,7 +286,7 @@ class Loads:
                 self._spawn(self._estimate(copy), f"estimate {copy.model}")
 
     async def _estimate(self, copy: Copy) -> None:
-        record = self._record_of(copy.model)
+        record, capacity_bytes = self._record_of(copy.model), self._copies.ledger.capacity_bytes
         error: ModelMeshError | None = None
         estimate: Estimate | None = None
         try:
@@ -294,6 +311,7 @@ class Loads:
             return
         copy.estimate = refined(estimate, record)
         copy.needed_bytes = copy.estimate.peak_bytes + copy.estimate.base_bytes
+        copy.estimated_capacity_bytes = capacity_bytes
         if copy.load_s == 0.0 and copy.estimate.load_s > 0.0:
             copy.load_s = copy.estimate.load_s
             self.changed(copy.model)

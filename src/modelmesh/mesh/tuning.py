@@ -29,6 +29,8 @@ class Tuning:
     """A refused name is remembered this long; a registration in another process shows after it."""
     failure_cache_s: float = 1.0
     """The data plane answers for a failed model on its own this long, then asks again."""
+    set_aside_s: float = 3.0
+    """A load that held models or stray memory keep out is refused after this: both often end by themselves."""
     lookahead: int = 16
     """Queued loads considered for passing a head that waits for memory."""
     announce_max: int = 256

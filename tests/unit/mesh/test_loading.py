@@ -163,6 +163,43 @@ def test_a_load_that_only_held_models_stand_in_the_way_of_is_refused_with_number
     run(scene())
 
 
+def test_an_estimate_that_includes_an_import_is_made_anew_when_another_load_imported() -> None:
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000, max_loads=1) as stage:
+            for model in ("first", "second", "third"):
+                await stage.register(model, Artefact(size_bytes=200, base_bytes=500, load_s=0.1))
+            requests = [stage.ask(model) for model in ("first", "second", "third")]
+            for request in requests:
+                assert (await request.answer).code is Code.OK
+            assert [entry.numbers["reserved_bytes"] for entry in stage.told(Did.LOADING)] == [700, 200, 200]
+
+    run(scene())
+
+
+def test_a_load_kept_out_holds_up_nobody_else_and_waits_a_little() -> None:
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000) as stage:
+            await stage.register("large", Artefact(size_bytes=900))
+            await stage.register("small", Artefact(size_bytes=100))
+            stage.runtime.resize(1000, unattributed_bytes=300)
+            await asyncio.sleep(0.01)
+            large, small = stage.ask("large"), stage.ask("small")
+            assert (await small.answer).code is Code.OK and not large.answer.done()
+            await asyncio.sleep(1.0)
+            stage.runtime.resize(1000, unattributed_bytes=50)
+            assert (await large.answer).code is Code.OK
+
+            stage.runtime.resize(1000, unattributed_bytes=300)
+            await stage.mesh.unload("large")
+            answer = await stage.ask("large").answer
+            assert (
+                answer.code is Code.RESOURCE_EXHAUSTED
+                and "300 B are in use by none of them" in answer.message
+            )
+
+    run(scene())
+
+
 def test_nobody_is_evicted_in_vain() -> None:
     """Neither for a model that never fits, behind a head that waits, nor for one that held models keep out."""
 
@@ -194,7 +231,7 @@ def test_holds_for_a_first_use_yield_to_requests() -> None:
             await stage.register("other", Artefact(size_bytes=800))
             view = await stage.mesh.load("asked")
             assert view.state is State.LOADED and view.pinned_by == "ensure loaded"
-            error = await raised(stage.mesh.load("other", timeout_s=1.0))
+            error = await raised(stage.mesh.load("other", timeout_s=5.0))
             assert isinstance(error, NoCapacity)
             await asyncio.sleep(0.1)
             assert (await stage.ask("other").answer).code is Code.OK
