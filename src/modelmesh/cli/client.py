@@ -122,6 +122,9 @@ def _sentence(response: httpx.Response) -> str:
         return f"{response.request.url} answered {response.status_code}; is that the ops port of a modelmesh instance?"
     if isinstance(error, str):
         return error
-    retry_after_s = error.get("retry_after_s")
-    again = f" Try again in {retry_after_s:.3g} s." if retry_after_s else ""
-    return f"{error.get('message', error)}{again}"
+    sentence = str(error.get("message", error))
+    if error.get("code") == "NOT_FOUND":
+        sentence = f"{sentence.rstrip('.')}. See what there is with: modelmesh list."
+    if retry_after_s := error.get("retry_after_s"):
+        sentence += f" Try again in {retry_after_s:.3g} s."
+    return sentence

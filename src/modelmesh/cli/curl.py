@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections.abc import Iterable
 from typing import Any, Final
-from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import urlopen
 
@@ -14,18 +14,20 @@ _ELEMENTS_MAX: Final = 64
 _TIMEOUT_S: Final = 30.0
 
 
-def curl_line(rest: str, name: str) -> str:
-    """A `curl` command for the model. Asks the REST port for its metadata, which may load it; blocks for as long, so call it in a
-    thread. When the model cannot tell what it takes, the command asks for its metadata instead."""
-    url = f"{rest}/v2/models/{quote(name, safe='')}"
-    try:
-        with urlopen(url, timeout=_TIMEOUT_S) as answer:
-            body = example_request(json.load(answer))
-    except (URLError, OSError, ValueError):
-        body = None
-    if body is None:
-        return f"curl {url}"
-    return f"curl {url}/infer -d {shlex.quote(json.dumps(body, separators=(',', ':')))}"
+def curl_line(rest: str, names: Iterable[str]) -> str:
+    """A `curl` command for the first of these models that works. Asks the REST port for metadata, which may load a model; blocks
+    for as long, so call it in a thread. A model that does not say what it takes is asked for its metadata instead."""
+    for name in names:
+        url = f"{rest}/v2/models/{quote(name, safe='')}"
+        try:
+            with urlopen(url, timeout=_TIMEOUT_S) as answer:
+                body = example_request(json.load(answer))
+        except (OSError, ValueError):
+            continue  # it is broken, or too large; /explain tells
+        if body is None:
+            return f"curl {url}"
+        return f"curl {url}/infer -d {shlex.quote(json.dumps(body, separators=(',', ':')))}"
+    return f"curl {rest}/v2"
 
 
 def example_request(metadata: dict[str, Any]) -> dict[str, Any] | None:

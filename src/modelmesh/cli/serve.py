@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from modelmesh.instance.instance import Instance
     from modelmesh.ops.parts import Listening
 
+_TRIED_FOR_CURL: Final = 5
 SAYS: Final = "Serve a folder of models, or models registered while running."
 _log = logging.getLogger("modelmesh")
 
@@ -212,10 +213,10 @@ async def _greet(instance: Instance, listening: Listening) -> None:
         f"  gRPC  {listening.grpc}",
         f"  ops   {listening.ops}  (admin API and its docs, /metrics, /ready)",
     )
-    first = instance.mesh.models(limit=1).models
+    first = instance.mesh.models(limit=_TRIED_FOR_CURL).models
     if first:
-        name = first[0].names[0] if first[0].names else first[0].id
-        line = await asyncio.to_thread(curl_line, listening.rest, name)
+        names = [model.names[0] if model.names else model.id for model in first]
+        line = await asyncio.to_thread(curl_line, listening.rest, names)
         _say("Try:", f"  {line}")
     else:
         _say("Register one:", "  modelmesh register ID --type FORMAT --path PATH")

@@ -40,5 +40,7 @@ def _bind(host: str, port: int) -> socket.socket:
             raise SettingsError(
                 f"--ops-port: port {port} is taken; stop what listens there, or choose another port (0: any free one)."
             ) from error
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise SettingsError(f'--host: "{host}" is not an address of this machine.') from error
         raise SettingsError(f"--ops-port: {host}:{port} cannot be bound: {error.strerror}.") from error
     return bound

@@ -36,9 +36,11 @@ def _standing_of_model(model: ModelView, now_wall_s: float) -> str:
         return f"{subject} is loaded: {_weight(model)}, {_use(model, now_wall_s)}{_pin(model)}."
     if model.state is State.FAILED and model.failure:
         wait_s = max(0.0, model.failure.expires_wall_s - now_wall_s)
-        kind = "the artefact is bad" if model.failure.permanent else "it may pass"
         reason = model.failure.reason.rstrip(".")
-        return f"{subject} failed to load ({kind}): {reason}. It is tried again in {wait_s:.0f} s at the earliest."
+        outlook = "That will not pass by itself; t" if model.failure.permanent else "T"
+        return (
+            f"{subject} failed to load: {reason}. {outlook}he first request after {wait_s:.0f} s tries again."
+        )
     if model.state in (State.QUEUED, State.LOADING):
         doing = "waits to be loaded" if model.state is State.QUEUED else "is being loaded"
         return f"{subject} {doing}; {model.waiting} requests wait for it."

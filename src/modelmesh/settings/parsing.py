@@ -37,8 +37,12 @@ def seconds(value: str) -> float:
     return number
 
 
-def size(value: str) -> int:
-    return parse_size(value)
+def message_size(value: str) -> int:
+    """Bounded by what gRPC can count."""
+    size_bytes = parse_size(value)
+    if not 1024 <= size_bytes < 2**31:
+        raise ValueError("is not a size from 1KiB to just below 2GiB")
+    return size_bytes
 
 
 def memory(value: str) -> int:

@@ -107,7 +107,7 @@ class Network:
         int,
         Setting(
             "message_max",
-            parsing.size,
+            parsing.message_size,
             "16MiB",
             "Largest request or answer; beyond it RESOURCE_EXHAUSTED, or 413 over REST.",
             "SIZE",

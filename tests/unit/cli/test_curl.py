@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 
@@ -38,11 +39,13 @@ def test_long_or_unknown_requests_are_not_made_up(metadata: dict[str, Any]) -> N
     assert example_request(metadata) is None
 
 
-def test_without_metadata_the_line_asks_for_it() -> None:
-    assert curl_line("http://127.0.0.1:1", "team/it's") == "curl http://127.0.0.1:1/v2/models/team%2Fit%27s"
+def test_where_no_model_works_the_line_still_does() -> None:
+    assert curl_line("http://127.0.0.1:1", ["a", "b"]) == "curl http://127.0.0.1:1/v2"
 
 
-def test_the_line_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_model_that_works_is_taken_and_the_line_can_be_pasted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Answer:
         def __enter__(self) -> Answer:
             return self
@@ -53,7 +56,12 @@ def test_the_line_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
         def read(self) -> bytes:
             return json.dumps({"inputs": [tensor("it's", "FP32", [-1, 2])]}).encode()
 
-    monkeypatch.setattr("modelmesh.cli.curl.urlopen", lambda url, timeout: Answer())
-    command, url, flag, body = shlex.split(curl_line("http://h:1", "m"))
-    assert (command, url, flag) == ("curl", "http://h:1/v2/models/m/infer", "-d")
+    def opened(url: str, timeout: float) -> Answer:
+        if "broken" in url:
+            raise URLError("503")
+        return Answer()
+
+    monkeypatch.setattr("modelmesh.cli.curl.urlopen", opened)
+    command, url, flag, body = shlex.split(curl_line("http://h:1", ["broken", "team/m"]))
+    assert (command, url, flag) == ("curl", "http://h:1/v2/models/team%2Fm/infer", "-d")
     assert json.loads(body)["inputs"][0]["name"] == "it's"

@@ -54,6 +54,7 @@ def test_workers_by_cores_and_memory() -> None:
         ({"log_format": "loud"}, {}, '--log-format: "loud" is none of auto, console, json'),
         ({"grace": "-1"}, {}, '--grace: "-1" is not a number of seconds'),
         ({"host": " "}, {}, '--host: " " is empty'),
+        ({"message_max": "2GiB"}, {}, '--message-max: "2GiB" is not a size from 1KiB to just below 2GiB'),
     ],
 )
 def test_a_wrong_value_is_named_in_one_sentence(
