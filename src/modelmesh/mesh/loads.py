@@ -268,10 +268,10 @@ class Loads:
 
     def _no_room(self, copy: Copy, held_bytes: int) -> NoCapacity:
         ledger = self._copies.ledger
+        usable, held, stray = map(format_size, (ledger.capacity_bytes, held_bytes, ledger.unattributed_bytes))
         return NoCapacity(
-            f"Model {copy.model} needs {format_size(copy.needed_bytes)} to load. Of the "
-            f"{format_size(ledger.capacity_bytes)} models may use, {format_size(held_bytes)} are held by models that may not be evicted, and "
-            f"{format_size(ledger.unattributed_bytes)} are in use by none of them.",
+            f"Model {copy.model} needs {format_size(copy.needed_bytes)} to load. Of the {usable} models may use, {held} are "
+            f"held by models that may not be evicted, and {stray} are in use by none of them.",
             model=copy.model,
             retry_after_s=1.0,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, Name
-from modelmesh.errors import ModelMeshError, NoCapacity, code_of, http_status_of
+from modelmesh.errors import ModelMeshError, ModelTooLarge, NoCapacity, code_of, http_status_of
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.failures import Standing
 from modelmesh.mesh.measures import Measures
@@ -43,7 +43,8 @@ class Refusals:
             retry_after_s = None if standing.permanent else remaining_s
             cache_s = min(remaining_s, self._tuning.failure_cache_s)
         text = str(error)
-        thrashing = self._thrash.judge(now_s) if isinstance(error, NoCapacity) else None
+        for_now = isinstance(error, NoCapacity) and not isinstance(error, ModelTooLarge)
+        thrashing = self._thrash.judge(now_s) if for_now else None
         if thrashing is not None:
             text = f"{text} {thrashing_sentence(thrashing)}"
         retry_after_ms = -1 if retry_after_s is None else round(retry_after_s * 1000)
