@@ -121,7 +121,7 @@ def test_a_model_that_runs_alone_gives_its_worker_back(strange: Save) -> None:
             await _until_lost(served, "bad")
             loaded = await served.load("bad", "strange", bad)
             await served.unload("bad")
-            assert len(served.pids()) == 1
+            await served.until(lambda: len(served.pids()) == 1, "only the regular worker is left")
             await served.until(
                 lambda: served.capacity[0] > loaded.capacity_bytes + 15 * MIB, "its base is back"
             )

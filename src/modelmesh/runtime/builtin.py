@@ -94,7 +94,11 @@ class BuiltinRuntime:
             lambda seat: self._replacing.swollen(seat),
         )
         self._replacing = Replacing(self._supervisor, self._loader, self._meter, self._facts, self._events)
-        await self._supervisor.start(config.n_workers)
+        try:
+            await self._supervisor.start(config.n_workers)
+        except BaseException:
+            await self.stop(0.0)
+            raise
         capacity_bytes = self._meter.adopted()
         if capacity_bytes == 0:
             weigh_bytes = sum(seat.account.base_bytes for seat in self._supervisor.seats)
@@ -227,7 +231,7 @@ class BuiltinRuntime:
                 try:
                     return await self._load_into(seat, spec, format, artefact)
                 except WorkerDied:
-                    await self._find_fault(spec, worker)
+                    self._find_fault(spec, worker)
         finally:
             if self._promised.get(format, ("", 0.0))[0] == spec.id:
                 del self._promised[format]
@@ -258,9 +262,9 @@ class BuiltinRuntime:
             capacity_bytes=self._meter.adopted(),
         )
 
-    async def _find_fault(self, spec: ModelSpec, worker: WorkerProcess | None) -> None:
+    def _find_fault(self, spec: ModelSpec, worker: WorkerProcess | None) -> None:
         """Returns when the worker's death was not this model's doing. Raises Quarantined or LoadFailed when it was."""
-        death = None if worker is None else await worker.wait_buried()
+        death = worker.buried.result() if worker is not None and worker.buried.done() else None
         if death is not None and death.blames_models and spec.id in death.suspects:
             self._quarantine.check(spec.id, self._clock.monotonic_s())
             raise LoadFailed(
@@ -313,7 +317,11 @@ class BuiltinRuntime:
 
     async def _unload(self, model: str) -> None:
         for seat in [seat for seat in self._supervisor.seats if model in seat.models]:
-            await self._loader.unload(seat, model)
+            try:
+                await self._loader.unload(seat, model)
+            except RuntimeUnavailable:
+                self._replacing.hung(seat, f"it did not answer to the unload of {model}")
+                raise
             if seat.alone_for:
                 await self._supervisor.end_seat(seat, 1.0, f"{model}, which had it alone, was unloaded")
 
@@ -334,10 +342,10 @@ class BuiltinRuntime:
             return
         self._stopped = True
         orders = [order.task for order in self._orders.values() if order.task is not None]
-        await self._supervisor.stop(grace_s)
         for task in orders:
             task.cancel()
         await asyncio.gather(*orders, return_exceptions=True)
+        await self._supervisor.stop(grace_s)
         await asyncio.to_thread(self._facts.save)
 
 

@@ -23,6 +23,8 @@ from modelmesh.worker.memory import Footprint, footprint
 
 log = logging.getLogger(__name__)
 
+IMPORT_TIMEOUT_S: Final = 120.0
+"""A cold disk under a busy machine takes its time over the first import of a large library."""
 UNLOAD_GRACE_S: Final = 30.0
 """How long requests that are already in the worker may take when their model is unloaded."""
 
@@ -124,7 +126,8 @@ class Loader:
         assert seat.worker is not None and spec is not None
         started_s = time.monotonic()
         try:
-            answer = await seat.worker.ask(command, self._timeout_s)
+            timeout_s = self._timeout_s if loading else max(self._timeout_s, IMPORT_TIMEOUT_S)
+            answer = await seat.worker.ask(command, timeout_s)
         except TimeoutError as error:
             what = "loading" if loading else "importing its framework"
             timeout = LoadTimeout(

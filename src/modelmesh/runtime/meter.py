@@ -23,7 +23,9 @@ MIB: Final = 1 << 20
 INTERVAL_S: Final = 1.0
 READING_SHARE_MAX: Final = 0.02
 """Readings take at most this share of the time; the kernel walks all pages for one."""
-ANSWER_TIMEOUT_S: Final = 10.0
+ANSWER_WAIT_S: Final = 0.5
+"""A reading does not wait longer for a worker's answer; the answer counts when it comes."""
+ANSWER_TIMEOUT_S: Final = 60.0
 TELL_BYTES: Final = MIB
 """Smaller movements of capacity are not worth an event."""
 SLACK_SHARE: Final = 0.05
@@ -50,6 +52,7 @@ class Meter:
         self._events = events
         self._on_swollen = on_swollen
         self._told = (0, 0)
+        self._reading_s = 0.0
 
     def share_bytes(self) -> int:
         """A worker's part of the budget."""
@@ -82,33 +85,52 @@ class Meter:
 
     async def run(self) -> None:
         """Read for ever."""
-        while True:
-            started_s = time.monotonic()
-            await asyncio.gather(*(self._read(seat) for seat in self._seats()))
-            self.tell("the workers were measured")
-            took_s = time.monotonic() - started_s
-            await asyncio.sleep(
-                max(INTERVAL_S - took_s, 0.0, took_s / READING_SHARE_MAX if took_s > INTERVAL_S else 0.0)
-            )
+        try:
+            while True:
+                started_s = time.monotonic()
+                await self._read_all()
+                due_s = started_s + max(INTERVAL_S, self._reading_s / READING_SHARE_MAX)
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        finally:
+            for seat in self._seats():
+                if seat.measuring is not None:
+                    seat.measuring.cancel()
 
-    async def _read(self, seat: Seat) -> None:
+    async def _read_all(self) -> None:
+        seats = [seat for seat in self._seats() if seat.worker is not None and seat.worker.alive]
+        for seat in seats:
+            if seat.measuring is None or seat.measuring.done():
+                seat.measuring = asyncio.create_task(self._ask(seat), name=f"{seat.name} measurement")
+        waiting = [seat.measuring for seat in seats if seat.measuring is not None]
+        if waiting:
+            await asyncio.wait(waiting, timeout=ANSWER_WAIT_S)
+        workers = [seat.worker for seat in seats]
+        pids = [worker.pid for worker in workers if worker is not None]
+        started_s = time.monotonic()
+        readings = await asyncio.to_thread(lambda: [footprint(pid) for pid in pids])
+        self._reading_s = time.monotonic() - started_s
+        for seat, worker, reading in zip(seats, workers, readings, strict=True):
+            if seat.worker is worker and reading is not None:
+                seat.account.measured(reading)
+                self._watch_swelling(seat)
+        self.tell("the workers were measured")
+
+    async def _ask(self, seat: Seat) -> None:
+        """Have a worker tidy up and tell; it may take its time."""
         worker = seat.worker
-        if worker is None or not worker.alive:
+        if worker is None:
             return
         try:
             answer = await worker.ask(Measure(self._slack_max_bytes(seat)), ANSWER_TIMEOUT_S)
         except WorkerDied:
             return
         except TimeoutError:
-            answer = None
-        reading = await asyncio.to_thread(footprint, worker.pid)
-        if seat.worker is not worker:
+            log.warning(
+                "%s (process %d) has not answered for %.0f s.", seat.name, worker.pid, ANSWER_TIMEOUT_S
+            )
             return
-        if isinstance(answer, Measured):
+        if seat.worker is worker and isinstance(answer, Measured):
             self._settle(seat, answer)
-        if reading is not None:
-            seat.account.measured(reading)
-            self._watch_swelling(seat)
 
     def _slack_max_bytes(self, seat: Seat) -> int:
         """How many free pages a worker may keep: while models come and go some, for the next load uses them again;
@@ -122,6 +144,9 @@ class Meter:
         elapsed_s = now_s - seat.measured_at_s
         seat.busy = min(1.0, max(0.0, measured.busy_s - seat.busy_s) / elapsed_s) if elapsed_s > 0 else 0.0
         seat.busy_s, seat.measured_at_s = measured.busy_s, now_s
+        account = seat.account
+        mapped_bytes = sum(charge.file_bytes for charge in account.charges.values())
+        seat.kept_bytes = measured.anon_bytes - account.base_anon_bytes - account.charged_bytes + mapped_bytes
         for model, size_bytes in measured.settled.items():
             placed, charge = seat.models.get(model), seat.account.charges.get(model)
             if placed is None or charge is None or self._sizes.measured(placed.content) is not None:
@@ -136,7 +161,7 @@ class Meter:
     def _watch_swelling(self, seat: Seat) -> None:
         limit_bytes = max(SWOLLEN_BYTES_MIN, int(self.share_bytes() * SWOLLEN_SHARE))
         now_s = time.monotonic()
-        if seat.account.unattributed_bytes < limit_bytes or seat.loading is not None:
+        if seat.kept_bytes < limit_bytes or seat.loading is not None:
             seat.swollen_since_s = None
         elif seat.swollen_since_s is None:
             seat.swollen_since_s = now_s

@@ -55,8 +55,7 @@ class Replacing:
             return
         self._not_before_s = now_s + self._pause_s
         self._pause_s = min(self._pause_s * 2, PAUSE_S_MAX)
-        kept_bytes = seat.account.unattributed_bytes
-        why = f"it keeps {kept_bytes / MIB:.1f} MiB that belong to no model"
+        why = f"it keeps {seat.kept_bytes / MIB:.1f} MiB that belong to no model"
         self._supervisor.spawn(self.replace(seat, why), f"{seat.name} replacement")
 
     def hung(self, seat: Seat, why: str) -> None:

@@ -52,6 +52,10 @@ class Seat:
     measured_at_s: float = 0.0
     started_at_s: float = 0.0
     failed_starts: int = 0
+    measuring: asyncio.Task[None] | None = None
+    """Its last question for measurements; a worker that holds the interpreter answers late."""
+    kept_bytes: int = 0
+    """Its own memory beyond base and charges between batches, at the last answer."""
     swollen_since_s: float | None = None
     """Since when its memory does not come back; None when all is well."""
 
@@ -69,5 +73,6 @@ class Seat:
         self.formats.clear()
         self.account = Account(base_anon_bytes=0 if self.closed or self.alone_for else next_base_bytes)
         self.busy_s = self.busy = 0.0
+        self.kept_bytes = 0
         self.swollen_since_s = None
         return lost

@@ -122,7 +122,11 @@ class Supervisor:
     async def _seat_worker(self, seat: Seat) -> None:
         worker = WorkerProcess(f"{seat.name}-{next(self._target_ids)}", self._config)
         await worker.start()
-        reading = await asyncio.to_thread(footprint, worker.pid)
+        try:
+            reading = await asyncio.to_thread(footprint, worker.pid)
+        except asyncio.CancelledError:
+            await worker.kill("it was not needed any more")
+            raise
         if reading is not None:
             seat.account.found_idle(reading)
             self._facts.learn_idle_base(reading.pss_bytes)

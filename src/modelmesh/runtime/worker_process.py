@@ -117,6 +117,14 @@ class WorkerProcess:
             ) from error
         finally:
             theirs.close()
+        try:
+            await self._introduce(ours)
+        except BaseException:
+            await self.kill("it did not start")
+            raise
+
+    async def _introduce(self, ours: socket.socket) -> None:
+        """Open the channel and tell the worker where to listen. Raises RuntimeUnavailable."""
         self._watch_exit()
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         self._tasks.append(asyncio.create_task(self._read(reader), name=f"{self.name} control"))
@@ -131,15 +139,10 @@ class WorkerProcess:
         try:
             answer = await self.ask(serve, START_TIMEOUT_S)
         except (WorkerDied, TimeoutError) as error:
-            await self.kill("it did not start")
             raise RuntimeUnavailable(
                 f"{self.name} ended or hung before it was ready ({type(error).__name__}); its messages are above."
             ) from error
-        except asyncio.CancelledError:
-            await self.kill("it was not needed any more")
-            raise
         if isinstance(answer, Refused):
-            await self.kill("it could not listen")
             raise RuntimeUnavailable(answer.reason)
 
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
@@ -256,6 +259,8 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Release what a dead process leaves: tasks, channel, files. Idempotent."""
+        for path in (self.socket_path, self.executing_path):
+            path.unlink(missing_ok=True)
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             if task is not asyncio.current_task():
@@ -267,5 +272,3 @@ class WorkerProcess:
             with contextlib.suppress(ConnectionError):
                 await self._writer.wait_closed()
             self._writer = None
-        for path in (self.socket_path, self.executing_path):
-            path.unlink(missing_ok=True)

@@ -104,6 +104,8 @@ class Measured(Message):
 
     in_use_bytes: int
     slack_bytes: int
+    anon_bytes: int
+    """The process's own memory, read while no batch ran."""
     busy_s: float
     """Seconds spent in models since the start."""
     batches: int

@@ -141,6 +141,7 @@ class Worker:
         return Measured(
             in_use_bytes=memory.heap_bytes(),
             slack_bytes=self._residents.slack_bytes(),
+            anon_bytes=self._residents.anon_bytes(),
             busy_s=self._busy_s,
             batches=self._residents.batches,
             settled={names[handle]: size for handle, size in settled.items() if handle in names},

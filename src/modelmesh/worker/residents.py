@@ -150,6 +150,11 @@ class Residents:
         with self.turn, self.quiet:
             return memory.heap_bytes()
 
+    def anon_bytes(self) -> int:
+        """The process's own memory, read while no batch runs."""
+        with self.turn, self.quiet:
+            return memory.resident().anon_bytes
+
     def slack_bytes(self) -> int:
         """Free pages kept since the last trim; what that could not give back is not counted again."""
         return max(0, memory.resident().anon_bytes - memory.heap_bytes() - self._untrimmable_bytes)
