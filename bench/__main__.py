@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+import grpc
 from rich.console import Console
 
 from bench import density, miss, policy, relay, report, stacks
@@ -31,23 +33,24 @@ def missing(group: str) -> str | None:
 
 def plan(groups: Sequence[str], quick: bool) -> list[tuple[str, Callable[[], list[Row]]]]:
     """What to run, in order. The stacks are one entry, since their servers are shared."""
-    seconds = 1.0 if quick else 4.0
-    todo: list[tuple[str, Callable[[], list[Row]]]] = []
-    if "relay" in groups:
-        todo.append(("relay", lambda: relay.compare(seconds=seconds)))
-    if names := tuple(name for name in STACKS if name in groups):
-        todo.append(("+".join(names), lambda: stacks.compare(names, seconds=seconds)))
-    if "miss" in groups:
-        todo.append(("miss", lambda: miss.compare(quick=quick)))
-    if "density" in groups:
-        todo.append(("density", lambda: density.compare(quick=quick)))
-    if "policy" in groups:
-        todo.append(("policy", lambda: policy.compare(quick=quick)))
-    return todo
+    seconds = 2.0 if quick else 6.0
+    names, counts = tuple(name for name in STACKS if name in groups), density.counts(quick)
+    todo: list[tuple[str, Callable[[], list[Row]]]] = [
+        ("relay", lambda: relay.compare(seconds=seconds)),
+        ("stacks", lambda: stacks.compare(names, seconds=seconds)),
+        ("miss", lambda: miss.with_room(quick=quick)),
+        ("miss", lambda: miss.with_evictions(quick=quick)),
+        ("density", density.empty),
+        *(("density", functools.partial(density.folder, count)) for count in counts),
+        ("density", functools.partial(density.registered, counts[-1])),
+        *(("density", functools.partial(density.resident, count)) for count in counts),
+        ("policy", lambda: policy.compare(quick=quick)),
+    ]
+    return [(group, measure) for group, measure in todo if group in groups or (group == "stacks" and names)]
 
 
 def run(groups: Sequence[str], *, quick: bool, console: Console) -> tuple[list[Row], list[Skipped]]:
-    """Rows of all groups that could be measured, and why the others could not. One failing group does not lose the rest."""
+    """Rows of all that could be measured, and why the rest could not. One failure does not lose the others."""
     skipped = [Skipped(group, why) for group in groups if (why := missing(group))]
     here = [group for group in groups if group not in {each.group for each in skipped}]
     rows: list[Row] = []
@@ -56,10 +59,17 @@ def run(groups: Sequence[str], *, quick: bool, console: Console) -> tuple[list[R
             try:
                 rows += measure()
             except Exception as problem:
-                console.print_exception()
-                skipped.append(Skipped(name, f"{type(problem).__name__}: {str(problem).splitlines()[0]}"))
+                console.print_exception(max_frames=4)
+                skipped.append(Skipped(name, sentence(problem)))
     order = list(dict.fromkeys(row.group for row in rows))
     return sorted(rows, key=lambda row: order.index(row.group)), skipped
+
+
+def sentence(problem: Exception) -> str:
+    """What went wrong, on one line."""
+    if isinstance(problem, grpc.RpcError) and isinstance(problem, grpc.Call):
+        return f"{problem.code().name}: {problem.details()}"
+    return f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"
 
 
 def main() -> int:

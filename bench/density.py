@@ -26,20 +26,12 @@ MIB = 2**20
 N_CLIENTS = 64
 
 
-def compare(*, quick: bool) -> list[Row]:
-    """Rows of start-up, registered and resident models."""
-    counts = (1_000, 20_000) if quick else (1_000, 20_000, 100_000)
-    empty_bytes, rows = _empty()
-    for count in counts:
-        rows += _folder(count, empty_bytes)
-    rows += _registered(counts[-1], empty_bytes)
-    for count in counts:
-        rows += _resident(count)
-    return rows
+def counts(quick: bool) -> tuple[int, ...]:
+    return (1_000, 20_000) if quick else (1_000, 20_000, 100_000)
 
 
-def _empty() -> tuple[int, list[Row]]:
-    """The instance's resident bytes with nothing registered."""
+def empty() -> list[Row]:
+    """Start-up and memory with nothing registered."""
     starts_s = []
     for _ in range(3):
         with serving(None) as product:
@@ -47,11 +39,19 @@ def _empty() -> tuple[int, list[Row]]:
             time.sleep(1)
             instance_bytes, worker_bytes = product.rss_bytes, max(rss_bytes(pid) for pid in product.workers)
     start_s = sorted(starts_s)[1]
-    return instance_bytes, [
+    return [
         Row("start", "empty, command to ready", f"{start_s:.2f} s", "", start_s, 1.5, 0.4, " s"),
         _memory("start", "idle instance process", instance_bytes, 90, 40),
         _memory("start", "idle worker, no format imported", worker_bytes, 45, 30),
     ]
+
+
+def empty_bytes() -> int:
+    """What the instance process weighs with nothing registered."""
+    with serving(None) as product:
+        product.get("/instance")  # the admin API brings its libraries along, which are no model's
+        time.sleep(1)
+        return product.rss_bytes
 
 
 def _memory(group: str, what: str, size_bytes: int, must: float | None, aim: float | None) -> Row:
@@ -63,12 +63,14 @@ def _per_model(what: str, grown_bytes: int, count: int, must: float | None, aim:
     return Row("density", what, told, "", grown_bytes / count, must, aim, " B")
 
 
-def _folder(count: int, empty_bytes: int) -> list[Row]:
+def folder(count: int) -> list[Row]:
+    """A start on a folder of so many models, none of them loaded."""
+    before_bytes = empty_bytes()
     with serving(tiny_models(count, distinct=False)) as product:
         n_found = product.get("/instance")["models_registered"]
         if n_found != count:
             raise AssertionError(f"{n_found} models of {count} folders were registered when ready")
-        grown_bytes = product.rss_bytes - empty_bytes
+        grown_bytes = product.rss_bytes - before_bytes
     must, aim = (4.0, 1.0) if count >= 100_000 else (None, None)
     start_s = product.start_s
     return [
@@ -86,8 +88,9 @@ def _folder(count: int, empty_bytes: int) -> list[Row]:
     ]
 
 
-def _registered(count: int, empty_bytes: int) -> list[Row]:
+def registered(count: int) -> list[Row]:
     """Models registered by the admin API into SQLite; then a start on that state."""
+    before_bytes = empty_bytes()
     with tempfile.TemporaryDirectory() as scratch:
         kind, root, state = KINDS["sklearn-linear"], Path(scratch, "models"), Path(scratch, "state")
         first = next(tiny_models(1_000, distinct=False).iterdir()) / kind.file_name
@@ -98,10 +101,10 @@ def _registered(count: int, empty_bytes: int) -> list[Row]:
             started_s = time.monotonic()
             register_many(product, count, root / kind.file_name)
             rate = count / (time.monotonic() - started_s)
-            grown_bytes = product.rss_bytes - empty_bytes
+            grown_bytes = product.rss_bytes - before_bytes
         with serving(None, state=state, flags=flags) as product:
             n_found = product.get("/instance")["models_registered"]
-            again_bytes, start_s = product.rss_bytes - empty_bytes, product.start_s
+            again_bytes, start_s = product.rss_bytes - before_bytes, product.start_s
     if n_found != count:
         raise AssertionError(f"{n_found} of {count} registered models were there after a restart")
     must, aim = (4.0, 1.0) if count >= 100_000 else (None, None)
@@ -144,7 +147,8 @@ def register_many(product: Product, count: int, path: Path) -> None:
         raise AssertionError(f"{len(failed)} of {count} models were not registered, e.g. {failed[0]}")
 
 
-def _resident(count: int) -> list[Row]:
+def resident(count: int) -> list[Row]:
+    """So many tiny models, all loaded."""
     folder = tiny_models(count, distinct=True)
     names = sorted(path.name for path in folder.iterdir())
     with serving(folder, memory="8GiB", workers=2) as product:

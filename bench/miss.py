@@ -71,7 +71,7 @@ def journal_figures(product: Product) -> tuple[dict[str, float], dict[str, float
     loads_s: dict[str, float] = {}
     since = 0
     while True:
-        page = product.get("/journal", since=since, limit=1000)
+        page = product.get("/journal", since=since, limit=250)
         for entry in page["entries"]:
             name = entry["model"].partition("@")[0]
             if entry["did"] == "loading":
@@ -83,47 +83,38 @@ def journal_figures(product: Product) -> tuple[dict[str, float], dict[str, float
         since = page["next_since"]
 
 
-def compare(*, quick: bool) -> list[Row]:
-    """A miss of an instantly loading model with room to spare, and misses of unequal models that need evictions."""
-    n_models = 200 if quick else 1000
+def with_room(*, quick: bool) -> list[Row]:
+    """Misses of models that load at once, where nothing has to be evicted."""
     tiny = tiny_models(2000, distinct=True)
-    names = sorted(folder.name for folder in tiny.iterdir())[:n_models]
+    names = sorted(folder.name for folder in tiny.iterdir())[: 200 if quick else 1000]
     with serving(tiny) as product:
         _first_use(product, tiny_request(names[-1]))
         crowd = loads_of_a_crowd(product, names[-2])
-        room = misses(product, {name: tiny_request(name) for name in names[:-2]})
-    models = zoo(2000)
-    index = models.index[:n_models]
-    with serving(models.models, memory="500MiB", workers=2) as product:
-        for model in {model.kind: model for model in models.index}.values():
-            _first_use(product, traffic.request(model, 0))
-        tight = misses(product, {model.name: traffic.request(model, 0) for model in index})
-        evictions = product.get("/instance")["evictions_total"]
-    added_ms = statistics.median(miss.added_s for miss in room) * 1000
+        found = misses(product, {name: tiny_request(name) for name in names[:-2]})
+    added_ms = statistics.median(miss.added_s for miss in found) * 1000
+    what = f"tiny models, room to spare, {len(found)} misses"
     return [
-        Row(
-            "miss",
-            f"tiny models, room to spare, {len(room)} misses",
-            _told(room),
-            "",
-            _answer_ms(room),
-            unit=" ms p50",
-        ),
+        Row("miss", what, _told(found), "", _answer_ms(found), unit=" ms p50"),
         Row(
             "miss", "the same: beyond queue and load", f"{added_ms:.3f} ms p50", "", added_ms, 0.5, 0.2, " ms"
         ),
         Row(
             "miss", "64 cold requests for one model at once", f"{crowd} load(s)", "", crowd, 1, unit=" loads"
         ),
-        Row(
-            "miss",
-            f"the zoo on 500 MiB, {len(tight)} misses, {evictions} evictions",
-            _told(tight),
-            "",
-            _answer_ms(tight),
-            unit=" ms p50",
-        ),
     ]
+
+
+def with_evictions(*, quick: bool) -> list[Row]:
+    """Misses of unequal models that have to evict others."""
+    models = zoo(2000)
+    index = models.index[: 200 if quick else 1000]
+    with serving(models.models, memory="500MiB", workers=2) as product:
+        for model in {model.kind: model for model in models.index}.values():
+            _first_use(product, traffic.request(model, 0))
+        found = misses(product, {model.name: traffic.request(model, 0) for model in index})
+        evictions = product.get("/instance")["evictions_total"]
+    what = f"the zoo on 500 MiB, {len(found)} misses, {evictions} evictions"
+    return [Row("miss", what, _told(found), "", _answer_ms(found), unit=" ms p50")]
 
 
 def loads_of_a_crowd(product: Product, name: str) -> int:

