@@ -143,6 +143,7 @@ class Copies:
         self._histories = histories
         self._table: dict[str, Copy] = {}
         self._holds: dict[str, tuple[str, ...]] = {}
+        self._wanted: dict[str, None] = {}
         self._dirty: dict[str, None] = {}
         self._targets: set[int] = set()
         self._removed_targets: set[int] = set()
@@ -167,6 +168,7 @@ class Copies:
             raise InvariantBroken(f"Model {model} has a copy already.", model=model)
         copy = self._table[model] = Copy(model, record, self._histories.take(model), now_s, want)
         copy.holds = self.holds(model)
+        self._wanted[model] = None
         return copy
 
     def unqueue(self, copy: Copy) -> None:
@@ -222,6 +224,26 @@ class Copies:
         self.ledger.release(copy.model)
         copy.retirement = None
         self._drop(copy)
+
+    # --- wants ----------------------------------------------------------------------------------------------
+
+    def want(self, copy: Copy, now_s: float) -> Want:
+        """The want of a copy, a new one where there is none."""
+        if copy.want is None:
+            copy.want = Want(now_s)
+        self._wanted[copy.model] = None
+        return copy.want
+
+    def wanted(self) -> list[tuple[Copy, Want]]:
+        """The copies somebody wants loaded, or waits for. Costs what is wanted, not what is loaded."""
+        found = []
+        for model in list(self._wanted):
+            copy = self._table.get(model)
+            if copy is None or copy.want is None:
+                del self._wanted[model]
+            else:
+                found.append((copy, copy.want))
+        return found
 
     # --- what changes within a state ------------------------------------------------------------------------
 

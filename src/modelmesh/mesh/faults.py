@@ -204,8 +204,7 @@ class Faults:
         if self._copies.deserted(copy):
             self._lost(copy, "its model servers are gone, and nothing was said of it")
             return False
-        copy.want = copy.want or Want(self._clock.monotonic_s())
-        _join(copy.want, waiting, latest_deadline_s)
+        _join(self._copies.want(copy, self._clock.monotonic_s()), waiting, latest_deadline_s)
         reachable = any(replica.target_id not in self._lost_targets for replica in copy.replicas)
         if copy.model not in self._stranded and reachable:
             self._copies.mark(copy)
@@ -263,9 +262,8 @@ class Faults:
         """Compare with what the data plane says is waiting: more join and leave silently, and nothing may be forgotten."""
         now_s = self._clock.monotonic_s()
         rows = {row.model: row for row in self._dataplane.take_waiting()}
-        for copy in list(self._copies):
-            want = copy.want
-            if want is None or (not want.waiting and copy.model not in rows):
+        for copy, want in self._copies.wanted():
+            if not want.waiting and copy.model not in rows:
                 continue
             row = rows.pop(copy.model, None)
             if row is None:

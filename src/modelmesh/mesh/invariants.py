@@ -12,6 +12,8 @@ from modelmesh.mesh.views import State
 def check(copies: Copies, loads: Loads, evictions: Evictions) -> None:
     """Raises InvariantBroken with a sentence that names the first contradiction."""
     copies.ledger.check()
+    wanted = [copy for copy in copies if copy.want is not None]
+    _equal("wanted copies", len(copies.wanted()), len(wanted))
     evictable_bytes = retiring_bytes = n_loaded = n_loading = 0
     for copy in copies:
         _check_copy(copies, copy)

@@ -104,8 +104,7 @@ class Loads:
         copy = self._copies.get(model)
         now_s = self._clock.monotonic_s()
         if copy is not None:
-            copy.want = copy.want or Want(now_s)
-            return copy.want
+            return self._copies.want(copy, now_s)
         if len(self._queue) >= self._tuning.queue_max:
             return None
         want = Want(now_s)
@@ -150,8 +149,8 @@ class Loads:
 
     def stop(self, error: ModelMeshError) -> None:
         """Tell the calls that wait for a load; the data plane tells its requests itself."""
-        for copy in self._copies:
-            self._answer(copy.want, error)
+        for _, want in self._copies.wanted():
+            self._answer(want, error)
 
     def drop(self, copy: Copy) -> None:
         """Take a queued load out."""
