@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import shlex
 from collections.abc import Iterable
 from typing import Any, Final
-from urllib.parse import quote
-from urllib.request import urlopen
+from urllib.parse import quote, urlsplit
 
 _ELEMENTS_MAX: Final = 64
 _TIMEOUT_S: Final = 30.0
 
 
-def curl_line(rest: str, names: Iterable[str]) -> str:
-    """A `curl` command for the first of these models that works. Asks the REST port for metadata, which may load a model; blocks
-    for as long, so call it in a thread. A model that does not say what it takes is asked for its metadata instead."""
+async def curl_line(rest: str, names: Iterable[str]) -> str:
+    """A `curl` command for the first of these models that works, and one that always does when none does. Asks the REST port for
+    metadata, which may load a model. A model that does not say what it takes is asked for its metadata instead."""
     for name in names:
-        url = f"{rest}/v2/models/{quote(name, safe='')}"
+        path = f"/v2/models/{quote(name, safe='')}"
         try:
-            with urlopen(url, timeout=_TIMEOUT_S) as answer:
-                body = example_request(json.load(answer))
-        except (OSError, ValueError):
-            continue  # it is broken, or too large; /explain tells
+            async with asyncio.timeout(_TIMEOUT_S):
+                metadata = await _get_json(rest, path)
+        except (OSError, EOFError, ValueError, TimeoutError):
+            continue  # it is broken, or too large; explain tells
+        body = example_request(metadata)
         if body is None:
-            return f"curl {url}"
-        return f"curl {url}/infer -d {shlex.quote(json.dumps(body, separators=(',', ':')))}"
+            return f"curl {rest}{path}"
+        return f"curl {rest}{path}/infer -d {shlex.quote(json.dumps(body, separators=(',', ':')))}"
     return f"curl {rest}/v2"
+
+
+async def _get_json(rest: str, path: str) -> dict[str, Any]:
+    """A GET that ends at once when it is cancelled, so that it never delays a stop; an HTTP client in a thread would. Raises
+    OSError, EOFError, or ValueError when the answer is no success or no JSON object."""
+    address = urlsplit(rest)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = await reader.read()
+    finally:
+        writer.close()
+    status = head.split(b" ", 2)[1]
+    answer = json.loads(body) if status == b"200" else None
+    if not isinstance(answer, dict):
+        raise ValueError(f"{path} answered {status.decode()}.")
+    return answer
 
 
 def example_request(metadata: dict[str, Any]) -> dict[str, Any] | None:

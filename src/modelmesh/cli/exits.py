@@ -19,6 +19,8 @@ class Exit(IntEnum):
     """`serve` could not start: a wrong setting, a taken port, a state in use."""
     PARTLY = 5
     """`register --from`: some lines were refused; they are named on stderr."""
+    CRASHED = 6
+    """A bug of ours ended `serve`; the log tells which."""
 
 
 class CommandFailed(Exception):

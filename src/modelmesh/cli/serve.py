@@ -74,6 +74,11 @@ async def run(settings: Settings) -> None:
         await _until_signal(instance, signals, lambda: _listening(instance, listener))
     except ModelMeshError as error:
         raise CommandFailed(str(error), Exit.NOT_STARTED) from error
+    except Exception as error:
+        _log.critical("A bug ended the instance.", exc_info=error)
+        raise CommandFailed(
+            "A bug of ours ended the instance; please report it with the log above.", Exit.CRASHED
+        ) from error
     finally:
         await _stop(instance, signals)
         listener.close()
@@ -102,12 +107,14 @@ async def _until_signal(instance: Instance, signals: _Signals, listening: Callab
 
         grpc, rest, ops = listening()
         write_ready_file(ready_file, grpc=grpc, rest=rest, ops=ops)
+    greeting = asyncio.create_task(_greet(instance, listening()), name="greeting")
     try:
-        async with asyncio.TaskGroup() as group:
-            greeting = group.create_task(_greet(instance, listening()), name="greeting")
-            await _unless(signals.first, instance.wait())
-            greeting.cancel()
+        await _unless(signals.first, instance.wait())
     finally:
+        greeting.cancel()
+        await asyncio.wait({greeting})
+        if not greeting.cancelled() and (error := greeting.exception()):
+            _log.error("The greeting failed: %s", error, exc_info=error)
         if ready_file is not None:
             remove_ready_file(ready_file)
 
@@ -216,7 +223,7 @@ async def _greet(instance: Instance, listening: Listening) -> None:
     first = instance.mesh.models(limit=_TRIED_FOR_CURL).models
     if first:
         names = [model.names[0] if model.names else model.id for model in first]
-        line = await asyncio.to_thread(curl_line, listening.rest, names)
+        line = await curl_line(listening.rest, names)
         _say("Try:", f"  {line}")
     else:
         _say("Register one:", "  modelmesh register ID --type FORMAT --path PATH")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
+from collections.abc import Callable
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 
@@ -39,29 +40,49 @@ def test_long_or_unknown_requests_are_not_made_up(metadata: dict[str, Any]) -> N
     assert example_request(metadata) is None
 
 
-def test_where_no_model_works_the_line_still_does() -> None:
-    assert curl_line("http://127.0.0.1:1", ["a", "b"]) == "curl http://127.0.0.1:1/v2"
+def answering(handle: Callable[[str], bytes], names: list[str]) -> str:
+    """The line made against a REST port that answers each path with these bytes."""
+
+    async def run() -> str:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(handle(head.split()[1].decode()))
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            return await asyncio.wait_for(curl_line(f"http://127.0.0.1:{port}", names), 10)
+
+    return asyncio.run(run())
 
 
-def test_the_first_model_that_works_is_taken_and_the_line_can_be_pasted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Answer:
-        def __enter__(self) -> Answer:
-            return self
+def ok(value: object) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n" + json.dumps(value).encode()
 
-        def __exit__(self, *exception: object) -> None:
-            pass
 
-        def read(self) -> bytes:
-            return json.dumps({"inputs": [tensor("it's", "FP32", [-1, 2])]}).encode()
+def test_the_first_model_that_works_is_taken_and_the_line_can_be_pasted() -> None:
+    metadata = {"inputs": [tensor("it's", "FP32", [-1, 2])]}
 
-    def opened(url: str, timeout: float) -> Answer:
-        if "broken" in url:
-            raise URLError("503")
-        return Answer()
+    def handle(path: str) -> bytes:
+        return ok(metadata) if path.endswith("team%2Fm") else b"HTTP/1.1 503 Service Unavailable\r\n\r\n{}"
 
-    monkeypatch.setattr("modelmesh.cli.curl.urlopen", opened)
-    command, url, flag, body = shlex.split(curl_line("http://h:1", ["broken", "team/m"]))
-    assert (command, url, flag) == ("curl", "http://h:1/v2/models/team%2Fm/infer", "-d")
+    line = answering(handle, ["broken", "team/m", "never asked"])
+    command, url, flag, body = shlex.split(line)
+    assert (command, flag) == ("curl", "-d")
+    assert url.endswith("/v2/models/team%2Fm/infer")
     assert json.loads(body)["inputs"][0]["name"] == "it's"
+
+
+def test_a_model_that_does_not_say_what_it_takes_is_asked_for_its_metadata() -> None:
+    assert answering(lambda path: ok({"inputs": []}), ["m"]).endswith("/v2/models/m")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200 OK\r\n\r\n[]", b"HTTP/1.1 200 OK\r\n\r\n{", b"no HTTP\r\n\r\n"]
+)
+def test_where_no_model_works_the_line_still_does(answer: bytes) -> None:
+    assert answering(lambda path: answer, ["a", "b"]).endswith("/v2")
+
+
+def test_a_port_that_is_gone() -> None:
+    assert asyncio.run(curl_line("http://127.0.0.1:1", ["a"])) == "curl http://127.0.0.1:1/v2"
