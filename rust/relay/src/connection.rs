@@ -19,8 +19,9 @@ use crate::upstream::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Header lists up to this are read and answered with a sentence; beyond, HTTP/2 itself answers 431 for that request.
-const HEADER_BYTES_READ: u32 = 64 << 10;
+/// Header lists up to this are read and answered with a sentence; beyond, HTTP/2 itself answers 431 for that request, and far
+/// beyond it takes the client for a flood.
+const HEADER_BYTES_READ: u32 = 256 << 10;
 
 /// Serves a connection until it is closed, by the client or because the relay drains.
 pub async fn serve(stream: TcpStream, event_loop: Rc<EventLoop>) {

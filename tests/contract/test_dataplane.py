@@ -1,0 +1,537 @@
+"""What every data plane promises the control plane: one suite for the relay and for the simulator's fake."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import grpc
+import pytest
+
+from modelmesh.dataplane.protocol import (
+    Abandoned,
+    DataPlane,
+    DataPlaneConfig,
+    Event,
+    Fault,
+    Name,
+    NameKind,
+    NotHere,
+    Replica,
+    Retired,
+    Route,
+    Target,
+    TargetLost,
+)
+from modelmesh.dataplane.relay import Relay
+from modelmesh.errors import Code
+from modelmesh.testing.dataplane import FakeDataPlane
+
+TIMEOUT_S = 20.0
+IRIS = Name(NameKind.MODEL_FIRST, "iris")
+E = TypeVar("E", bound=Event)
+
+
+class Answer(NamedTuple):
+    code: Code
+    model: str
+    message: str
+    retry_after_ms: int
+
+
+class Clients(Protocol):
+    """Asks for a name (of kind MODEL_FIRST); the model takes `execution_s`."""
+
+    plane: DataPlane
+
+    def ask(self, name: Name, timeout_s: float, execution_s: float) -> asyncio.Future[Answer]: ...
+    async def lose(self, target_id: int) -> None: ...
+
+
+class World:
+    """A data plane with the targets 1 and 2, its clients, and which replicas are gone from their targets."""
+
+    def __init__(self, clients: Clients, gone: set[int]) -> None:
+        self.clients = clients
+        self.plane = clients.plane
+        self.gone = gone
+        self.events: list[Event] = []
+
+    def ask(
+        self, name: Name = IRIS, timeout_s: float = TIMEOUT_S, execution_s: float = 0.0
+    ) -> asyncio.Future[Answer]:
+        return self.clients.ask(name, timeout_s, execution_s)
+
+    async def event(self, kind: type[E], **fields: object) -> E:
+        """The first event of this kind with these fields; it and those before it are forgotten."""
+
+        def matches(event: Event) -> bool:
+            return isinstance(event, kind) and all(getattr(event, k) == v for k, v in fields.items())
+
+        await self.until(lambda: any(map(matches, self.events)))
+        at = next(at for at, event in enumerate(self.events) if matches(event))
+        found = self.events[at]
+        del self.events[: at + 1]
+        assert isinstance(found, kind)
+        return found
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        give_up_s = asyncio.get_running_loop().time() + TIMEOUT_S
+        while True:
+            self.events += self.plane.take_events()
+            if condition():
+                return
+            assert asyncio.get_running_loop().time() < give_up_s, self.events
+            await asyncio.sleep(0.002)
+
+    async def parked(self, model: str, n: int) -> None:
+        await self.until(lambda: [row.waiting for row in self.plane.take_waiting() if row.model == model] == [n])
+
+    async def in_flight(self, replica_id: int, n: int) -> None:
+        rows = {}
+
+        def reached() -> bool:
+            rows.update({row.replica_id: row.in_flight for row in self.plane.take_usage()})
+            return rows.get(replica_id, 0) == n
+
+        await self.until(reached)
+
+    def route(self, model: str, *replicas: Replica, name: Name = IRIS) -> None:
+        self.plane.publish([Route(model, replicas)])
+        self.plane.publish_names([(name, model)])
+
+
+class FakeClients:
+    def __init__(self, gone: set[int]) -> None:
+        self.plane = FakeDataPlane(holds=lambda model, replica_id: replica_id not in gone)
+
+    def ask(self, name: Name, timeout_s: float, execution_s: float) -> asyncio.Future[Answer]:
+        request = self.plane.request(name, timeout_s, execution_s)
+
+        async def asked() -> Answer:
+            try:
+                answer = await request.answer
+            except asyncio.CancelledError:
+                request.cancel()
+                raise
+            return Answer(answer.code, answer.model, answer.message, answer.retry_after_ms)
+
+        return asyncio.ensure_future(asked())
+
+    async def lose(self, target_id: int) -> None:
+        self.plane.lose_target(target_id)
+
+
+class RelayClients:
+    def __init__(self, plane: Relay, channel: grpc.aio.Channel, servers: dict[int, grpc.Server]) -> None:
+        self.plane = plane
+        self._call = channel.unary_unary("/test.Echo/Call")
+        self._servers = servers
+
+    def ask(self, name: Name, timeout_s: float, execution_s: float) -> asyncio.Future[Answer]:
+        metadata = (("mm-model-id", name.name),)
+
+        async def asked() -> Answer:
+            call = self._call(str(execution_s).encode(), timeout=timeout_s, metadata=metadata)
+            try:
+                model = (await call).decode()
+            except grpc.aio.AioRpcError as error:
+                trailers = dict(error.trailing_metadata() or ())
+                pushback = trailers.get("grpc-retry-pushback-ms", "-1")
+                return Answer(Code(error.code().value[0]), "", error.details() or "", int(str(pushback)))
+            return Answer(Code.OK, model, "", -1)
+
+        return asyncio.ensure_future(asked())
+
+    async def lose(self, target_id: int) -> None:
+        await asyncio.to_thread(self._servers.pop(target_id).stop(grace=None).wait, TIMEOUT_S)
+
+
+class Echo(grpc.GenericRpcHandler):
+    """Answers with the model's id after as many seconds as the request says. Which replica is asked is the target's number."""
+
+    def __init__(self, replica_ids: Callable[[], bool]) -> None:
+        self._gone = replica_ids
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        def serve(request: bytes, context: grpc.ServicerContext) -> bytes:
+            if self._gone():
+                context.set_trailing_metadata((("mm-not-here", "1"),))
+                context.abort(grpc.StatusCode.NOT_FOUND, "not here")
+            over = Ended(context)
+            over.wait(float(request))
+            return str(dict(context.invocation_metadata())["mm-model-id"]).encode()
+
+        return grpc.unary_unary_rpc_method_handler(serve)
+
+
+class Ended:
+    """Waits, unless the call ends before."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        import threading
+
+        self._event = threading.Event()
+        if not context.add_callback(self._event.set):
+            self._event.set()
+
+    def wait(self, seconds: float) -> None:
+        self._event.wait(seconds)
+
+
+@asynccontextmanager
+async def fake_world(folder: Path) -> AsyncIterator[World]:
+    gone: set[int] = set()
+    clients = FakeClients(gone)
+    clients.plane.start()
+    clients.plane.set_targets([Target(1, "unix:/1"), Target(2, "unix:/2")], [])
+    yield World(clients, gone)
+    clients.plane.stop()
+    assert not clients.plane.violations
+
+
+@asynccontextmanager
+async def relay_world(folder: Path) -> AsyncIterator[World]:
+    gone: set[int] = set()
+    servers = {}
+    for target_id in (1, 2):
+        # In these tests the replicas 10 … 19 live in target 1, 20 … 29 in target 2, one at a time.
+        tens = range(target_id * 10, target_id * 10 + 10)
+        server = grpc.server(ThreadPoolExecutor(80), handlers=[Echo(lambda tens=tens: bool(gone & set(tens)))])
+        server.add_insecure_port(f"unix:{folder}/{target_id}.sock")
+        server.start()
+        servers[target_id] = server
+    plane = Relay(DataPlaneConfig(control_socket=f"{folder}/control.sock", grpc_port=0, rest_port=-1, threads=2))
+    channel = grpc.aio.insecure_channel(plane.start().grpc, options=[("grpc.enable_retries", 0)])
+    plane.set_targets([Target(target_id, f"unix:{folder}/{target_id}.sock") for target_id in (1, 2)], [])
+    try:
+        yield World(RelayClients(plane, channel, servers), gone)
+    finally:
+        await channel.close()
+        await asyncio.to_thread(plane.stop)
+        for server in servers.values():
+            await asyncio.to_thread(server.stop(grace=None).wait, TIMEOUT_S)
+
+
+@pytest.fixture(params=[fake_world, relay_world], ids=["fake", "relay"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Any]:
+    return lambda: request.param(tmp_path)
+
+
+def run(test: Any) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await test
+
+    asyncio.run(bounded())
+
+
+def test_a_fault_is_answered_by_a_name_and_a_route(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            asked = w.ask()
+            fault = await w.event(Fault)
+            assert (fault.name, fault.model) == (IRIS, "")
+            assert 0 < fault.earliest_deadline_in_ms <= fault.latest_deadline_in_ms <= TIMEOUT_S * 1000
+            w.plane.publish_names([(IRIS, "iris@1")])
+            fault = await w.event(Fault)
+            assert (fault.name, fault.model) == (IRIS, "iris@1")
+            w.plane.publish([Route("iris@1", ())])
+            await w.parked("iris@1", 1)
+            w.plane.publish([Route("iris@1", (Replica(10, 1),))])
+            assert (await asked)[:2] == (Code.OK, "iris@1")
+            assert (await w.ask())[:2] == (Code.OK, "iris@1")
+            stats = w.plane.stats()
+            assert (stats.routes, stats.names, stats.parked_requests) == (1, 1, 0)
+
+    run(test())
+
+
+def test_many_faults_of_one_model_are_one_event(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.plane.publish_names([(IRIS, "iris@1")])
+            asked = [w.ask() for _ in range(64)]
+            await w.parked("iris@1", 64)
+            assert [type(event) for event in w.events] == [Fault]
+            (row,) = w.plane.take_waiting()
+            assert 0 <= row.oldest_ms < TIMEOUT_S * 1000
+            assert 0 < row.latest_deadline_in_ms <= TIMEOUT_S * 1000
+            w.route("iris@1", Replica(10, 1))
+            assert {answer.code for answer in await asyncio.gather(*asked)} == {Code.OK}
+            assert len(w.events) == 1
+            assert not w.plane.take_waiting()
+
+    run(test())
+
+
+def test_the_descriptor_is_readable_while_events_wait(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            descriptor = w.plane.fileno()
+            w.plane.take_events()
+            assert not select.select([descriptor], [], [], 0)[0]
+            asked = w.ask()
+            give_up_s = asyncio.get_running_loop().time() + TIMEOUT_S
+            while not select.select([descriptor], [], [], 0)[0]:
+                assert asyncio.get_running_loop().time() < give_up_s
+                await asyncio.sleep(0.002)
+            assert [type(event) for event in w.plane.take_events()] == [Fault]
+            assert not select.select([descriptor], [], [], 0)[0]
+            assert w.plane.take_events() == []
+            asked.cancel()
+
+    run(test())
+
+
+def test_the_last_to_leave_abandons(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.plane.publish_names([(IRIS, "iris@1")])
+            first, second = w.ask(), w.ask(timeout_s=0.5)
+            await w.parked("iris@1", 2)
+            first.cancel()
+            await w.parked("iris@1", 1)
+            assert not [event for event in w.events if isinstance(event, Abandoned)]
+            assert (await second).code == Code.DEADLINE_EXCEEDED
+            assert await w.event(Abandoned) == Abandoned(IRIS, "iris@1")
+            unknown = w.ask(Name(NameKind.MODEL_FIRST, "unknown"))
+            await w.event(Fault, model="")
+            unknown.cancel()
+            assert (await w.event(Abandoned)).name.name == "unknown"
+            third = w.ask()
+            await w.event(Fault, model="iris@1")
+            third.cancel()
+
+    run(test())
+
+
+def test_a_refusal_answers_who_waits_and_while_cached_who_comes(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.plane.publish_names([(IRIS, "iris@1")])
+            asked = [w.ask(), w.ask()]
+            await w.parked("iris@1", 2)
+            w.plane.refuse("iris@1", Code.INTERNAL, "it does not load.", 700, 60_000)
+            for answer in await asyncio.gather(*asked):
+                assert (answer.code, answer.message, answer.retry_after_ms) == (
+                    Code.INTERNAL,
+                    "it does not load.",
+                    700,
+                )
+            w.events.clear()
+            assert (await w.ask()).code == Code.INTERNAL
+            assert not w.plane.take_events()
+            w.plane.publish([Route("iris@1", (Replica(10, 1),))])
+            assert (await w.ask()).code == Code.OK
+            w.plane.publish([Route("iris@1", ())])
+            late = w.ask()
+            await w.event(Fault, model="iris@1")
+            w.plane.refuse("iris@1", Code.NOT_FOUND, "größer als 100 %", -1, 0)
+            assert await late == Answer(Code.NOT_FOUND, (await late).model, "größer als 100 %", -1)
+            again = w.ask()
+            await w.event(Fault, model="iris@1")
+            again.cancel()
+
+    run(test())
+
+
+def test_a_name_is_refused_until_it_is_published_or_forgotten(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            for end in ("publish", "forget"):
+                asked = w.ask()
+                await w.event(Fault, model="")
+                w.plane.refuse_name(IRIS, Code.NOT_FOUND, "no such model.", -1, 60_000)
+                assert (await asked).code == Code.NOT_FOUND
+                assert (await w.ask()).message == "no such model."
+                if end == "publish":
+                    w.route("iris@1", Replica(10, 1))
+                    assert (await w.ask()).code == Code.OK
+                w.plane.forget_names([IRIS])
+            asked = w.ask()
+            await w.event(Fault, model="")
+            asked.cancel()
+
+    run(test())
+
+
+def test_who_cannot_wait_long_enough_is_refused(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.plane.publish_names([(IRIS, "iris@1")])
+            hasty, patient = w.ask(timeout_s=10.0), w.ask(timeout_s=100.0)
+            await w.parked("iris@1", 2)
+            w.plane.expect("iris@1", 50_000)
+            for answer in (await hasty, await w.ask(timeout_s=10.0)):
+                assert answer.code == Code.RESOURCE_EXHAUSTED
+                assert 45_000 < answer.retry_after_ms <= 50_000
+            w.plane.publish([Route("iris@1", (Replica(10, 1),))])
+            assert (await patient).code == Code.OK
+            w.plane.publish([Route("iris@1", ())])
+            asked = w.ask(timeout_s=10.0)
+            await w.parked("iris@1", 1)
+            asked.cancel()
+
+    run(test())
+
+
+def test_names_that_move_or_are_forgotten_resolve_again(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.plane.publish_names([(IRIS, "iris@1")])
+            asked = w.ask()
+            await w.event(Fault, model="iris@1")
+            w.plane.publish_names([(IRIS, "iris@1")])
+            await w.parked("iris@1", 1)
+            w.plane.publish_names([(IRIS, "iris@2")])
+            await w.until(lambda: len(w.events) >= 2)
+            assert {type(event) for event in w.events} == {Abandoned, Fault}
+            assert {event.model for event in w.events if isinstance(event, Fault)} == {"iris@2"}
+            w.events.clear()
+            w.plane.forget_names([IRIS])
+            await w.event(Fault, model="")
+            w.plane.publish([Route("iris@3", (Replica(10, 1),))])
+            w.plane.publish_names([(IRIS, "iris@3")])
+            assert (await asked)[:2] == (Code.OK, "iris@3")
+
+    run(test())
+
+
+def test_an_idle_replica_retires_at_once_and_publishing_revives_it(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.route("iris@1", Replica(10, 1))
+            assert (await w.ask()).code == Code.OK
+            w.plane.retire([(10, 5)], 10_000)
+            assert await w.event(Retired) == Retired(10, 5, True)
+            asked = w.ask()
+            await w.event(Fault, model="iris@1")
+            w.plane.publish([Route("iris@1", (Replica(10, 1),))])
+            assert (await asked).code == Code.OK
+            w.plane.retire([(999, 6)], 10_000)
+            assert await w.event(Retired) == Retired(999, 6, True)
+
+    run(test())
+
+
+def test_a_retirement_waits_for_what_is_in_flight(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.route("iris@1", Replica(10, 1))
+            asked = w.ask(execution_s=0.5)
+            await w.in_flight(10, 1)
+            w.plane.publish([Route("iris@1", ())])
+            w.plane.retire([(10, 5)], 30_000)
+            assert not w.plane.take_events()
+            assert (await asked).code == Code.OK
+            assert await w.event(Retired) == Retired(10, 5, True)
+
+    run(test())
+
+
+def test_a_retirement_that_takes_too_long_ends_unclean(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.route("iris@1", Replica(10, 1))
+            asked = w.ask(execution_s=1.0)
+            await w.in_flight(10, 1)
+            w.plane.retire([(10, 5)], 50)
+            assert await w.event(Retired) == Retired(10, 5, False)
+            late = w.ask()
+            await w.event(Fault, model="iris@1")
+            w.plane.publish([Route("iris@1", (Replica(10, 1),))])
+            assert (await late).code == Code.OK
+            assert (await asked).code == Code.OK
+            assert not w.plane.take_events()
+
+    run(test())
+
+
+def test_a_lost_target_costs_its_requests_only_time(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.route("iris@1", Replica(10, 1))
+            asked = w.ask(execution_s=0.5)
+            await w.in_flight(10, 1)
+            w.plane.set_targets([], [1])
+            fault = await w.event(Fault)
+            assert (fault.name, fault.model, fault.waiting) == (IRIS, "iris@1", 1)
+            w.plane.publish([Route("iris@1", (Replica(20, 2),))])
+            await w.in_flight(20, 1)
+            assert (await asked)[:2] == (Code.OK, "iris@1")
+
+    run(test())
+
+
+def test_a_request_that_loses_two_targets_is_given_up(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.route("iris@1", Replica(10, 1))
+            asked = w.ask(execution_s=10.0)
+            await w.in_flight(10, 1)
+            w.plane.set_targets([], [1])
+            await w.event(Fault)
+            w.plane.publish([Route("iris@1", (Replica(20, 2),))])
+            await w.in_flight(20, 1)
+            w.plane.set_targets([], [2])
+            assert (await asked).code == Code.UNAVAILABLE
+
+    run(test())
+
+
+def test_a_lost_target_is_told_and_skipped(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.route("iris@1", Replica(10, 1), Replica(20, 2))
+            assert (await w.ask()).code == Code.OK
+            await w.clients.lose(1)
+            await w.event(TargetLost, target_id=1)
+            assert {(await w.ask()).code for _ in range(8)} == {Code.OK}
+            usage = {row.replica_id: row.requests for row in w.plane.take_usage()}
+            assert usage.get(20, 0) >= 8
+
+    run(test())
+
+
+def test_a_replica_that_is_not_here_is_told_once_and_skipped_until_published(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.route("iris@1", Replica(10, 1))
+            w.gone.add(10)
+            asked = [w.ask() for _ in range(4)]
+            assert await w.event(NotHere) == NotHere("iris@1", 10)
+            await w.event(Fault, model="iris@1")
+            await w.parked("iris@1", 4)
+            assert not [event for event in w.events if isinstance(event, NotHere)]
+            w.gone.clear()
+            w.plane.publish([Route("iris@1", (Replica(11, 1),))])
+            assert {answer.code for answer in await asyncio.gather(*asked)} == {Code.OK}
+
+    run(test())
+
+
+def test_usage_has_a_row_for_what_was_used_or_is_in_flight(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.route("iris@1", Replica(10, 1))
+            w.route("idle", Replica(20, 2), name=Name(NameKind.MODEL_FIRST, "idle"))
+            assert w.plane.take_usage() == []
+            for _ in range(3):
+                assert (await w.ask()).code == Code.OK
+            (row,) = w.plane.take_usage()
+            assert (row.model, row.replica_id, row.requests, row.errors, row.in_flight) == ("iris@1", 10, 3, 0, 0)
+            assert 0 <= row.last_used_ms_ago < TIMEOUT_S * 1000
+            asked = w.ask(execution_s=0.5)
+            await w.in_flight(10, 1)
+            await w.in_flight(10, 1)
+            assert (await asked).code == Code.OK
+            await w.in_flight(10, 0)
+            assert w.plane.take_usage() == []
+
+    run(test())
