@@ -150,6 +150,31 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path, taken: int) -> None:
             instance.kill_all()
 
 
+BUG = """
+import sys
+from modelmesh.cli.main import main
+from modelmesh.mesh.mesh import Mesh
+
+def tick(self):
+    raise ZeroDivisionError("a bug")
+
+Mesh.tick = tick
+main(sys.argv[1:])
+"""
+
+
+def test_a_bug_ends_it_cleanly_and_is_named(tmp_path: Path) -> None:
+    instance = Served(tmp_path, "--state", "memory", *SMALL, program=("-c", BUG))
+    try:
+        assert instance.process.wait(60) == 6, instance.err.read_text()
+        error = instance.err.read_text()
+        assert "ZeroDivisionError: a bug" in error
+        assert error.splitlines()[-1].startswith("A bug of ours ended the instance")
+        instance.assert_nothing_left()
+    finally:
+        instance.kill_all()
+
+
 def test_too_little_memory_is_one_sentence(tmp_path: Path) -> None:
     instance = Served(tmp_path, "--state", "memory", "--memory", "1MiB", "--workers", "1")
     try:

@@ -71,7 +71,11 @@ async def run(settings: Settings) -> None:
 
     instance = Instance(settings, [_management, lambda started: _ops(started, listener)])
     try:
-        await _until_signal(instance, signals, lambda: _listening(instance, listener))
+        try:
+            await _until_signal(instance, signals, lambda: _listening(instance, listener))
+        finally:
+            await _stop(instance, signals)
+            listener.close()
     except ModelMeshError as error:
         raise CommandFailed(str(error), Exit.NOT_STARTED) from error
     except Exception as error:
@@ -79,9 +83,6 @@ async def run(settings: Settings) -> None:
         raise CommandFailed(
             "A bug of ours ended the instance; please report it with the log above.", Exit.CRASHED
         ) from error
-    finally:
-        await _stop(instance, signals)
-        listener.close()
 
 
 class _Signals:

@@ -163,9 +163,9 @@ class Instance:
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
-    """Ended, whatever it was at; what it raised is raised where it is awaited."""
+    """Ended, whatever it was at; what it raised was raised where it was awaited, or is not the first thing that went wrong."""
     task.cancel()
-    await asyncio.wait({task})
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _scanner(folder: Path) -> FolderScanner:

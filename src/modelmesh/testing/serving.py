@@ -31,7 +31,14 @@ def until(holds: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
 class Served:
     """A running instance. `out` and `err` are files that its output goes to."""
 
-    def __init__(self, scratch: Path, *arguments: str, ports: tuple[int, int, int] = (0, 0, 0)) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        *arguments: str,
+        ports: tuple[int, int, int] = (0, 0, 0),
+        program: tuple[str, ...] = ("-m", "modelmesh"),
+    ) -> None:
+        """`ports` are gRPC, REST, ops; `program` is what the interpreter is to run, in place of the command."""
         self.scratch = scratch
         self.ready_file = scratch / "ready.json"
         self.runtime_base = scratch / "run"
@@ -39,15 +46,7 @@ class Served:
         scratch.mkdir(parents=True, exist_ok=True)
         self.runtime_base.mkdir(exist_ok=True)
         grpc, rest, ops = ports
-        command = [
-            sys.executable,
-            "-m",
-            "modelmesh",
-            "serve",
-            *arguments,
-            "--ready-file",
-            str(self.ready_file),
-        ]
+        command = [sys.executable, *program, "serve", *arguments, "--ready-file", str(self.ready_file)]
         command += ["--grpc-port", str(grpc), "--rest-port", str(rest), "--ops-port", str(ops)]
         environment = os.environ | {
             "XDG_RUNTIME_DIR": str(self.runtime_base),
