@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Final
 
 from modelmesh.clock import LoopClock
-from modelmesh.errors import Code, LoadFailed, ModelTooLarge, Quarantined, RuntimeUnavailable, SettingsError
+from modelmesh.errors import (
+    Code,
+    LoadFailed,
+    ModelMeshError,
+    ModelTooLarge,
+    Quarantined,
+    RuntimeUnavailable,
+    SettingsError,
+)
 from modelmesh.journal import Did
 from modelmesh.runtime.events import Events
 from modelmesh.runtime.facts import Facts
@@ -142,14 +150,18 @@ class BuiltinRuntime:
         format, artefact = await asyncio.to_thread(_examine, spec)
         self._remember(spec, format, artefact)
         content = self._sizes.content_of(artefact)
-        weight = self._sizes.measured(content) or self._sizes.predicted(format, artefact.size_bytes)
+        known = self._sizes.measured(content)
+        weight = known or self._sizes.predicted(format, artefact.size_bytes)
         alone = self._quarantine.runs_alone(spec.id, self._clock.monotonic_s())
         base_bytes = self._own_worker_bytes(format) if alone else self._base_bytes(spec, format)
-        self._refuse_too_large(spec, weight.size_bytes, base_bytes, alone=alone)
         room_bytes = self._meter.capacity_bytes() - base_bytes
+        least_bytes = known.size_bytes if known is not None else min(artefact.size_bytes, weight.size_bytes)
+        if least_bytes > room_bytes:
+            raise self._too_large(spec, least_bytes, base_bytes, alone=alone)
+        size_bytes = min(weight.size_bytes, room_bytes)
         return Estimate(
-            size_bytes=weight.size_bytes,
-            peak_bytes=max(weight.size_bytes, min(weight.peak_bytes, room_bytes)),
+            size_bytes=size_bytes,
+            peak_bytes=max(size_bytes, min(weight.peak_bytes, room_bytes)),
             base_bytes=base_bytes,
             load_s=weight.load_s,
             content=content,
@@ -179,19 +191,19 @@ class BuiltinRuntime:
         self._promised[format] = (spec.id, now_s + PROMISE_S)
         return base_bytes
 
-    def _refuse_too_large(self, spec: ModelSpec, size_bytes: int, base_bytes: int, *, alone: bool) -> None:
+    def _too_large(self, spec: ModelSpec, size_bytes: int, base_bytes: int, *, alone: bool) -> ModelMeshError:
+        """A guess alone refuses nothing: it is tried with all the room there is, and its measured size decides."""
         bases_bytes = self._config.budget_bytes - self._meter.capacity_bytes() + base_bytes
-        if bases_bytes + size_bytes <= self._config.budget_bytes:
-            return
+        enough = _mib(bases_bytes + size_bytes)
         if alone:
-            raise Quarantined(
+            return Quarantined(
                 f"Model {spec.id} killed its worker and has to run alone, but there is no room for a worker of its own "
-                f"({_mib(base_bytes + size_bytes)}): {_mib(bases_bytes + size_bytes)} of memory would do.",
+                f"({_mib(base_bytes + size_bytes)}): {enough} of memory would do.",
                 model=spec.id,
             )
-        raise ModelTooLarge(
-            f"Model {spec.id} needs about {_mib(size_bytes)}, but of the budget of {_mib(self._config.budget_bytes)} the workers "
-            f"themselves take {_mib(bases_bytes)}: at least {_mib(bases_bytes + size_bytes)} of memory would do.",
+        return ModelTooLarge(
+            f"Model {spec.id} needs about {_mib(size_bytes)}, but of the budget of {_mib(self._config.budget_bytes)} the "
+            f"workers themselves take {_mib(bases_bytes)}: at least {enough} of memory would do.",
             model=spec.id,
         )
 

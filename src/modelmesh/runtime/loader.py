@@ -113,7 +113,7 @@ class Loader:
         return placed, measured
 
     async def _grow_base(self, seat: Seat) -> None:
-        """A model imported modules of its own: all the worker weighs beyond charges and what was nobody's is its base now."""
+        """A load left more than its model: what the worker weighs beyond charges and what was nobody's is its base now."""
         assert seat.worker is not None
         worker, account = seat.worker, seat.account
         after = await _reading(worker.pid)

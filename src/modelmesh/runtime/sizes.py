@@ -12,10 +12,12 @@ from modelmesh.worker.formats.protocol import Format
 Value = TypeVar("Value")
 
 CONTENTS_MAX: Final = 100_000
-FACTOR_MAX: Final = 16.0
-FACTOR_DECAY: Final = 0.05
-"""The experience factor of a format rises at once and falls by this share per model: too small costs evictions later,
-too large only room."""
+FACTOR_MIN: Final = 0.5
+FACTOR_MAX: Final = 8.0
+FACTOR_MEMORY: Final = 0.98
+"""How much of the experience with a format is kept when a model is added to it."""
+PEAK_BYTES_MIN: Final = 1 << 20
+"""What any load may use for itself beside the model, whatever its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class Sizes:
     def __init__(self) -> None:
         self._weights: OrderedDict[str, Weight] = OrderedDict()
         self._contents: OrderedDict[str, str] = OrderedDict()
-        self._factors: dict[str, float] = {}
+        self._experience: dict[str, tuple[float, float]] = {}
+        """Per format: bytes measured and bytes guessed, older ones fading."""
 
     def content_of(self, artefact: Artefact) -> str:
         """The content hash of files that were loaded before, unchanged; empty when unknown."""
@@ -45,11 +48,11 @@ class Sizes:
 
     def predicted(self, format: Format, file_bytes: int) -> Weight:
         """A guess from the size on disk."""
-        hints = format.hints
-        size_bytes = int(
-            (hints.floor_bytes + hints.per_file_byte * file_bytes) * self._factors.get(format.name, 1.0)
-        )
-        return Weight(size_bytes, int(size_bytes * hints.peak_factor), 0.0)
+        measured_bytes, guessed_bytes = self._experience.get(format.name, (1.0, 1.0))
+        factor = min(max(measured_bytes / guessed_bytes, FACTOR_MIN), FACTOR_MAX)
+        size_bytes = int(_guess(format, file_bytes) * factor)
+        peak_bytes = max(int(size_bytes * format.hints.peak_factor), size_bytes + PEAK_BYTES_MIN)
+        return Weight(size_bytes, peak_bytes, 0.0)
 
     def learn(
         self, format: Format, artefact: Artefact, content: str, weight: Weight, *, measured: bool
@@ -59,11 +62,11 @@ class Sizes:
         if not measured:
             return
         self.settle(content, weight)
-        hints = format.hints
-        guess_bytes = hints.floor_bytes + hints.per_file_byte * artefact.size_bytes
-        ratio = min(weight.size_bytes / guess_bytes, FACTOR_MAX)
-        factor = self._factors.get(format.name, ratio)
-        self._factors[format.name] = max(ratio, factor + FACTOR_DECAY * (ratio - factor))
+        measured_bytes, guessed_bytes = self._experience.get(format.name, (0.0, 0.0))
+        self._experience[format.name] = (
+            FACTOR_MEMORY * measured_bytes + weight.size_bytes,
+            FACTOR_MEMORY * guessed_bytes + _guess(format, artefact.size_bytes),
+        )
 
     def settle(self, content: str, weight: Weight) -> None:
         """Remember what a content weighs; of peaks the highest, for later ones may have found free pages to use."""
@@ -71,6 +74,10 @@ class Sizes:
         if before is not None:
             weight = Weight(weight.size_bytes, max(weight.peak_bytes, before.peak_bytes), weight.load_s)
         _keep(self._weights, content, weight)
+
+
+def _guess(format: Format, file_bytes: int) -> float:
+    return format.hints.floor_bytes + format.hints.per_file_byte * file_bytes
 
 
 def _keep(table: OrderedDict[str, Value], key: str, value: Value) -> None:

@@ -95,7 +95,7 @@ class LoadDone(Message):
     load_s: float
     content: str
     base_grew: bool
-    """The model imported modules of its own; their memory is the worker's, not its."""
+    """It was the first of its format here, or imported modules: the worker itself weighs more now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,13 @@ from modelmesh.worker.formats.table import format_named, missing_extra
 SIZE_BYTES_MIN = 4096
 """A model is never charged less: the tables that know it weigh about that."""
 RELOAD_S_MAX = 2.0
-"""A load that imported modules is repeated to tell its size from theirs, unless it took longer than this."""
+"""The first load of a format, and one that imported modules, also set up what all later ones use; it is repeated to tell
+its size from theirs, unless it took longer than this."""
 COLLECT_SHARE_MAX = 0.05
 """Full garbage collections take at most this share of the time."""
 SETTLE_S = 1.0
+SETTLED_SHARE_MIN = 0.5
+"""A settled size is at least this share of the provisional one: what else the heap lost was not this load's."""
 
 
 @dataclass(slots=True)
@@ -52,6 +55,7 @@ class Residents:
         self._known_bytes = 0
         self._lock = threading.Lock()
         self._imported: set[str] = set()
+        self._loaded: set[str] = set()
         self._collector = _Collector()
         self._untrimmable_bytes = 0
         self._trim()
@@ -85,15 +89,18 @@ class Residents:
         path = artefact.folder / name
         modules = len(sys.modules)
         load = _measured_load(self, format, path)
-        base_grew = len(sys.modules) > modules
+        base_grew = len(sys.modules) > modules or format.name not in self._loaded
         if base_grew and load.seconds < RELOAD_S_MAX:
             load.model = None
             load = _measured_load(self, format, path)
+        self._loaded.add(format.name)
         assert load.model is not None
         try:
             content = command.content or artefact.content()
         except OSError as error:
             raise unreadable(artefact.folder, error) from error
+        if base_grew:
+            self._trim()
         size_bytes = max(load.size_bytes, SIZE_BYTES_MIN)
         with self._lock:
             self._known_bytes += size_bytes
@@ -139,7 +146,8 @@ class Residents:
                 if resident.measured or now_s - resident.loaded_at_s < SETTLE_S:
                     continue
                 shrunk_bytes = min(0, in_use_bytes - self._known_bytes - resident.drift_base_bytes)
-                size_bytes = max(resident.size_bytes + shrunk_bytes, SIZE_BYTES_MIN)
+                least_bytes = max(int(resident.size_bytes * SETTLED_SHARE_MIN), SIZE_BYTES_MIN)
+                size_bytes = max(resident.size_bytes + shrunk_bytes, least_bytes)
                 self._known_bytes += size_bytes - resident.size_bytes
                 resident.size_bytes, resident.measured = size_bytes, True
                 settled[handle] = size_bytes
@@ -190,7 +198,7 @@ class _MeasuredLoad:
 
 
 FILE_BYTES_MIN = 1 << 20
-"""Smaller growth of mapped files is a library's pages being touched."""
+"""Smaller growth of mapped files is not looked into: it is a library's pages being touched."""
 
 
 def _measured_load(residents: Residents, format: Format, path: Path) -> _MeasuredLoad:
@@ -207,8 +215,9 @@ def _measured_load(residents: Residents, format: Format, path: Path) -> _Measure
     gc.collect()
     after_bytes = residents.in_use_bytes()
     gc.freeze()
-    file_bytes = after.file_bytes - before.file_bytes
-    file_bytes = file_bytes if file_bytes >= FILE_BYTES_MIN else 0
+    file_bytes = 0
+    if after.file_bytes - before.file_bytes >= FILE_BYTES_MIN:
+        file_bytes = memory.mapped_bytes(path.parent)
     freed_bytes = residents.freed_bytes - freed_bytes
     return _MeasuredLoad(
         model=model,

@@ -155,6 +155,7 @@ def test_a_size_beside_batches_is_provisional_and_settles(
     loaded_into: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     into = Residents()
+    loaded_into(into, 9, 1)
     passing: list[bytearray] = []
     load = WeightsFormat.load
 

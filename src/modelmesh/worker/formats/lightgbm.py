@@ -22,7 +22,7 @@ class LightGBMFormat:
     modules: tuple[str, ...] = ("sklearn", "lightgbm")
     well_known: tuple[str, ...] = ("model.bst", "model.txt")
     extensions = (".bst", ".txt", ".lgb", ".lgbm")
-    hints = SizeHints(floor_bytes=48 * 1024, per_file_byte=1.5, peak_factor=3.0)
+    hints = SizeHints(floor_bytes=32 * 1024, per_file_byte=1.3, peak_factor=3.0)
 
     def claims(self, files: Sequence[str]) -> Claim:
         """`model.bst` alone is taken for XGBoost's, whose native name it is; the content decides at load."""

@@ -39,7 +39,7 @@ class OnnxFormat:
     modules: tuple[str, ...] = ("onnxruntime",)
     well_known: tuple[str, ...] = ("model.onnx",)
     extensions = (".onnx", ".ort")
-    hints = SizeHints(floor_bytes=160 * 1024, per_file_byte=2.0, peak_factor=2.5)
+    hints = SizeHints(floor_bytes=96 * 1024, per_file_byte=1.1, peak_factor=2.2)
 
     def claims(self, files: Sequence[str]) -> Claim:
         return names.claim(files, self.well_known, self.extensions)

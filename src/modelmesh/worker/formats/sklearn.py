@@ -33,7 +33,7 @@ class SKLearnFormat:
     modules: tuple[str, ...] = ("sklearn",)
     well_known: tuple[str, ...] = ("model.joblib", "model.pickle", "model.pkl")
     extensions = (".joblib", ".pickle", ".pkl")
-    hints = SizeHints(floor_bytes=8 * 1024, per_file_byte=1.5, peak_factor=2.0)
+    hints = SizeHints(floor_bytes=4 * 1024, per_file_byte=1.1, peak_factor=2.0)
 
     def claims(self, files: Sequence[str]) -> Claim:
         return names.claim(files, self.well_known, self.extensions)

@@ -28,7 +28,7 @@ class XGBoostFormat:
     modules: tuple[str, ...] = ("sklearn", "xgboost")
     well_known: tuple[str, ...] = ("model.bst", "model.json", "model.ubj")
     extensions = (".bst", ".json", ".ubj", ".xgb", ".bin")
-    hints = SizeHints(floor_bytes=24 * 1024, per_file_byte=1.5, peak_factor=4.0)
+    hints = SizeHints(floor_bytes=16 * 1024, per_file_byte=1.3, peak_factor=4.0)
 
     def claims(self, files: Sequence[str]) -> Claim:
         return names.claim(files, self.well_known, self.extensions)
