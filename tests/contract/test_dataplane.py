@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -90,7 +91,9 @@ class World:
             await asyncio.sleep(0.002)
 
     async def parked(self, model: str, n: int) -> None:
-        await self.until(lambda: [row.waiting for row in self.plane.take_waiting() if row.model == model] == [n])
+        await self.until(
+            lambda: [row.waiting for row in self.plane.take_waiting() if row.model == model] == [n]
+        )
 
     async def in_flight(self, replica_id: int, n: int) -> None:
         rows = {}
@@ -112,16 +115,16 @@ class FakeClients:
 
     def ask(self, name: Name, timeout_s: float, execution_s: float) -> asyncio.Future[Answer]:
         request = self.plane.request(name, timeout_s, execution_s)
+        asked: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-        async def asked() -> Answer:
-            try:
-                answer = await request.answer
-            except asyncio.CancelledError:
-                request.cancel()
-                raise
-            return Answer(answer.code, answer.model, answer.message, answer.retry_after_ms)
+        def answered(answer: asyncio.Future[Any]) -> None:
+            if not asked.done():
+                code, message, model, retry_after_ms = answer.result()
+                asked.set_result(Answer(code, model, message, retry_after_ms))
 
-        return asyncio.ensure_future(asked())
+        request.answer.add_done_callback(answered)
+        asked.add_done_callback(lambda asked: request.cancel() if asked.cancelled() else None)
+        return asked
 
     async def lose(self, target_id: int) -> None:
         self.plane.lose_target(target_id)
@@ -153,35 +156,22 @@ class RelayClients:
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Answers with the model's id after as many seconds as the request says. Which replica is asked is the target's number."""
+    """Answers with the model's id after as many seconds as the request says, unless what it holds is `gone`."""
 
-    def __init__(self, replica_ids: Callable[[], bool]) -> None:
-        self._gone = replica_ids
+    def __init__(self, gone: Callable[[], bool]) -> None:
+        self._gone = gone
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         def serve(request: bytes, context: grpc.ServicerContext) -> bytes:
             if self._gone():
                 context.set_trailing_metadata((("mm-not-here", "1"),))
                 context.abort(grpc.StatusCode.NOT_FOUND, "not here")
-            over = Ended(context)
-            over.wait(float(request))
+            over = threading.Event()
+            if context.add_callback(over.set):
+                over.wait(float(request))
             return str(dict(context.invocation_metadata())["mm-model-id"]).encode()
 
         return grpc.unary_unary_rpc_method_handler(serve)
-
-
-class Ended:
-    """Waits, unless the call ends before."""
-
-    def __init__(self, context: grpc.ServicerContext) -> None:
-        import threading
-
-        self._event = threading.Event()
-        if not context.add_callback(self._event.set):
-            self._event.set()
-
-    def wait(self, seconds: float) -> None:
-        self._event.wait(seconds)
 
 
 @asynccontextmanager
@@ -202,11 +192,15 @@ async def relay_world(folder: Path) -> AsyncIterator[World]:
     for target_id in (1, 2):
         # In these tests the replicas 10 … 19 live in target 1, 20 … 29 in target 2, one at a time.
         tens = range(target_id * 10, target_id * 10 + 10)
-        server = grpc.server(ThreadPoolExecutor(80), handlers=[Echo(lambda tens=tens: bool(gone & set(tens)))])
+        server = grpc.server(
+            ThreadPoolExecutor(80), handlers=[Echo(lambda tens=tens: bool(gone & set(tens)))]
+        )
         server.add_insecure_port(f"unix:{folder}/{target_id}.sock")
         server.start()
         servers[target_id] = server
-    plane = Relay(DataPlaneConfig(control_socket=f"{folder}/control.sock", grpc_port=0, rest_port=-1, threads=2))
+    plane = Relay(
+        DataPlaneConfig(control_socket=f"{folder}/control.sock", grpc_port=0, rest_port=-1, threads=2)
+    )
     channel = grpc.aio.insecure_channel(plane.start().grpc, options=[("grpc.enable_retries", 0)])
     plane.set_targets([Target(target_id, f"unix:{folder}/{target_id}.sock") for target_id in (1, 2)], [])
     try:
@@ -525,7 +519,13 @@ def test_usage_has_a_row_for_what_was_used_or_is_in_flight(world: Any) -> None:
             for _ in range(3):
                 assert (await w.ask()).code == Code.OK
             (row,) = w.plane.take_usage()
-            assert (row.model, row.replica_id, row.requests, row.errors, row.in_flight) == ("iris@1", 10, 3, 0, 0)
+            assert (row.model, row.replica_id, row.requests, row.errors, row.in_flight) == (
+                "iris@1",
+                10,
+                3,
+                0,
+                0,
+            )
             assert 0 <= row.last_used_ms_ago < TIMEOUT_S * 1000
             asked = w.ask(execution_s=0.5)
             await w.in_flight(10, 1)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
-from modelmesh.dataplane.protocol import DataPlaneConfig, Event, Fault, Name, NameKind, Replica, Route, Target
+from modelmesh.dataplane.protocol import DataPlaneConfig, Event, Name, NameKind, Replica, Route, Target
 from modelmesh.dataplane.relay import Relay
 
 TIMEOUT_S = 20.0
@@ -144,6 +144,14 @@ class Face:
         call = (channel or self.channel).unary_unary(method)
         return asyncio.ensure_future(_asked(call, message, timeout_s, headers, compression))
 
+    async def until_code(self, code: grpc.StatusCode, ask: Callable[[], Awaitable[Reply]]) -> None:
+        """Asks again and again until it gets this code."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                if (await ask()).code == code:
+                    return
+                await asyncio.sleep(0.01)
+
     async def until(self, condition: Callable[[], bool], what: str = "the condition") -> None:
         """Takes events while it waits."""
         give_up_s = asyncio.get_running_loop().time() + TIMEOUT_S
@@ -168,17 +176,6 @@ class Face:
         assert isinstance(found, kind)
         return found
 
-    async def quiet(self) -> None:
-        """The events of everything done so far are there (a fault of a request sent now is told after them), and there are none."""
-        probe = self.ask("a-probe-that-nobody-serves")
-        await self.until(lambda: any(isinstance(e, Fault) and e.name.name.startswith("a-probe") for e in self.events))
-        probe.cancel()
-        left = [e for e in self.events if not (isinstance(e, Fault) and e.name.name.startswith("a-probe"))]
-        assert not left, left
-        self.events.clear()
-        await self.until(lambda: bool(self.events))
-        self.events.clear()
-
 
 async def _asked(
     call: Any,
@@ -193,7 +190,10 @@ async def _asked(
     except grpc.aio.AioRpcError as error:
         initial, trailing = metadata(error.initial_metadata()), metadata(error.trailing_metadata())
         return Reply(error.code(), error.details() or "", b"", initial, trailing)
-    initial, trailing = metadata(await pending.initial_metadata()), metadata(await pending.trailing_metadata())
+    initial, trailing = (
+        metadata(await pending.initial_metadata()),
+        metadata(await pending.trailing_metadata()),
+    )
     return Reply(grpc.StatusCode.OK, "", answer, initial, trailing)
 
 

@@ -21,7 +21,9 @@ Code = grpc.StatusCode
 def test_headers_and_trailers_pass_but_private_ones_do_not(tmp_path: Path) -> None:
     async def serve(request: bytes, context: Context) -> bytes:
         await context.send_initial_metadata((("x-head", "h"),))
-        context.set_trailing_metadata((("mm-execution-us", "1500"), ("x-trailer", "t"), ("x-bytes-bin", b"\x00")))
+        context.set_trailing_metadata(
+            (("mm-execution-us", "1500"), ("x-trailer", "t"), ("x-bytes-bin", b"\x00"))
+        )
         return request[::-1]
 
     async def test() -> None:
@@ -42,7 +44,11 @@ def test_headers_and_trailers_pass_but_private_ones_do_not(tmp_path: Path) -> No
             assert reply.trailers == {"x-trailer": "t", "x-bytes-bin": "\x00"}
             got, _ = face.upstreams[0].requests[0]
             assert got["mm-model-id"] == "iris@1"
-            assert (got["traceparent"], got["authorization"], got["x-bytes-bin"]) == ("00-abc", "Bearer x", "\xff")
+            assert (got["traceparent"], got["authorization"], got["x-bytes-bin"]) == (
+                "00-abc",
+                "Bearer x",
+                "\xff",
+            )
             assert "mm-balanced" not in got
             (usage,) = face.plane.take_usage()
             assert (usage.model, usage.replica_id, usage.requests, usage.errors) == ("iris@1", 7, 1, 0)
@@ -91,7 +97,10 @@ def test_names_come_from_headers(
             face.plane.publish_names([(name, "grün@1")])
             assert (await asked).code == Code.OK
             got, _ = face.upstreams[0].requests[0]
-            assert base64.b64decode(base64.b64encode(got["mm-model-id-bin"].encode("latin-1"))).decode() == "grün@1"
+            assert (
+                base64.b64decode(base64.b64encode(got["mm-model-id-bin"].encode("latin-1"))).decode()
+                == "grün@1"
+            )
             assert "mm-model-id" not in got
 
     run(test())
@@ -101,8 +110,16 @@ def test_names_come_from_headers(
     ("method", "message", "name"),
     [
         (INFER, pb.ModelInferRequest(model_name="iris").SerializeToString(), ("iris", "")),
-        (INFER, pb.ModelInferRequest(model_name="iris", model_version="2", id="x").SerializeToString(), ("iris", "2")),
-        (INFER, pb.ModelInferRequest(model_name="b", raw_input_contents=[b"0" * 200_000]).SerializeToString(), ("b", "")),
+        (
+            INFER,
+            pb.ModelInferRequest(model_name="iris", model_version="2", id="x").SerializeToString(),
+            ("iris", "2"),
+        ),
+        (
+            INFER,
+            pb.ModelInferRequest(model_name="b", raw_input_contents=[b"0" * 200_000]).SerializeToString(),
+            ("b", ""),
+        ),
         ("/inference.GRPCInferenceService/ModelMetadata", b"\x0a\x01m\x12\x011", ("m", "1")),
         ("/tensorflow.serving.PredictionService/Predict", b"\x0a\x05\x0a\x03abc", ("abc", "")),
         ("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions", b"\x0a\x01t", ("t", "")),
@@ -183,9 +200,7 @@ def test_control_methods_reach_the_control_plane_whole(tmp_path: Path, method: s
             reply = await face.ask(method=method)
             assert reply.code == Code.UNAVAILABLE
             await face.control.wire.mend()
-            await face.until(lambda: True)
-            while (await face.ask(method=method)).code == Code.UNAVAILABLE:
-                await asyncio.sleep(0.01)
+            await face.until_code(Code.OK, lambda: face.ask(method=method))
 
     run(test())
 

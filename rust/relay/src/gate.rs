@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-const TELL_EVERY_MS: u64 = 50;
+/// How often the control plane is told of a queue, at most.
+pub const TELL_EVERY: Duration = Duration::from_millis(50);
 
 type Order = (Instant, u64);
 
@@ -54,7 +55,7 @@ impl Queue {
     /// Whether the control plane may be told at `now_ms` that requests wait; at most once per 50 ms.
     pub fn may_tell(&self, now_ms: u64) -> bool {
         let told = self.told_ms.load(Ordering::Relaxed);
-        let due = told == 0 || now_ms >= told + TELL_EVERY_MS;
+        let due = told == 0 || now_ms >= told + TELL_EVERY.as_millis() as u64;
         let now = now_ms.max(1);
         due && self
             .told_ms
@@ -198,7 +199,6 @@ mod tests {
     use std::future::Future;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
-    use std::time::Duration;
 
     fn none() -> Arc<[Arc<Queue>]> {
         Arc::from([])

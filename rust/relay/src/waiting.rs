@@ -12,7 +12,7 @@ use tokio::time::Sleep;
 use crate::body::Body;
 use crate::call::{Call, Stage};
 use crate::frames::PREFIX_BYTES;
-use crate::gate::Place;
+use crate::gate::{Place, TELL_EVERY};
 use crate::pick::{Lease, Pick, pick};
 use crate::plane::Held;
 use crate::replica::Route;
@@ -57,7 +57,7 @@ impl Call<'_> {
                 }
                 Pick::Full | Pick::Lease(_) => match place.take() {
                     Some(mut kept) if kept.is_in(&route.queue, &route.targets) => {
-                        self.queue(&mut kept).await?;
+                        self.queue(&mut kept, &route).await?;
                         place = Some(kept);
                     }
                     _ => place = Some(self.place(&route)?),
@@ -171,25 +171,30 @@ impl Call<'_> {
 
     fn place(&self, route: &Route) -> Result<Place, Status> {
         let bound = self.plane.config.gate_queue_max;
-        let place = Place::take(&route.queue, &route.targets, self.waits_until, bound).ok_or_else(|| {
+        Place::take(&route.queue, &route.targets, self.waits_until, bound).ok_or_else(|| {
             self.plane.counters.gate_queue_full.add(1);
             let sentence = format!(
                 "Model {}: {bound} requests wait for a free slot already; send fewer at once, or come back later.",
                 route.model
             );
             Status::new(Code::ResourceExhausted, sentence).retry_after(PUSHBACK)
-        })?;
-        route.tell_queueing(self.plane.now_ms(), &self.plane.events);
-        Ok(place)
+        })
     }
 
-    async fn queue(&mut self, place: &mut Place) -> Result<(), Status> {
+    async fn queue(&mut self, place: &mut Place, route: &Route) -> Result<(), Status> {
         self.stage.set(Stage::Queued);
         let mut timer = self.timer();
         let mut kicked = std::pin::pin!(place.kicked());
-        poll_fn(|cx| match kicked.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Ok(())),
-            Poll::Pending => self.poll_timer(cx, &mut timer),
+        let mut ticks = tokio::time::interval(TELL_EVERY);
+        poll_fn(|cx| {
+            if kicked.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            // As long as it waits, the control plane hears of the queue.
+            while ticks.poll_tick(cx).is_ready() {
+                route.tell_queueing(self.plane.now_ms(), &self.plane.events);
+            }
+            self.poll_timer(cx, &mut timer)
         })
         .await
     }

@@ -95,7 +95,10 @@ class Relay:
 
     def histograms(self) -> list[Histogram]:
         rows = self._native.histograms()
-        return [Histogram(metric, method, Code(code), counts, total) for metric, method, code, counts, total in rows]
+        return [
+            Histogram(metric, method, Code(code), counts, total)
+            for metric, method, code, counts, total in rows
+        ]
 
     def stats(self) -> RelayStats:
         gauges, counters = self._native.stats()
