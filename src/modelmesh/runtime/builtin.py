@@ -159,9 +159,12 @@ class BuiltinRuntime:
         if least_bytes > room_bytes:
             raise self._too_large(spec, least_bytes, base_bytes, alone=alone)
         size_bytes = min(weight.size_bytes, room_bytes)
+        free_bytes = room_bytes - self._meter.unattributed_bytes()
+        if weight.peak_bytes > free_bytes:
+            self._meter.press()
         return Estimate(
             size_bytes=size_bytes,
-            peak_bytes=max(size_bytes, min(weight.peak_bytes, room_bytes)),
+            peak_bytes=max(size_bytes, min(weight.peak_bytes, free_bytes)),
             base_bytes=base_bytes,
             load_s=weight.load_s,
             content=content,
@@ -180,8 +183,8 @@ class BuiltinRuntime:
     def _base_bytes(self, spec: ModelSpec, format: Format) -> int:
         """What the worker that would be chosen grows by; asked of one load only, for the others find it imported."""
         seats = self._regular_seats()
-        place = choose([self._candidate(seat, format) for seat in seats], self._meter.share_bytes())
-        base_bytes = 0 if place is None else self._facts.base_bytes(format, seats[place].formats)
+        place = self._choose(seats, format)
+        base_bytes = 0 if place is None else self._facts.base_bytes(format, seats[place].formats_soon)
         if base_bytes == 0:
             return 0
         now_s = self._clock.monotonic_s()
@@ -290,21 +293,21 @@ class BuiltinRuntime:
             return await self._supervisor.add_seat(alone_for=spec.id)
         await self._supervisor.wait_ready(self._config.load_timeout_s)
         ready = [seat for seat in self._regular_seats() if seat.ready]
-        having = [seat for seat in ready if format in seat.formats or self._imports_now(seat, format)]
+        having = [seat for seat in ready if format in seat.formats_soon]
         seats = ready if may_import or not having else having
-        place = choose([self._candidate(seat, format) for seat in seats], self._meter.share_bytes())
+        place = self._choose(seats, format)
         if place is None:
             raise RuntimeUnavailable("No worker is ready.", model=spec.id)
         return seats[place]
 
-    def _imports_now(self, seat: Seat, format: Format) -> bool:
-        """Whether the load that runs there is by a model that was promised the import of this format."""
-        return seat.loading is not None and self._promised.get(format, ("", 0.0))[0] == seat.loading.id
+    def _choose(self, seats: Sequence[Seat], format: Format) -> int | None:
+        candidates = [self._candidate(seat, format) for seat in seats]
+        return choose(candidates, self._meter.share_bytes(), self._meter.capacity_bytes())
 
     def _candidate(self, seat: Seat, format: Format) -> Candidate:
         return Candidate(
             charged_bytes=seat.account.charged_bytes,
-            new_base_bytes=self._facts.base_bytes(format, seat.formats),
+            new_base_bytes=self._facts.base_bytes(format, seat.formats_soon),
             busy=seat.busy,
             loading=seat.loading is not None,
             n_models=len(seat.models),

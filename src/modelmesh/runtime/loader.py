@@ -60,13 +60,14 @@ class Loader:
             seat.changes += 1
             try:
                 if format not in seat.formats:
+                    seat.importing = format
                     await self._import(seat, format)
                 return await self._load(seat, spec, format, artefact)
             except WorkerDied:
                 await worker.wait_buried()
                 raise
             finally:
-                seat.loading = None
+                seat.loading = seat.importing = None
                 seat.account.reserved_bytes = 0
 
     async def _import(self, seat: Seat, format: Format) -> None:
@@ -81,6 +82,7 @@ class Loader:
             self._facts.learn_base(format, imported, account.base_grew(before, after))
             await asyncio.to_thread(self._facts.save)
         seat.formats.append(format)
+        seat.importing = None
 
     async def _load(
         self, seat: Seat, spec: ModelSpec, format: Format, artefact: Artefact

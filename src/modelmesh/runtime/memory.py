@@ -55,14 +55,13 @@ class Account:
         return max(0, after.pss_bytes - before.pss_bytes - charged_bytes)
 
     def measured(self, footprint: Footprint) -> None:
-        """A periodic reading. While a load runs, its reservation stands for what it uses: what nobody owned before is
-        not forgotten meanwhile, and its own memory is not taken for nobody's."""
+        """A periodic reading. While a load runs it uses something between nothing and its reservation: what belonged to
+        nobody before is believed as far as that allows."""
         if not self.reserved_bytes:
             self.footprint = footprint
-        rest_bytes = footprint.pss_bytes - self.base_bytes - self.charged_bytes - self.reserved_bytes
-        self.unattributed_bytes = (
-            max(rest_bytes, self.unattributed_bytes) if self.reserved_bytes else rest_bytes
-        )
+        most_bytes = footprint.pss_bytes - self.base_bytes - self.charged_bytes
+        least_bytes = most_bytes - self.reserved_bytes
+        self.unattributed_bytes = min(max(self.unattributed_bytes, least_bytes), most_bytes)
 
 
 def capacity_bytes(budget_bytes: int, accounts: Iterable[Account]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MIB: Final = 1 << 20
 INTERVAL_S: Final = 1.0
+PRESSED_S: Final = 0.25
+"""Between two readings when loads are short of room."""
 READING_SHARE_MAX: Final = 0.02
 """Readings take at most this share of the time; the kernel walks all pages for one."""
 ANSWER_WAIT_S: Final = 0.5
@@ -29,6 +32,7 @@ ANSWER_TIMEOUT_S: Final = 60.0
 TELL_BYTES: Final = MIB
 """Smaller movements of capacity are not worth an event."""
 SLACK_SHARE: Final = 0.05
+"""Of what models may use: the free pages all workers together may keep."""
 SWOLLEN_SHARE: Final = 0.2
 SWOLLEN_BYTES_MIN: Final = 16 * MIB
 SWOLLEN_S: Final = 10.0
@@ -53,6 +57,7 @@ class Meter:
         self._on_swollen = on_swollen
         self._told = (0, 0)
         self._reading_s = 0.0
+        self._short = asyncio.Event()
 
     def share_bytes(self) -> int:
         """A worker's part of the budget."""
@@ -73,7 +78,7 @@ class Meter:
 
     def tell(self, reason: str) -> None:
         """Tell the mesh what models may use, when it moved by more than `TELL_BYTES`."""
-        now = self.capacity_bytes(), unattributed_bytes(seat.account for seat in self._seats())
+        now = self.capacity_bytes(), self.unattributed_bytes()
         if any(abs(new - old) >= TELL_BYTES for new, old in zip(now, self._told, strict=True)):
             self._told = now
             self._events.put(CapacityChanged(*now, reason))
@@ -83,14 +88,26 @@ class Meter:
         self._told = self.capacity_bytes(), self._told[1]
         return self._told[0]
 
+    def unattributed_bytes(self) -> int:
+        """What the workers weigh that is nobody's: free pages they keep, for the most part."""
+        return unattributed_bytes(seat.account for seat in self._seats())
+
+    def press(self) -> None:
+        """A load is short of room: have the workers give back all free pages now, not with the next reading."""
+        self._short.set()
+
     async def run(self) -> None:
         """Read for ever."""
         try:
             while True:
                 started_s = time.monotonic()
                 await self._read_all()
+                self._short.clear()
                 due_s = started_s + max(INTERVAL_S, self._reading_s / READING_SHARE_MAX)
-                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                await asyncio.sleep(min(PRESSED_S, max(0.0, due_s - time.monotonic())))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, due_s - time.monotonic())):
+                        await self._short.wait()
         finally:
             for seat in self._seats():
                 if seat.measuring is not None:
@@ -134,10 +151,13 @@ class Meter:
 
     def _slack_max_bytes(self, seat: Seat) -> int:
         """How many free pages a worker may keep: while models come and go some, for the next load uses them again;
-        when it is quiet next to none."""
+        when it is quiet next to none; none when a load was short of room."""
         quiet = seat.changes == seat.changes_measured
         seat.changes_measured = seat.changes
-        return MIB if quiet else max(MIB, int(self.share_bytes() * SLACK_SHARE))
+        if self._short.is_set():
+            return 0
+        models_bytes = self.capacity_bytes() // max(1, len(self._seats()))
+        return MIB if quiet else max(MIB, int(models_bytes * SLACK_SHARE))
 
     def _settle(self, seat: Seat, measured: Measured) -> None:
         now_s = time.monotonic()

@@ -38,6 +38,8 @@ class Seat:
     models: dict[str, Placed] = field(default_factory=dict)
     formats: list[Format] = field(default_factory=list)
     """Imported, in that order."""
+    importing: Format | None = None
+    """Being imported now."""
     account: Account = field(default_factory=Account)
     loading: ModelSpec | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -63,6 +65,11 @@ class Seat:
     def ready(self) -> bool:
         """Whether a model may be loaded here now."""
         return self.worker is not None and self.worker.alive and not self.closed
+
+    @property
+    def formats_soon(self) -> list[Format]:
+        """The formats that are imported once the running load is done."""
+        return self.formats if self.importing is None else [*self.formats, self.importing]
 
     def vacate(self, next_base_bytes: int) -> list[str]:
         """The process is gone and all with it; what the next one will weigh stays reserved, if there is one. Returns the

@@ -84,12 +84,13 @@ class _Mallinfo2(ctypes.Structure):
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL | None:
-    """The C library when it counts its allocations (glibc ≥ 2.33), else None."""
+def _libc() -> ctypes.PyDLL | None:
+    """The C library when it counts its allocations (glibc ≥ 2.33), else None. Called without letting go of the interpreter,
+    so that little else happens between two readings of one thread."""
     if not LINUX:
         return None
     try:
-        libc = ctypes.CDLL(None)
+        libc = ctypes.PyDLL(None)
         libc.mallinfo2.restype = _Mallinfo2
         libc.mallinfo2.argtypes = ()
         libc.malloc_trim.argtypes = (ctypes.c_size_t,)

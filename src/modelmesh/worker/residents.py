@@ -125,15 +125,17 @@ class Residents:
             if resident is None:
                 return
             self._known_bytes -= resident.size_bytes
-            self._freed_bytes += resident.size_bytes
         try:
             watch = weakref.ref(resident.model.owned())
         except TypeError:
             watch = weakref.ref(resident.model)
+        before_bytes = memory.heap_bytes()
         del resident
         if watch() is not None:
             self._collector.wanted = True
         self._collector.run_if_due()
+        with self._lock:
+            self._freed_bytes += max(0, before_bytes - memory.heap_bytes())
 
     def settle(self) -> dict[int, int]:
         """Handles and sizes of the provisionally measured models that can be told now: what the heap shrank by since
@@ -183,6 +185,7 @@ class Residents:
 
     @property
     def freed_bytes(self) -> int:
+        """What unloads have given back so far, as measured: the heap fell by that beside the loads of the time."""
         return self._freed_bytes
 
 

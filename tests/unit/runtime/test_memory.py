@@ -52,6 +52,8 @@ def test_a_running_load_is_neither_nobodys_nor_hides_what_was() -> None:
     assert account.base_bytes == 30, "what an import maps is reserved already"
     account.measured(Footprint(290, 10))
     assert account.unattributed_bytes == 70, "beyond its reservation it shows"
+    account.measured(Footprint(60, 10))
+    assert account.unattributed_bytes == 40, "no more than there is"
     account.reserved_bytes = 0
     account.measured(Footprint(50, 10))
     assert account.unattributed_bytes == 30

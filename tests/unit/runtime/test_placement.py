@@ -48,14 +48,23 @@ def _worker(
     ],
 )
 def test_choose(workers: list[Candidate], expected: int | None) -> None:
-    assert choose(workers, SHARE) == expected
+    assert choose(workers, SHARE, 2000 * MIB) == expected
+
+
+def test_an_import_that_takes_much_of_the_room_is_made_once() -> None:
+    workers = [_worker(500, busy=1.0, loading=True), _worker(0, base_mib=100)]
+    assert choose(workers, SHARE, 2000 * MIB) == 1
+    assert choose(workers, SHARE, 900 * MIB) == 0
+    assert choose([_worker(0, base_mib=100), _worker(0, base_mib=90)], SHARE, 200 * MIB) == 1, (
+        "somewhere it has to be"
+    )
 
 
 def test_many_models_spread_evenly_over_workers_with_the_format() -> None:
     charged = [0, 0, 0]
     for number in range(300):
         size = (number * 7919) % 50 + 1
-        place = choose([Candidate(held, 0, 0.0, False, 0) for held in charged], SHARE)
+        place = choose([Candidate(held, 0, 0.0, False, 0) for held in charged], SHARE, 2000 * MIB)
         assert place is not None
         charged[place] += size
     assert max(charged) - min(charged) <= 50
