@@ -152,10 +152,12 @@ def resident(count: int) -> list[Row]:
     folder = tiny_models(count, distinct=True)
     names = sorted(path.name for path in folder.iterdir())
     with serving(folder, memory="8GiB", workers=2) as product:
-        asyncio.run(ask_each(product.grpc, names[:64]))
-        before_bytes = sum(pss_bytes(pid) for pid in product.workers)
+        # The second half is what counts per model: in the first, workers still import the format.
+        asyncio.run(ask_each(product.grpc, names[: count // 2]))
+        time.sleep(2)
+        half_bytes = sum(pss_bytes(pid) for pid in product.workers)
         started_s = time.monotonic()
-        asyncio.run(ask_each(product.grpc, names))
+        asyncio.run(ask_each(product.grpc, names[count // 2 :]))
         took_s = time.monotonic() - started_s
         instance = product.get("/instance")
         time.sleep(2)
@@ -164,7 +166,7 @@ def resident(count: int) -> list[Row]:
     if instance["models_loaded"] != count:
         raise AssertionError(f"{instance['models_loaded']} of {count} models are loaded after each was asked")
     must, aim = (700, 350) if count == 20_000 else (None, None)
-    told = f"{all_bytes / MIB:.0f} MiB; loaded at {count / took_s:,.0f}/s"
+    told = f"{all_bytes / MIB:.0f} MiB; loaded at {count / 2 / took_s:,.0f}/s"
     return [
         Row(
             "density",
@@ -177,7 +179,7 @@ def resident(count: int) -> list[Row]:
             " MiB",
         ),
         _per_model(
-            f"resident, {count:,} models (workers)", workers_bytes - before_bytes, count - 64, None, None
+            f"resident, {count:,} models (workers)", workers_bytes - half_bytes, count // 2, None, None
         ),
     ]
 
