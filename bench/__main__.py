@@ -14,7 +14,7 @@ import grpc
 from rich.console import Console
 
 from bench import density, miss, policy, relay, report, stacks
-from bench.procs import installed
+from bench.procs import end_by_exception, installed
 from bench.report import PAGE, Row, Skipped, page, show
 
 STACKS = tuple(stacks.MODELS)
@@ -82,6 +82,7 @@ def main() -> int:
     groups = tuple(arguments.only.split(",")) if arguments.only else GROUPS
     if unknown := set(groups) - set(GROUPS):
         parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(GROUPS)}")
+    end_by_exception()
     console = report.console(stderr=arguments.json)
     rows, skipped = run(groups, quick=arguments.quick, console=console)
     show(rows, skipped, console)

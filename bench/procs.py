@@ -166,6 +166,15 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def end_by_exception() -> None:
+    """Let SIGTERM end this program as Ctrl-C does, so that the servers it runs are stopped and not left behind."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 def installed(program: str, package: str) -> str | None:
     """None when the program is there, else the sentence that says how to get it."""
     if shutil.which(program):

@@ -21,7 +21,7 @@ from rich.table import Table
 from bench import report, traffic
 from bench.load import Target
 from bench.models import Zoo, ZooModel, describe, zoo
-from bench.procs import pss_bytes
+from bench.procs import end_by_exception, pss_bytes
 from bench.product import Product, serving
 
 MIB = 2**20
@@ -223,6 +223,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the zoo and of the traffic")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args()
+    end_by_exception()
     console = report.console(stderr=arguments.json)
     models = zoo(arguments.models, seed=arguments.seed, console=console)
     console.print(describe(models.index), f"on {arguments.memory_mib} MiB", f"(seed {arguments.seed})")
