@@ -139,6 +139,7 @@ class Mesh:
         """Start the runtime and serve; without `ready`, the views say so only after `be_ready`. Raises RuntimeUnavailable,
         SettingsError."""
         info = await self._runtime.start()
+        self._names.runtime_serves_versions = info.serves_versions
         self._copies.ledger.adopt(info.capacity_bytes, 0)
         self._loads.slots = info.max_loads
         self._loads.load_timeout_s = info.load_timeout_s

@@ -32,18 +32,22 @@ class Names:
         """Name -> the model the data plane was told; empty: it was refused."""
         self._by_id: dict[str, dict[Name, None]] = {}
         """Id of a model or vmodel -> the told names whose answer depends on it."""
+        self.runtime_serves_versions = False
+        """What the runtime says of itself once it is started."""
 
     def __len__(self) -> int:
         return len(self._told)
 
     def resolve(self, name: Name) -> str | None:
         """The concrete model a name means now, or None. A version N means the vmodel `name:N` where there is one,
-        else it is the runtime's matter."""
+        else it is the matter of a runtime that knows versions, and nothing for one that does not."""
         kind = name.kind
         if name.version and kind is not NameKind.MODEL:
             active = self._active(version_name(name.name, name.version))
             if active is not None:
                 return active
+        if name.version and not self.runtime_serves_versions:
+            return None
         if kind in (NameKind.MODEL, NameKind.MODEL_FIRST) and self._mirror.model(name.name) is not None:
             return name.name
         if kind is not NameKind.MODEL:
@@ -61,7 +65,8 @@ class Names:
     def not_found(self, name: Name) -> ModelNotFound:
         """The error of a name that means nothing. Clients of the predecessor compare the first words."""
         what = "vmodel" if name.kind is NameKind.VMODEL else "model"
-        return ModelNotFound(f"{what} not found: {name.name}", model=name.name)
+        asked = f"{name.name}, version {name.version}" if name.version else name.name
+        return ModelNotFound(f"{what} not found: {asked}", model=name.name)
 
     def tell(self, answers: Iterable[tuple[Name, str]]) -> None:
         """Answer what the data plane asked."""

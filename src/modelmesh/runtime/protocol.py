@@ -34,6 +34,8 @@ class RuntimeInfo:
     """Loads that may run at once."""
     model_types: frozenset[str]
     load_timeout_s: float
+    serves_versions: bool = False
+    """Whether a version that is no vmodel of ours is the runtime's matter; else such a name means nothing."""
 
 
 @dataclass(frozen=True, slots=True)

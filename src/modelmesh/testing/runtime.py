@@ -63,6 +63,7 @@ class FakeRuntime:
         self.budget_bytes = budget_bytes
         self.max_loads = max_loads
         self.load_timeout_s = load_timeout_s
+        self.serves_versions = True
         self._n_targets = targets
         self._target_ids = count(1)
         self._replica_ids = count(1)
@@ -89,7 +90,13 @@ class FakeRuntime:
     async def start(self) -> RuntimeInfo:
         for _ in range(self._n_targets):
             self.start_target()
-        return RuntimeInfo(self.capacity_bytes, self.max_loads, frozenset({"fake"}), self.load_timeout_s)
+        return RuntimeInfo(
+            self.capacity_bytes,
+            self.max_loads,
+            frozenset({"fake"}),
+            self.load_timeout_s,
+            self.serves_versions,
+        )
 
     async def estimate(self, spec: ModelSpec) -> Estimate:
         await asyncio.sleep(0)

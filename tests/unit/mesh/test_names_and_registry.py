@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from modelmesh.dataplane.protocol import NameKind, Route
+from modelmesh.dataplane.protocol import Name, NameKind, Route
 from modelmesh.errors import Code, ModelNotFound, RuntimeUnavailable
 from modelmesh.journal import Did
 from modelmesh.mesh.control import Registration
@@ -346,8 +346,13 @@ def test_resolving_agrees_with_the_meaning_of_kinds() -> None:
                                 record = stage.mirror.vmodel(id) if space == "v" else None
                                 known = stage.mirror.model(id) is not None if space == "m" else False
                                 found = found or (record.active if record else id if known else None)
-                            from modelmesh.dataplane.protocol import Name
-
-                            assert names.resolve(Name(kind, name, version)) == found
+                            asked = Name(kind, name, version)
+                            names.runtime_serves_versions = True
+                            assert names.resolve(asked) == found
+                            names.runtime_serves_versions = False
+                            versioned = stage.mirror.vmodel(f"{name}:1") if "v" in spaces else None
+                            if version:
+                                found = versioned.active if versioned else None
+                            assert names.resolve(asked) == found
 
     run(scene())

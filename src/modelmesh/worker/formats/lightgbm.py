@@ -82,20 +82,20 @@ class Trees:
         self._columns: list[str] = booster.feature_name()
         columns = int(booster.num_model_per_iteration())
         self.inputs = (InputSpec("", "", (-1, int(booster.num_feature()))),)
-        self.outputs = (OutputSpec("predict", "FP64", (-1, columns) if columns > 1 else (-1,), True),)
+        self.outputs = (OutputSpec("predict", "FP64", (-1, columns), True),)
 
     def infer(
         self, inputs: Mapping[str, Array], outputs: Sequence[str], parameters: Parameters
     ) -> Mapping[str, Array]:
         import lightgbm
 
-        from modelmesh.worker.formats.tensors import matrix
+        from modelmesh.worker.formats.tensors import column, matrix
 
         try:
             answer = self._booster.predict(matrix(inputs, self._columns), num_threads=1)
         except lightgbm.basic.LightGBMError as error:
             raise ValueError(str(error)) from error
-        return {"predict": answer}
+        return {"predict": column(answer)}
 
     def owned(self) -> object:
         return self._booster

@@ -266,15 +266,14 @@ def _describe(estimator: Any, method: str) -> tuple[str, tuple[int, ...]]:
     one_output = isinstance(classes, np.ndarray) and classes.ndim == 1
     if method == "predict":
         targets = int(getattr(estimator, "n_outputs_", 1) or 1)
-        shape = (-1,) if targets == 1 else (-1, targets)
         if isinstance(classes, np.ndarray):
-            return datatype_of(classes.dtype), shape
-        return "FP64", shape
+            return datatype_of(classes.dtype), (-1, targets)
+        return "FP64", (-1, targets)
     if method == "predict_proba":
         return "FP64", (-1, len(classes) if one_output and classes is not None else -1)
     if method == "decision_function":
         binary = one_output and classes is not None and len(classes) == 2
-        return "FP64", (-1,) if binary else (-1, -1)
+        return "FP64", (-1, 1) if binary else (-1, -1)
     return "FP64", (-1, -1)
 
 

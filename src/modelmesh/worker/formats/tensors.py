@@ -35,7 +35,7 @@ def texts(array: Array) -> Array:
 
 def results(name: str, value: Any) -> dict[str, Array]:
     """A result by output name, as arrays the protocol can carry: an array, a sparse matrix, a list; or a data frame, one
-    output per column."""
+    output per column. One value per row is a column, as `column` says."""
     if hasattr(value, "iloc") and hasattr(value, "columns"):
         columns = (results(str(column), value[column].to_numpy()) for column in value.columns)
         return {column: array for result in columns for column, array in result.items()}
@@ -52,7 +52,13 @@ def results(name: str, value: Any) -> dict[str, Array]:
         )
     elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
-    return {name: array}
+    return {name: column(array)}
+
+
+def column(array: Array) -> Array:
+    """One value per row with shape (rows, 1), as MLServer's packaged runtimes answer (reference runtimes.md 5.6); arrays
+    of more dimensions as they are."""
+    return array.reshape(-1, 1) if array.ndim == 1 else array
 
 
 def _without_objects(array: Array) -> Array:

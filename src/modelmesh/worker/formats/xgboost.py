@@ -85,11 +85,11 @@ class Trees:
     def infer(
         self, inputs: Mapping[str, Array], outputs: Sequence[str], parameters: Parameters
     ) -> Mapping[str, Array]:
-        from modelmesh.worker.formats.tensors import matrix
+        from modelmesh.worker.formats.tensors import column, matrix
 
         features = matrix(inputs, self._columns)
         raw = self._predict(features)
-        return {name: self._answer(name, raw, features) for name in outputs or ("predict",)}
+        return {name: column(self._answer(name, raw, features)) for name in outputs or ("predict",)}
 
     def _answer(self, name: str, raw: Any, features: Any) -> Any:
         if not self._classifier:
@@ -143,12 +143,10 @@ def _kind(booster: Any) -> str:
 
 def _outputs(classifier: bool, classes: int, targets: int, objective: str) -> tuple[OutputSpec, ...]:
     columns = max(classes if objective != "multi:softmax" else 1, targets)
-    row = (-1, columns) if columns > 1 else (-1,)
     if not classifier:
-        return (OutputSpec("predict", "FP32", row, True),)
-    labels = (-1, targets) if targets > 1 else (-1,)
+        return (OutputSpec("predict", "FP32", (-1, columns), True),)
     return (
-        OutputSpec("predict", "INT64", labels, True),
+        OutputSpec("predict", "INT64", (-1, targets), True),
         OutputSpec("predict_proba", "FP32", (-1, max(classes, targets, 2)), False),
     )
 
