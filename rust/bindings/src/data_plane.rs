@@ -61,6 +61,13 @@ struct PyRoute {
 
 type PyName = (u8, String, String);
 
+/// A row of `take_usage`: `protocol.Usage` field by field.
+type UsageTuple = (String, u64, u64, u64, u32, u64, u64);
+/// A row of `histograms`: metric, method, code, counts, sum.
+type HistogramTuple = (&'static str, String, u8, Vec<u64>, f64);
+/// Gauges of the moment, and counters since the start.
+type StatsTuple = (Vec<(&'static str, usize)>, Vec<(&'static str, u64)>);
+
 /// The relay. See `_native.pyi`.
 #[pyclass(module = "modelmesh._native", frozen)]
 pub struct DataPlane {
@@ -234,7 +241,7 @@ impl DataPlane {
         Ok(rows.into_iter().map(row).collect())
     }
 
-    fn take_usage(&self) -> PyResult<Vec<(String, u64, u64, u64, u32, u64, u64)>> {
+    fn take_usage(&self) -> PyResult<Vec<UsageTuple>> {
         let rows = self.with(|relay| relay.take_usage())?;
         let row = |row: data_plane::UsageRow| {
             let model = row.model.to_string();
@@ -251,7 +258,7 @@ impl DataPlane {
         Ok(rows.into_iter().map(row).collect())
     }
 
-    fn histograms(&self) -> PyResult<Vec<(&'static str, String, u8, Vec<u64>, f64)>> {
+    fn histograms(&self) -> PyResult<Vec<HistogramTuple>> {
         let rows = self.with(|relay| relay.histograms())?;
         let row = |row: data_plane::HistogramRow| {
             let (counts, sum) = (row.histogram.counts, row.histogram.sum);
@@ -266,7 +273,7 @@ impl DataPlane {
         Ok(rows.into_iter().map(row).collect())
     }
 
-    fn stats(&self) -> PyResult<(Vec<(&'static str, usize)>, Vec<(&'static str, u64)>)> {
+    fn stats(&self) -> PyResult<StatsTuple> {
         self.with(|relay| {
             let (plane, gauges) = (&relay.plane, &relay.plane.gauges);
             let now = vec![
