@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -130,11 +130,10 @@ pub fn admit(
 
 /// A call against its deadline and its client's patience. The loser is dropped, which cancels it all the way.
 pub async fn race<T>(
-    work: impl Future<Output = T>,
+    mut work: Pin<&mut impl Future<Output = T>>,
     door: &Door<'_>,
     mut poll_gone: impl FnMut(&mut std::task::Context<'_>) -> Poll<()>,
 ) -> Result<T, Status> {
-    let mut work = pin!(work);
     let mut timer = pin!(
         door.deadline
             .map(|deadline| tokio::time::sleep_until(deadline.into()))
@@ -157,7 +156,7 @@ pub async fn race<T>(
 }
 
 /// Relays a call to whom it concerns, and says how that began.
-pub async fn answer<'a>(door: &Door<'a>, body: &mut Body<'_>) -> Result<Answer, Status> {
+pub async fn answer<'a>(door: &Door<'a>, body: &mut Body<'_>) -> Result<Box<Answer>, Status> {
     if door.method.class == Class::Control {
         door.books.stage.set(Stage::Sent);
         return control(door, body).await;
@@ -189,7 +188,7 @@ pub async fn answer<'a>(door: &Door<'a>, body: &mut Body<'_>) -> Result<Answer, 
     answered
 }
 
-async fn control(door: &Door<'_>, body: &mut Body<'_>) -> Result<Answer, Status> {
+async fn control(door: &Door<'_>, body: &mut Body<'_>) -> Result<Box<Answer>, Status> {
     let headers = headers::to_control(door.headers, door.deadline);
     let away = || {
         Status::new(
@@ -203,7 +202,7 @@ async fn control(door: &Door<'_>, body: &mut Body<'_>) -> Result<Answer, Status>
         .await
         .map_err(|_| away())?;
     match attempt.head(body).await {
-        Ok(head) => Answer::begun(attempt, head, None),
+        Ok(head) => Ok(Box::new(Answer::begun(attempt, head, None)?)),
         Err(Broken::Client(status)) => Err(status),
         Err(Broken::Upstream(_)) => Err(away()),
     }

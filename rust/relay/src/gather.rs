@@ -1,5 +1,6 @@
 //! A call that came through another door: its one message in, its one message out.
 
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -34,7 +35,8 @@ pub async fn dispatch(event_loop: &EventLoop, request: Request) -> Reply {
         arrived,
         books: &books,
     };
-    let collected = race(collect(&door, &mut body), &door, |_| Poll::Pending).await;
+    let collecting = pin!(collect(&door, &mut body));
+    let collected = race(collecting, &door, |_| Poll::Pending).await;
     collected
         .and_then(|collected| collected)
         .unwrap_or_else(|status| {

@@ -52,7 +52,7 @@ impl Call<'_> {
     ///
     /// # Errors
     /// What the client is told when the relay answers itself.
-    pub async fn infer(&mut self, body: &mut Body<'_>) -> Result<Answer, Status> {
+    pub async fn infer(&mut self, body: &mut Body<'_>) -> Result<Box<Answer>, Status> {
         let mut tries = Tries::default();
         let mut found = self.find(body).await?;
         loop {
@@ -60,7 +60,7 @@ impl Call<'_> {
             match self.attempt(found, body, &tries).await {
                 Tried::Answer(answer) => {
                     body.let_go();
-                    return Ok(*answer);
+                    return Ok(answer);
                 }
                 Tried::Refused(status) => return Err(status),
                 Tried::Failed(answer, code) => {
@@ -68,7 +68,7 @@ impl Call<'_> {
                         Some(other) => found = other,
                         None => {
                             body.let_go();
-                            return Ok(*answer);
+                            return Ok(answer);
                         }
                     }
                 }

@@ -1,6 +1,7 @@
 //! A gRPC call from its first byte to its trailers.
 
 use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -46,8 +47,10 @@ pub async fn serve(
         arrived,
         books: &books,
     };
-    let relayed = relay(&door, &mut body, &responder);
-    let ended = race(relayed, &door, |cx| responder.borrow_mut().poll_gone(cx)).await;
+    let ended = {
+        let relayed = pin!(relay(&door, &mut body, &responder));
+        race(relayed, &door, |cx| responder.borrow_mut().poll_gone(cx)).await
+    };
     books.request_bytes.set(body.bytes());
     match ended {
         Ok(Ok(end)) => books.end.set(Some(end)),
