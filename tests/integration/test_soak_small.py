@@ -16,6 +16,7 @@ ROOM_BYTES = 24 * MIB
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_zoo_is_served_from_a_fraction_of_its_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
