@@ -36,7 +36,7 @@ def test_models_answer_over_their_sockets_as_in_process(iris: tuple[Path, Any]) 
             assert loaded.capacity_bytes < served.info.capacity_bytes - 20 * MIB, "the base is nobody's model"
             assert loaded.size_bytes < MIB
             answer = await served.infer("iris", FEATURES, "predict", "predict_proba")
-            np.testing.assert_array_equal(answer["predict"], estimator.predict(FEATURES))
+            np.testing.assert_array_equal(answer["predict"], estimator.predict(FEATURES)[:, None])
             np.testing.assert_allclose(answer["predict_proba"], estimator.predict_proba(FEATURES), rtol=1e-6)
             again = await served.runtime.estimate(spec)
             assert (again.base_bytes, again.content) == (0, loaded.content)

@@ -110,19 +110,8 @@ class Loader:
             raise WorkerDied(seat.name)
         seat.models[spec.id] = placed
         account.charges[spec.id] = Charge(size_bytes, done.file_bytes)
-        if done.base_grew:
-            await self._grow_base(seat)
+        account.base_anon_bytes += done.base_bytes
         return placed, measured
-
-    async def _grow_base(self, seat: Seat) -> None:
-        """A load left more than its model: what the worker weighs beyond charges and what was nobody's is its base now."""
-        assert seat.worker is not None
-        worker, account = seat.worker, seat.account
-        after = await _reading(worker.pid)
-        if after is not None and seat.worker is worker:
-            owned_bytes = account.charged_bytes + max(0, account.unattributed_bytes)
-            before = Footprint(account.base_anon_bytes, account.footprint.file_bytes)
-            account.base_grew(before, after, owned_bytes)
 
     async def _ask(self, seat: Seat, command: Message, spec: ModelSpec | None, *, loading: bool) -> Message:
         assert seat.worker is not None and spec is not None

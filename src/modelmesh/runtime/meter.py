@@ -165,6 +165,9 @@ class Meter:
         seat.busy = min(1.0, max(0.0, measured.busy_s - seat.busy_s) / elapsed_s) if elapsed_s > 0 else 0.0
         seat.busy_s, seat.measured_at_s = measured.busy_s, now_s
         account = seat.account
+        if seat.empty and seat.empty_before:
+            account.found_empty(measured.anon_bytes)
+        seat.empty_before = seat.empty
         mapped_bytes = sum(charge.file_bytes for charge in account.charges.values())
         seat.kept_bytes = measured.anon_bytes - account.base_anon_bytes - account.charged_bytes + mapped_bytes
         for model, size_bytes in measured.settled.items():

@@ -56,6 +56,8 @@ class Seat:
     failed_starts: int = 0
     measuring: asyncio.Task[None] | None = None
     """Its last question for measurements; a worker that holds the interpreter answers late."""
+    empty_before: bool = False
+    """Whether it held no model at the last answer either, so that free pages have been given back meanwhile."""
     kept_bytes: int = 0
     """Its own memory beyond base and charges between batches, at the last answer."""
     swollen_since_s: float | None = None
@@ -65,6 +67,11 @@ class Seat:
     def ready(self) -> bool:
         """Whether a model may be loaded here now."""
         return self.worker is not None and self.worker.alive and not self.closed
+
+    @property
+    def empty(self) -> bool:
+        """Whether it holds no model and loads none."""
+        return not self.models and self.loading is None
 
     @property
     def formats_soon(self) -> list[Format]:
@@ -81,5 +88,6 @@ class Seat:
         self.account = Account(base_anon_bytes=0 if self.closed or self.alone_for else next_base_bytes)
         self.busy_s = self.busy = 0.0
         self.kept_bytes = 0
+        self.empty_before = False
         self.swollen_since_s = None
         return lost

@@ -94,8 +94,8 @@ class LoadDone(Message):
     measured: bool
     load_s: float
     content: str
-    base_grew: bool
-    """It was the first of its format here, or imported modules: the worker itself weighs more now."""
+    base_bytes: int
+    """What the worker itself grew by, when it was the first of its format here or imported modules."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,10 @@ RELOAD_S_MAX = 2.0
 its size from theirs, unless it took longer than this."""
 COLLECT_SHARE_MAX = 0.05
 """Full garbage collections take at most this share of the time."""
+SLACK_BYTES_MAX = 8 << 20
+"""Free pages kept before the supervisor says how many may be."""
+TRIM_SHARE_MAX = 0.1
+"""Trims after unloads take at most this share of the time."""
 SETTLE_S = 1.0
 SETTLED_SHARE_MIN = 0.5
 """A settled size is at least this share of the provisional one: what else the heap lost was not this load's."""
@@ -58,6 +62,8 @@ class Residents:
         self._loaded: set[str] = set()
         self._collector = _Collector()
         self._untrimmable_bytes = 0
+        self._slack_max_bytes = SLACK_BYTES_MAX
+        self._next_trim_at_s = 0.0
         self._trim()
 
     def get(self, handle: int) -> LoadedModel | None:
@@ -87,20 +93,19 @@ class Residents:
         if name is None:
             raise LoadFailed(f"The model's file vanished from {artefact.folder}.", code=Code.NOT_FOUND)
         path = artefact.folder / name
-        modules = len(sys.modules)
+        modules, base_bytes = len(sys.modules), 0
         load = _measured_load(self, format, path)
-        base_grew = len(sys.modules) > modules or format.name not in self._loaded
-        if base_grew and load.seconds < RELOAD_S_MAX:
-            load.model = None
+        sets_up = len(sys.modules) > modules or format.name not in self._loaded
+        if sets_up and load.seconds < RELOAD_S_MAX:
+            load.model, with_base_bytes = None, load.size_bytes
             load = _measured_load(self, format, path)
+            base_bytes = max(0, with_base_bytes - load.size_bytes)
         self._loaded.add(format.name)
         assert load.model is not None
         try:
             content = command.content or artefact.content()
         except OSError as error:
             raise unreadable(artefact.folder, error) from error
-        if base_grew:
-            self._trim()
         size_bytes = max(load.size_bytes, SIZE_BYTES_MIN)
         with self._lock:
             self._known_bytes += size_bytes
@@ -115,7 +120,7 @@ class Residents:
             measured=load.undisturbed,
             load_s=load.seconds,
             content=content,
-            base_grew=base_grew,
+            base_bytes=base_bytes,
         )
 
     def free(self, handle: int) -> None:
@@ -136,6 +141,7 @@ class Residents:
         self._collector.run_if_due()
         with self._lock:
             self._freed_bytes += max(0, before_bytes - memory.heap_bytes())
+        self._trim_if_due()
 
     def settle(self) -> dict[int, int]:
         """Handles and sizes of the provisionally measured models that can be told now: what the heap shrank by since
@@ -170,10 +176,20 @@ class Residents:
         return max(0, memory.resident().anon_bytes - memory.heap_bytes() - self._untrimmable_bytes)
 
     def tidy(self, slack_max_bytes: int) -> None:
-        """Collect garbage that was left for later, and give pages back when too many are free."""
+        """Collect garbage that was left for later, and give pages back when more than `slack_max_bytes` are free; from now
+        on also after each unload that leaves more."""
+        self._slack_max_bytes = slack_max_bytes
         self._collector.run_if_due()
         if self.slack_bytes() > slack_max_bytes:
             self._trim()
+
+    def _trim_if_due(self) -> None:
+        started_s = time.monotonic()
+        if started_s < self._next_trim_at_s or self.slack_bytes() <= self._slack_max_bytes:
+            return
+        self._trim()
+        ended_s = time.monotonic()
+        self._next_trim_at_s = ended_s + (ended_s - started_s) / TRIM_SHARE_MAX
 
     def _trim(self) -> None:
         """Python's free lists and its cache of attribute names keep small pieces of many pages, which glibc cannot give back
@@ -205,10 +221,12 @@ FILE_BYTES_MIN = 1 << 20
 
 
 def _measured_load(residents: Residents, format: Format, path: Path) -> _MeasuredLoad:
-    """Load between two readings of the heap, each taken while no batch runs."""
+    """Load between two readings of the heap, each taken while no batch runs. The peak counts the free pages the load may have
+    used, as far as its format is known to need them."""
     gc.collect()
     before_bytes = residents.in_use_bytes()
     batches, freed_bytes = residents.batches, residents.freed_bytes
+    slack_bytes = residents.slack_bytes()
     memory.reset_peak()
     before = memory.resident()
     started_s = time.perf_counter()
@@ -222,10 +240,14 @@ def _measured_load(residents: Residents, format: Format, path: Path) -> _Measure
     if after.file_bytes - before.file_bytes >= FILE_BYTES_MIN:
         file_bytes = memory.mapped_bytes(path.parent)
     freed_bytes = residents.freed_bytes - freed_bytes
+    size_bytes = max(0, after_bytes - before_bytes + freed_bytes) + file_bytes
+    grown_bytes = max(0, after.peak_bytes - before.all_bytes)
     return _MeasuredLoad(
         model=model,
-        size_bytes=max(0, after_bytes - before_bytes + freed_bytes) + file_bytes,
-        peak_bytes=max(0, after.peak_bytes - before.all_bytes),
+        size_bytes=size_bytes,
+        peak_bytes=max(
+            grown_bytes, min(grown_bytes + slack_bytes, int(size_bytes * format.hints.peak_factor))
+        ),
         file_bytes=file_bytes,
         after_bytes=after_bytes,
         seconds=seconds,

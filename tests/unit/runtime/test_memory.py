@@ -6,8 +6,10 @@ import random
 
 import pytest
 
-from modelmesh.runtime.memory import Account, Charge, capacity_bytes, unattributed_bytes
+from modelmesh.runtime.memory import ABSORBED_BYTES_MAX, Account, Charge, capacity_bytes, unattributed_bytes
 from modelmesh.worker.memory import Footprint
+
+MIB = 1 << 20
 
 
 def test_the_base_is_what_it_weighed_idle_and_by_imports() -> None:
@@ -59,11 +61,17 @@ def test_a_running_load_is_neither_nobodys_nor_hides_what_was() -> None:
     assert account.unattributed_bytes == 30
 
 
-def test_an_import_in_the_presence_of_a_model_grows_by_the_rest() -> None:
+def test_an_empty_workers_weight_is_its_base_but_a_leak_is_not() -> None:
     account = Account()
-    account.found_idle(Footprint(20, 10))
-    account.base_grew(Footprint(20, 10), Footprint(120, 10), charged_bytes=70)
-    assert account.base_bytes == 60
+    account.found_idle(Footprint(20 * MIB, 10 * MIB))
+    account.found_empty(30 * MIB)
+    assert account.base_anon_bytes == 30 * MIB
+    account.found_empty(28 * MIB)
+    assert account.base_anon_bytes == 28 * MIB
+    account.found_empty(20 * MIB + ABSORBED_BYTES_MAX)
+    account.found_empty(20 * MIB + ABSORBED_BYTES_MAX + 1)
+    account.found_empty(900 * MIB)
+    assert account.base_anon_bytes == 20 * MIB + ABSORBED_BYTES_MAX
 
 
 @pytest.mark.parametrize("seed", range(50))
