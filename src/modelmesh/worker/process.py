@@ -136,7 +136,8 @@ class Worker:
 
     def _measure(self, command: Measure) -> Measured:
         self._residents.tidy(command.slack_max_bytes)
-        names = {handle: model for model, handle in self._handles.items()}
+        # A load may add to it meanwhile; copying is one step under the interpreter lock, a comprehension is not.
+        names = {handle: model for model, handle in self._handles.copy().items()}
         settled = self._residents.settle()
         return Measured(
             in_use_bytes=memory.heap_bytes(),
