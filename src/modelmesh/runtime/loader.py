@@ -148,7 +148,7 @@ class Loader:
         if seat.worker is worker:
             seat.changes += 1
             seat.models.pop(model, None)
-            seat.account.charges.pop(model, None)
+            seat.account.charges.drop(model)
 
 
 async def _reading(pid: int) -> Footprint | None:

@@ -25,6 +25,34 @@ class Charge:
     file_bytes: int
 
 
+class Charges:
+    """The charges of one worker by model, with their totals kept, since they are asked for at every load."""
+
+    def __init__(self) -> None:
+        self._by_model: dict[str, Charge] = {}
+        self.size_bytes = 0
+        self.file_bytes = 0
+
+    def __getitem__(self, model: str) -> Charge:
+        return self._by_model[model]
+
+    def get(self, model: str) -> Charge | None:
+        return self._by_model.get(model)
+
+    def __setitem__(self, model: str, charge: Charge) -> None:
+        self.drop(model)
+        self._by_model[model] = charge
+        self.size_bytes += charge.size_bytes
+        self.file_bytes += charge.file_bytes
+
+    def drop(self, model: str) -> None:
+        """Charge nothing for a model any more; nothing happens when nothing was."""
+        charge = self._by_model.pop(model, None)
+        if charge is not None:
+            self.size_bytes -= charge.size_bytes
+            self.file_bytes -= charge.file_bytes
+
+
 @dataclass(slots=True)
 class Account:
     """One worker's memory."""
@@ -36,7 +64,7 @@ class Account:
     """Mapped from files, as last read while nothing was loaded: an import maps what is reserved already."""
     absorbed_bytes: int = 0
     """What its base took up while it was empty."""
-    charges: dict[str, Charge] = field(default_factory=dict)
+    charges: Charges = field(default_factory=Charges)
     reserved_bytes: int = 0
     """For the load or import that runs; 0 when none does."""
     unattributed_bytes: int = 0
@@ -44,12 +72,11 @@ class Account:
 
     @property
     def charged_bytes(self) -> int:
-        return sum(charge.size_bytes for charge in self.charges.values())
+        return self.charges.size_bytes
 
     @property
     def base_bytes(self) -> int:
-        models_bytes = sum(charge.file_bytes for charge in self.charges.values())
-        return self.base_anon_bytes + max(0, self.mapped_bytes - models_bytes)
+        return self.base_anon_bytes + max(0, self.mapped_bytes - self.charges.file_bytes)
 
     def found_idle(self, footprint: Footprint) -> None:
         """The worker has just started: all it weighs is its base."""

@@ -168,7 +168,7 @@ class Meter:
         if seat.empty and seat.empty_before:
             account.found_empty(measured.anon_bytes)
         seat.empty_before = seat.empty
-        mapped_bytes = sum(charge.file_bytes for charge in account.charges.values())
+        mapped_bytes = account.charges.file_bytes
         seat.kept_bytes = measured.anon_bytes - account.base_anon_bytes - account.charged_bytes + mapped_bytes
         for model, size_bytes in measured.settled.items():
             placed, charge = seat.models.get(model), seat.account.charges.get(model)

@@ -121,7 +121,7 @@ class Replacing:
             except (ModelMeshError, WorkerDied, Hung) as error:
                 log.warning("Model %s could not be moved from %s: %s", model, seat.name, error)
                 if model not in successor.models and seat.models.pop(model, None) is not None:
-                    seat.account.charges.pop(model, None)
+                    seat.account.charges.drop(model)
                     self._events.put(
                         CopyLost(model, f"its worker is replaced and it could not be moved: {error}")
                     )
