@@ -1,6 +1,8 @@
 # The dozen verbs of this project; the same locally and in CI.
 PYTHON ?= python3
 VENV := .venv
+# Where an installed toolchain lands when the shell has not been told yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 NATIVE := src/modelmesh/_native.abi3.so
