@@ -31,7 +31,7 @@ ANSWER_WAIT_S: Final = 0.5
 ANSWER_TIMEOUT_S: Final = 60.0
 TELL_BYTES: Final = MIB
 """Smaller movements of capacity are not worth an event."""
-SLACK_SHARE: Final = 0.05
+SLACK_SHARE: Final = 0.03
 """Of what models may use: the free pages all workers together may keep."""
 SWOLLEN_SHARE: Final = 0.2
 SWOLLEN_BYTES_MIN: Final = 16 * MIB
