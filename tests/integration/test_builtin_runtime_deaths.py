@@ -210,7 +210,7 @@ def test_a_cancelled_load_leaves_nothing(strange: Save) -> None:
             await served.unload("slow")
             assert seat.loading is None
             assert seat.models == {}
-            assert seat.account.charges == {}
+            assert seat.account.charged_bytes == 0
             await served.load("slow", "strange", path)
             assert await answers(served, "slow")
 

@@ -35,7 +35,7 @@ SETTLED_SHARE_MIN = 0.5
 
 @dataclass(slots=True)
 class Resident:
-    """A model in memory. `size_bytes` is what was measured, provisionally while `in_use_after` is kept."""
+    """A model in memory. `size_bytes` is provisional until it is `measured`."""
 
     model: LoadedModel
     size_bytes: int
