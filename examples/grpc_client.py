@@ -31,7 +31,9 @@ def main() -> int:
     with InferenceServerClient(parser.parse_args().address) as client:
         wine, cancer = load_wine(), load_breast_cancer()
         labels = infer(client, "wine-xgboost", wine.data[::40].astype(np.float32), "FP32", "predict")
-        print("wine-xgboost           predicts", labels.ravel().tolist(), " truth", wine.target[::40].tolist())
+        print(
+            "wine-xgboost           predicts", labels.ravel().tolist(), " truth", wine.target[::40].tolist()
+        )
         rows = cancer.data[17:22]
         probabilities = infer(client, "breast-cancer-sklearn", rows, "FP64", "predict_proba")
         print(
