@@ -116,7 +116,7 @@ pub struct Place {
     waiter: Arc<Waiter>,
     model: Arc<Queue>,
     targets: Arc<[Arc<Queue>]>,
-    served: bool,
+    kicked: bool,
 }
 
 impl Place {
@@ -142,7 +142,7 @@ impl Place {
             waiter,
             model: model.clone(),
             targets: targets.clone(),
-            served: false,
+            kicked: false,
         };
         place.model.join(order, &place.waiter);
         for target in place.targets.iter() {
@@ -160,17 +160,25 @@ impl Place {
         Arc::ptr_eq(&self.model, model) && Arc::ptr_eq(&self.targets, targets)
     }
 
-    /// Waits for a kick. A kick that came and could not be used goes to those behind.
-    pub async fn kicked(&self) {
-        if self.waiter.woken.swap(false, Ordering::SeqCst) {
+    /// Whether it may take a slot now: it was kicked, or nobody is before it.
+    pub fn may_go(&self) -> bool {
+        self.kicked || self.model.waiting.lock().keys().next() == Some(&self.order)
+    }
+
+    /// Waits for a kick. The kick before this one could not be used, so it goes to those behind.
+    pub async fn kicked(&mut self) {
+        if std::mem::take(&mut self.kicked) {
             self.pass_on();
         }
         self.waiter.kick.notified().await;
+        // From here on the next freed slot kicks it again: it may come just after looking in vain.
+        self.waiter.woken.store(false, Ordering::SeqCst);
+        self.kicked = true;
     }
 
     /// Leaves with a slot: the kick, if there was one, is used.
     pub fn served(mut self) {
-        self.served = true;
+        self.kicked = false;
     }
 
     fn pass_on(&self) {
@@ -187,7 +195,7 @@ impl Drop for Place {
         for target in self.targets.iter() {
             target.leave(self.order_at());
         }
-        if !self.served && self.waiter.woken.load(Ordering::SeqCst) {
+        if self.kicked || self.waiter.woken.load(Ordering::SeqCst) {
             self.pass_on();
         }
     }
@@ -198,18 +206,15 @@ mod tests {
     use super::*;
     use std::future::Future;
     use std::pin::pin;
-    use std::task::{Context, Poll, Waker};
+    use std::task::{Context, Waker};
 
     fn none() -> Arc<[Arc<Queue>]> {
         Arc::from([])
     }
 
-    fn is_kicked(place: &Place) -> bool {
+    fn is_kicked(place: &mut Place) -> bool {
         let mut context = Context::from_waker(Waker::noop());
-        matches!(
-            pin!(place.waiter.kick.notified()).poll(&mut context),
-            Poll::Ready(())
-        )
+        pin!(place.kicked()).poll(&mut context).is_ready()
     }
 
     #[test]
@@ -217,23 +222,26 @@ mod tests {
         let queue = Arc::new(Queue::default());
         let now = Instant::now();
         let at = |ms| now + Duration::from_millis(ms);
-        let late = Place::take(&queue, &none(), at(300), 8).expect("room");
-        let soon = Place::take(&queue, &none(), at(100), 8).expect("room");
-        let middle = Place::take(&queue, &none(), at(200), 8).expect("room");
+        let mut late = Place::take(&queue, &none(), at(300), 8).expect("room");
+        let mut soon = Place::take(&queue, &none(), at(100), 8).expect("room");
+        let mut middle = Place::take(&queue, &none(), at(200), 8).expect("room");
         queue.kick();
-        assert!(is_kicked(&soon));
-        assert!(!is_kicked(&middle));
+        assert!(is_kicked(&mut soon));
+        assert!(!is_kicked(&mut middle));
         drop(soon);
-        assert!(is_kicked(&middle), "who leaves after a kick passes it on");
+        assert!(
+            is_kicked(&mut middle),
+            "who leaves after a kick passes it on"
+        );
         middle.served();
-        assert!(!is_kicked(&late), "a used kick is not passed on");
+        assert!(!is_kicked(&mut late), "a used kick is not passed on");
         assert_eq!(queue.len(), 1);
     }
 
     #[test]
     fn the_queue_is_bounded() {
         let queue = Arc::new(Queue::default());
-        let first = Place::take(&queue, &none(), Instant::now(), 1).expect("room");
+        let mut first = Place::take(&queue, &none(), Instant::now(), 1).expect("room");
         assert!(Place::take(&queue, &none(), Instant::now(), 1).is_none());
         drop(first);
         assert!(Place::take(&queue, &none(), Instant::now(), 1).is_some());
@@ -249,11 +257,12 @@ mod tests {
         );
         let targets: Arc<[Arc<Queue>]> = Arc::from([target.clone()]);
         let now = Instant::now();
-        let first = Place::take(&one, &targets, now, 8).expect("room");
-        let second = Place::take(&other, &targets, now + Duration::from_secs(1), 8).expect("room");
+        let mut first = Place::take(&one, &targets, now, 8).expect("room");
+        let mut second =
+            Place::take(&other, &targets, now + Duration::from_secs(1), 8).expect("room");
         target.kick();
         target.kick();
-        assert!(is_kicked(&first) && is_kicked(&second));
+        assert!(is_kicked(&mut first) && is_kicked(&mut second));
         drop((first, second));
         assert!(target.is_empty());
     }

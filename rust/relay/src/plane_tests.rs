@@ -256,3 +256,25 @@ fn a_name_that_moves_wakes_only_its_own_waiters() {
     assert!(plane.names.is_empty());
     drop(parked);
 }
+
+#[test]
+fn looking_in_vain_wakes_nobody() {
+    let plane = plane(&[(1, 1)]);
+    plane.publish("m", &[listed(1, 1, 2)]);
+    let route = route(&plane);
+    let held = lease(&plane).expect("free");
+    let deadline = Instant::now() + Duration::from_secs(9);
+    let mut place =
+        crate::gate::Place::take(&route.queue, &route.targets, deadline, 8).expect("room");
+    let mut kicked = |expected: bool| {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let polled = std::pin::pin!(place.kicked()).poll(&mut context);
+        assert_eq!(polled.is_ready(), expected);
+    };
+    for _ in 0..3 {
+        assert!(matches!(pick(&route, &[], 0, 0), Pick::Full));
+        kicked(false);
+    }
+    drop(held);
+    kicked(true);
+}

@@ -241,14 +241,23 @@ impl Replica {
             return Acquired::Full;
         }
         if !self.is_usable() {
-            self.release();
+            self.undo();
             return Acquired::Gone;
         }
         if !self.target.acquire() {
-            self.release();
+            self.undo();
             return Acquired::Full;
         }
         Acquired::Yes
+    }
+
+    /// Takes back a slot that was not used. Kicks nobody: who found this replica full because of it is kicked by what fills
+    /// the target, or was told that the replica is gone; and failing must not make others try and fail in turn.
+    fn undo(&self) {
+        let last = self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1;
+        if last && self.retired.load(Ordering::SeqCst) {
+            self.end_retirement(None, true);
+        }
     }
 
     /// Gives the slot back that [`Replica::acquire`] took.
@@ -258,10 +267,7 @@ impl Replica {
     }
 
     fn release(&self) {
-        let last = self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1;
-        if last && self.retired.load(Ordering::SeqCst) {
-            self.end_retirement(None, true);
-        }
+        self.undo();
         self.queue.kick();
     }
 

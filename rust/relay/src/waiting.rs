@@ -39,29 +39,29 @@ impl Call<'_> {
         let mut place: Option<Place> = None;
         loop {
             let route = self.route(body).await?;
-            match pick(
-                &route,
-                &self.avoid,
-                self.plane.now_ms(),
-                self.event_loop.random(),
-            ) {
-                Pick::Lease(lease) if place.is_some() || route.queue.is_empty() => {
+            place = place.filter(|place| place.is_in(&route.queue, &route.targets));
+            if place.is_none() && !route.queue.is_empty() {
+                place = Some(self.place(&route)?);
+            }
+            if let Some(waits) = place.as_mut().filter(|place| !place.may_go()) {
+                self.queue(waits, &route).await?;
+                continue;
+            }
+            let (now_ms, random) = (self.plane.now_ms(), self.event_loop.random());
+            match (pick(&route, &self.avoid, now_ms, random), place.as_mut()) {
+                (Pick::Lease(lease), _) => {
                     if let Some(place) = place {
                         place.served();
                     }
                     return Ok(Found { lease, route });
                 }
-                Pick::Nobody => {
+                (Pick::Nobody, _) => {
                     place = None;
                     self.park_for_route(&route.model, body).await?;
                 }
-                Pick::Full | Pick::Lease(_) => match place.take() {
-                    Some(mut kept) if kept.is_in(&route.queue, &route.targets) => {
-                        self.queue(&mut kept, &route).await?;
-                        place = Some(kept);
-                    }
-                    _ => place = Some(self.place(&route)?),
-                },
+                (Pick::Full, Some(waits)) => self.queue(waits, &route).await?,
+                // With a place it looks once more: a slot may have become free in between.
+                (Pick::Full, None) => place = Some(self.place(&route)?),
             }
         }
     }
