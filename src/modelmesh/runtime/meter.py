@@ -33,6 +33,8 @@ TELL_BYTES: Final = MIB
 """Smaller movements of capacity are not worth an event."""
 SLACK_SHARE: Final = 0.03
 """Of what models may use: the free pages all workers together may keep."""
+ALLOWANCE_SHARE: Final = 0.05
+"""Of what the bases leave: kept back for free pages and temporary memory that no reading has seen yet."""
 SWOLLEN_SHARE: Final = 0.2
 SWOLLEN_BYTES_MIN: Final = 16 * MIB
 SWOLLEN_S: Final = 10.0
@@ -64,8 +66,14 @@ class Meter:
         return self._budget_bytes // max(1, len(self._seats()))
 
     def capacity_bytes(self) -> int:
-        """What models may use now."""
+        """What models may use now: what the bases leave, less an allowance for what comes up between two readings."""
+        return self._beside_bases_bytes() - self._allowance_bytes()
+
+    def _beside_bases_bytes(self) -> int:
         return capacity_bytes(self._budget_bytes, (seat.account for seat in self._seats()))
+
+    def _allowance_bytes(self) -> int:
+        return int(self._beside_bases_bytes() * ALLOWANCE_SHARE)
 
     def free_bytes(self) -> int:
         """What of the budget is used by nothing and reserved for no load, by the newest readings."""
@@ -89,8 +97,9 @@ class Meter:
         return self._told[0]
 
     def unattributed_bytes(self) -> int:
-        """What the workers weigh that is nobody's: free pages they keep, for the most part."""
-        return unattributed_bytes(seat.account for seat in self._seats())
+        """What the workers weigh that is nobody's, free pages they keep for the most part, beyond the allowance."""
+        found_bytes = unattributed_bytes(seat.account for seat in self._seats())
+        return max(0, found_bytes - self._allowance_bytes())
 
     def press(self) -> None:
         """A load is short of room: have the workers give back all free pages now, not with the next reading."""
