@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn the_queue_is_bounded() {
         let queue = Arc::new(Queue::default());
-        let mut first = Place::take(&queue, &none(), Instant::now(), 1).expect("room");
+        let first = Place::take(&queue, &none(), Instant::now(), 1).expect("room");
         assert!(Place::take(&queue, &none(), Instant::now(), 1).is_none());
         drop(first);
         assert!(Place::take(&queue, &none(), Instant::now(), 1).is_some());
