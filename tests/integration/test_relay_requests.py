@@ -266,7 +266,7 @@ def test_deadlines_and_cancellations_reach_the_model(tmp_path: Path) -> None:
             upstream.serve = hang
             reply = await face.ask(timeout_s=0.3)
             assert reply.code == Code.DEADLINE_EXCEEDED
-            assert 0 < left_s[0] <= 0.3
+            assert 0 < left_s[0] < 0.4, "clients round up"
             await face.until(lambda: upstream.cancelled == 1, "the model server noticed")
             begun.clear()
             asked = face.ask()
