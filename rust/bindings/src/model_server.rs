@@ -256,7 +256,7 @@ impl Batch {
 
     fn fail(&mut self, code: i64, message: &str) -> PyResult<bool> {
         self.batch
-            .fail(Code::of(code), message)
+            .fail(Code::of_failure(code), message)
             .map_err(PyValueError::new_err)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+pub mod code;
 pub mod datatype;
 pub mod infer;
 pub mod messages;
