@@ -14,6 +14,7 @@ use relay::data_plane::{self, NewTarget};
 use relay::event::Event;
 use relay::name::{Name, NameKind};
 use relay::plane::Listed;
+use relay::rules::{MethodRules, Rule};
 use relay::status::{Code, Status};
 
 /// Durations from Python are bounded by this, so that adding them to now never overflows.
@@ -57,6 +58,13 @@ struct PyReplica {
 struct PyRoute {
     model: String,
     replicas: Vec<PyReplica>,
+}
+
+#[derive(FromPyObject)]
+struct PyMethodRule {
+    method: String,
+    id_path: Vec<u32>,
+    vmodel: bool,
 }
 
 type PyName = (u8, String, String);
@@ -175,6 +183,25 @@ impl DataPlane {
     fn forget_names(&self, names: Vec<PyName>) -> PyResult<()> {
         let names: Vec<Name> = names.iter().map(known_name).collect::<PyResult<_>>()?;
         self.with(|relay| names.iter().for_each(|name| relay.plane.forget_name(name)))
+    }
+
+    fn set_method_rules(
+        &self,
+        rules: Option<Vec<PyMethodRule>>,
+        allow_others: bool,
+    ) -> PyResult<()> {
+        let rule = |rule: PyMethodRule| {
+            let by = Rule {
+                id_path: rule.id_path.into(),
+                vmodel: rule.vmodel,
+            };
+            (format!("/{}", rule.method).into_boxed_str(), by)
+        };
+        let rules = rules.map(|rules| MethodRules {
+            rules: rules.into_iter().map(rule).collect(),
+            allow_others,
+        });
+        self.with(|relay| relay.plane.rules.set(rules))
     }
 
     fn retire(&self, replicas: Vec<(u64, u64)>, timeout_ms: i64) -> PyResult<()> {

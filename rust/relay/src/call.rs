@@ -106,7 +106,7 @@ pub fn admit(
     now: Instant,
 ) -> Result<Option<Instant>, Status> {
     match method.class {
-        Class::Forbidden => return Err(Status::new(Code::Unimplemented, "")),
+        Class::Forbidden | Class::Unlisted => return Err(Status::new(Code::Unimplemented, "")),
         Class::Malformed => {
             plane.counters.malformed.add(1);
             return Err(Status::new(

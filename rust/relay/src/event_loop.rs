@@ -195,7 +195,7 @@ impl EventLoop {
     /// What is known of the method with this path.
     pub fn method(&self, path: &str) -> Rc<Method> {
         let label = |path: &str| self.plane.labels.number(path.trim_start_matches('/'));
-        self.methods.get(path, label)
+        self.methods.get(path, &self.plane.rules, label)
     }
 
     /// The histograms of this loop.

@@ -20,7 +20,7 @@ pub fn head(input: &[u8]) {
             assert!(!name.is_empty(), "a routed call has a name");
         }
     }
-    let method = Method::of(&path, 0);
+    let method = Method::of(&path, 0, None);
     assert_eq!(&*method.path, path.as_ref());
 
     let headers: HeaderMap = lines.filter_map(header).collect();

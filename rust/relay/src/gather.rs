@@ -15,6 +15,8 @@ use crate::dispatch::{Reply, Request};
 use crate::event_loop::EventLoop;
 use crate::frames::{Frames, PREFIX_BYTES, gunzip, parse_prefix};
 use crate::headers;
+use crate::method::{Class, Method};
+use crate::name::Name;
 use crate::status::{Code, Status};
 
 /// Serves a call; returns its answer.
@@ -30,7 +32,7 @@ pub async fn dispatch(event_loop: &EventLoop, request: Request) -> Reply {
         event_loop,
         method: &method,
         headers: &headers,
-        name: request.name,
+        name: request.name.map(|name| as_ruled(name, &method)),
         deadline: request.deadline,
         arrived,
         books: &books,
@@ -51,6 +53,13 @@ pub async fn dispatch(event_loop: &EventLoop, request: Request) -> Reply {
 }
 
 async fn collect(door: &Door<'_>, body: &mut Body<'_>) -> Result<Reply, Status> {
+    if door.method.class == Class::Unlisted {
+        let sentence = format!(
+            "The data-plane config does not list {}; list it, or set allowOtherRpcs.",
+            door.method.path.trim_start_matches('/')
+        );
+        return Err(Status::new(Code::Unimplemented, sentence));
+    }
     let limit = door.event_loop.plane.config.message_bytes_max as u64;
     let bytes = body.bytes() - PREFIX_BYTES as u64;
     if bytes > limit {
@@ -124,6 +133,18 @@ async fn gather(
         trailers,
         message,
     })
+}
+
+/// A name from REST is looked up where an explicit config says that a name from the message is.
+fn as_ruled(name: Name, method: &Method) -> Name {
+    if method.message_first {
+        Name {
+            kind: method.kind,
+            ..name
+        }
+    } else {
+        name
+    }
 }
 
 fn joined(mut chunks: Vec<Bytes>) -> Bytes {

@@ -34,6 +34,7 @@ mod pick;
 pub mod plane;
 pub mod replica;
 mod rest;
+pub mod rules;
 mod serve;
 pub mod space;
 pub mod status;

@@ -1,9 +1,13 @@
 //! Where a method's calls go, and where its messages name the model.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ahash::AHashMap;
+
+use crate::name::NameKind;
+use crate::rules::{MethodRules, Rules};
 
 /// Where the calls of a method go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +18,8 @@ pub enum Class {
     Control,
     /// Nowhere: the runtime's own service, never for clients.
     Forbidden,
+    /// Nowhere: an explicit config does not list it.
+    Unlisted,
     /// The path is no gRPC method.
     Malformed,
 }
@@ -28,9 +34,13 @@ pub struct Method {
     /// Requests or responses are known to be streams: never held back, never replayed.
     pub streaming: bool,
     /// The way to the model's name in the request message; empty: headers only.
-    pub id_path: &'static [u32],
+    pub id_path: Arc<[u32]>,
     /// The way to its version.
     pub version_path: &'static [u32],
+    /// What a name from the message, or from REST, is.
+    pub kind: NameKind,
+    /// A name in the message wins over headers.
+    pub message_first: bool,
     /// Its place among the labels of the metrics.
     pub label: usize,
 }
@@ -38,14 +48,43 @@ pub struct Method {
 const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";
 
 impl Method {
-    /// The method with this path.
-    pub fn of(path: &str, label: usize) -> Method {
+    /// The method with this path, under an explicit config if there is one.
+    pub fn of(path: &str, label: usize, rules: Option<&MethodRules>) -> Method {
+        let mut method = Method::known(path, label);
+        let (Class::Inference, Some(rules)) = (method.class, rules) else {
+            return method;
+        };
+        match rules.rules.get(path) {
+            Some(rule) => {
+                method.message_first = !rule.id_path.is_empty();
+                method.id_path = rule.id_path.clone();
+                method.version_path = &[];
+                if method.message_first {
+                    method.kind = if rule.vmodel {
+                        NameKind::VModel
+                    } else {
+                        NameKind::Model
+                    };
+                }
+            }
+            None if rules.allow_others => {
+                method.id_path = Arc::default();
+                method.version_path = &[];
+            }
+            None => method.class = Class::Unlisted,
+        }
+        method
+    }
+
+    fn known(path: &str, label: usize) -> Method {
         let method = |class| Method {
             path: path.into(),
             class,
             streaming: false,
-            id_path: &[],
+            id_path: Arc::default(),
             version_path: &[],
+            kind: NameKind::VModelFirst,
+            message_first: false,
             label,
         };
         let Some((service, name)) = path.strip_prefix('/').and_then(|path| path.split_once('/'))
@@ -73,22 +112,22 @@ impl Method {
             }
             (INFERENCE_SERVICE, _) if name.starts_with("Repository") => method(Class::Control),
             (INFERENCE_SERVICE, "ModelInfer" | "ModelMetadata") => Method {
-                id_path: &[1],
+                id_path: Arc::new([1]),
                 version_path: &[2],
                 ..method(Class::Inference)
             },
             (INFERENCE_SERVICE, "ModelStreamInfer") => Method {
                 streaming: true,
-                id_path: &[1],
+                id_path: Arc::new([1]),
                 version_path: &[2],
                 ..method(Class::Inference)
             },
             ("tensorflow.serving.PredictionService", "Predict") => Method {
-                id_path: &[1, 1],
+                id_path: Arc::new([1, 1]),
                 ..method(Class::Inference)
             },
             ("org.pytorch.serve.grpc.inference.InferenceAPIsService", "Predictions") => Method {
-                id_path: &[1],
+                id_path: Arc::new([1]),
                 ..method(Class::Inference)
             },
             _ => method(Class::Inference),
@@ -103,15 +142,20 @@ const REMEMBERED_MAX: usize = 512;
 #[derive(Default)]
 pub struct Methods {
     met: RefCell<AHashMap<Box<str>, Rc<Method>>>,
+    generation: Cell<u64>,
 }
 
 impl Methods {
     /// The method with this path. `label` numbers the methods of all loops.
-    pub fn get(&self, path: &str, label: impl FnOnce(&str) -> usize) -> Rc<Method> {
+    pub fn get(&self, path: &str, rules: &Rules, label: impl FnOnce(&str) -> usize) -> Rc<Method> {
+        let generation = rules.generation();
+        if self.generation.replace(generation) != generation {
+            self.met.borrow_mut().clear();
+        }
         if let Some(method) = self.met.borrow().get(path) {
             return method.clone();
         }
-        let method = Rc::new(Method::of(path, label(path)));
+        let method = Rc::new(Method::of(path, label(path), rules.current().as_deref()));
         let mut met = self.met.borrow_mut();
         if met.len() < REMEMBERED_MAX {
             met.insert(path.into(), method.clone());
@@ -123,10 +167,11 @@ impl Methods {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::Rule;
 
     #[test]
     fn methods_have_classes() {
-        let class = |path| Method::of(path, 0).class;
+        let class = |path| Method::of(path, 0, None).class;
         assert_eq!(class("/mmesh.ModelRuntime/loadModel"), Class::Forbidden);
         assert_eq!(
             class("/com.ibm.watson.tas.internal.proto.ModelServer/x"),
@@ -154,5 +199,65 @@ mod tests {
         for path in ["", "/", "/a", "//b", "/a/", "a/b", "/a/b/c", "*"] {
             assert_eq!(class(path), Class::Malformed, "{path}");
         }
+    }
+
+    fn explicit(allow_others: bool) -> MethodRules {
+        let rule = |id_path: &[u32], vmodel| Rule {
+            id_path: id_path.into(),
+            vmodel,
+        };
+        let rules = [
+            ("/a.B/ByMessage", rule(&[3, 1], false)),
+            ("/a.B/ByVModel", rule(&[1], true)),
+            ("/a.B/ByHeader", rule(&[], true)),
+            ("/mmesh.ModelRuntime/loadModel", rule(&[1], false)),
+        ];
+        MethodRules {
+            rules: rules.map(|(path, rule)| (path.into(), rule)).into(),
+            allow_others,
+        }
+    }
+
+    #[test]
+    fn an_explicit_config_gates_and_says_what_ids_are() {
+        let strict = explicit(false);
+        let of = |path| Method::of(path, 0, Some(&strict));
+        let listed = of("/a.B/ByMessage");
+        assert_eq!(
+            (&*listed.id_path, listed.kind),
+            (&[3, 1][..], NameKind::Model)
+        );
+        assert!(listed.message_first);
+        assert_eq!(of("/a.B/ByVModel").kind, NameKind::VModel);
+        let by_header = of("/a.B/ByHeader");
+        assert!(!by_header.message_first && by_header.id_path.is_empty());
+        for path in ["/a.B/Other", "/inference.GRPCInferenceService/ModelInfer"] {
+            assert_eq!(of(path).class, Class::Unlisted);
+        }
+        assert_eq!(of("/mmesh.ModelRuntime/loadModel").class, Class::Forbidden);
+        assert_eq!(of("/mmesh.ModelMesh/registerModel").class, Class::Control);
+        assert_eq!(of("/grpc.health.v1.Health/Check").class, Class::Control);
+        let lenient = explicit(true);
+        let other = Method::of(
+            "/inference.GRPCInferenceService/ModelInfer",
+            0,
+            Some(&lenient),
+        );
+        assert_eq!(other.class, Class::Inference);
+        assert!(
+            other.id_path.is_empty(),
+            "an explicit config replaces the default paths"
+        );
+    }
+
+    #[test]
+    fn what_is_remembered_is_forgotten_when_the_rules_change() {
+        let (methods, rules) = (Methods::default(), Rules::default());
+        let class = || methods.get("/a.B/Other", &rules, |_| 0).class;
+        assert_eq!(class(), Class::Inference);
+        rules.set(Some(explicit(false)));
+        assert_eq!(class(), Class::Unlisted);
+        rules.set(None);
+        assert_eq!(class(), Class::Inference);
     }
 }

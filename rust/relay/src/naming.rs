@@ -5,7 +5,7 @@ use crate::call::Door;
 use crate::frames::{PREFIX_BYTES, gunzip, parse_prefix};
 use crate::headers;
 use crate::method::Method;
-use crate::name::{Name, NameKind};
+use crate::name::Name;
 use crate::status::{Code, Status};
 
 /// Bytes of a message in which its id is looked for first; ids come early.
@@ -16,13 +16,24 @@ const ID_BYTES_FIRST: usize = 64 << 10;
 /// # Errors
 /// INVALID_ARGUMENT when there is none, or none that can be read.
 pub async fn name_of(door: &Door<'_>, body: &mut Body<'_>) -> Result<Name, Status> {
+    if door.method.message_first
+        && let Some(name) = name_in_message(door, body).await?
+    {
+        return Ok(name);
+    }
     if let Some(name) = headers::name_of(door.headers)? {
         return Ok(name);
     }
-    let (method, config) = (door.method, &door.event_loop.plane.config);
-    if method.id_path.is_empty() {
-        return Err(headers::nameless(method));
+    let nameless = || headers::nameless(door.method);
+    if door.method.message_first || door.method.id_path.is_empty() {
+        return Err(nameless());
     }
+    name_in_message(door, body).await?.ok_or_else(nameless)
+}
+
+/// The name in the message; `None` when the message, looked through to its end, names nothing.
+async fn name_in_message(door: &Door<'_>, body: &mut Body<'_>) -> Result<Option<Name>, Status> {
+    let (method, config) = (door.method, &door.event_loop.plane.config);
     let Some((compressed, length)) = parse_prefix(&body.first(PREFIX_BYTES).await?) else {
         return Err(Status::new(
             Code::InvalidArgument,
@@ -33,7 +44,7 @@ pub async fn name_of(door: &Door<'_>, body: &mut Body<'_>) -> Result<Name, Statu
     loop {
         let bytes = body.first(PREFIX_BYTES + wanted).await?;
         let message = bytes.get(PREFIX_BYTES..).unwrap_or_default();
-        let found = if compressed {
+        let (named, whole) = if compressed {
             if !headers::gzip(door.headers) {
                 return Err(unreadable());
             }
@@ -44,12 +55,14 @@ pub async fn name_of(door: &Door<'_>, body: &mut Body<'_>) -> Result<Name, Statu
                     .min(ID_BYTES_FIRST.max(config.kept_body_bytes_max)),
             )
             .map_err(|_| unreadable())?;
-            named(method, &plain, all && wanted == length)?
+            let whole = all && wanted == length;
+            (named(method, &plain, whole)?, whole)
         } else {
-            named(method, message, wanted == length)?
+            let whole = wanted == length;
+            (named(method, message, whole)?, whole)
         };
-        if let Some(name) = found {
-            return Ok(name);
+        if named.is_some() || whole {
+            return Ok(named);
         }
         if wanted == length || wanted >= config.kept_body_bytes_max {
             return Err(unreadable());
@@ -65,15 +78,14 @@ fn unreadable() -> Status {
     )
 }
 
-/// The name in (the start of) a message; `None`: more of it is needed.
+/// The name in (the start of) a message; `None`: it names nothing so far.
 fn named(method: &Method, message: &[u8], whole: bool) -> Result<Option<Name>, Status> {
     let malformed = |error: inference::splice::SpliceError| {
         Status::new(Code::InvalidArgument, error.to_string())
     };
-    let id = match inference::splice::extract(method.id_path, message) {
+    let id = match inference::splice::extract(&method.id_path, message) {
         Ok(Some("")) => return Err(headers::nameless(method)),
         Ok(Some(id)) => id,
-        Ok(None) if whole => return Err(headers::nameless(method)),
         Err(error) if whole => return Err(malformed(error)),
         Ok(None) | Err(_) => return Ok(None),
     };
@@ -83,5 +95,5 @@ fn named(method: &Method, message: &[u8], whole: bool) -> Result<Option<Name>, S
         // A version behind the start of a large message is not looked for.
         Err(_) => "",
     };
-    Ok(Some(Name::new(NameKind::VModelFirst, id, version)))
+    Ok(Some(Name::new(method.kind, id, version)))
 }

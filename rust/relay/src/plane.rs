@@ -15,6 +15,7 @@ use crate::gate::Queue;
 use crate::metrics::{Counters, Histograms, Labels};
 use crate::name::Name;
 use crate::replica::{Replica, Route, Target};
+use crate::rules::Rules;
 use crate::space::Space;
 use crate::status::Status;
 
@@ -26,6 +27,8 @@ pub struct Plane {
     pub names: Space<Name, Arc<str>>,
     /// Models and their routes.
     pub models: Space<Arc<str>, Arc<Route>>,
+    /// Which methods are let in, and where their messages name the model.
+    pub rules: Rules,
     /// For the control plane.
     pub events: Arc<Events>,
     /// Totals.
@@ -153,6 +156,7 @@ impl Plane {
         Ok(Plane {
             names: Space::new(events.clone()),
             models: Space::new(events.clone()),
+            rules: Rules::default(),
             counters: Counters::default(),
             histograms: (0..config.threads.max(1))
                 .map(|_| Histograms::default())

@@ -56,6 +56,18 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class MethodRule:
+    """What an explicit data-plane config says of one method (reference mesh.md 1.4)."""
+
+    method: str
+    """Its full name, "pkg.Service/Method"."""
+    id_path: tuple[int, ...] = ()
+    """Field numbers down to the id in the request message; such an id wins over headers. Empty: headers only."""
+    vmodel: bool = False
+    """The id in the message names a vmodel and no model; else a model and no vmodel."""
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
     """A loaded model in one target. `id` is unique per load and never reused. `max_concurrency` 0: no bound of its own."""
 
@@ -234,6 +246,11 @@ class DataPlane(Protocol):
 
     def forget_names(self, names: Sequence[Name]) -> None:
         """The next request for these names faults again; parked requests resolve again."""
+
+    def set_method_rules(self, rules: Sequence[MethodRule] | None, allow_others: bool) -> None:
+        """Let only these methods in, or others too, for calls that come from now on. None: no explicit config, so every method is
+        let in and the known protocols have extraction paths of their own. Management, health and reflection always are,
+        `mmesh.ModelRuntime` never. Others are answered UNIMPLEMENTED before their body is read."""
 
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None:
         """Stop acquiring these (replica id, token); what queued at their gates parks again. Answers with `Retired`."""

@@ -13,6 +13,7 @@ from modelmesh.dataplane.protocol import (
     Event,
     Fault,
     Histogram,
+    MethodRule,
     Name,
     NameKind,
     NotHere,
@@ -70,6 +71,9 @@ class Relay:
 
     def forget_names(self, names: Sequence[Name]) -> None:
         self._native.forget_names(names)
+
+    def set_method_rules(self, rules: Sequence[MethodRule] | None, allow_others: bool) -> None:
+        self._native.set_method_rules(rules, allow_others)
 
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None:
         self._native.retire(replicas, timeout_ms)

@@ -18,6 +18,7 @@ from typing import Final
 from modelmesh import __version__
 from modelmesh.clock import LoopClock
 from modelmesh.dataplane.protocol import Addresses, DataPlane, DataPlaneConfig
+from modelmesh.instance.edges import prepare
 from modelmesh.instance.journal_sinks import JournalFile, log_entry
 from modelmesh.instance.runtime_dir import RuntimeDir
 from modelmesh.journal import Did, Entry, Journal
@@ -103,6 +104,9 @@ class Instance:
         for face in self._faces:
             await stack.enter_async_context(face(self))
         stack.callback(self.dataplane.stop)
+        for watched in prepare(settings.edges, self.dataplane, self.journal):
+            watching = asyncio.create_task(watched.run(), name="watched files")
+            stack.push_async_callback(_cancelled, watching)
         self.addresses = self.dataplane.start()
         if settings.models.folder is not None:
             self._keeper = FolderKeeper(

@@ -12,13 +12,14 @@ from typing import Any, Final, get_type_hints
 from modelmesh.errors import SettingsError
 from modelmesh.settings import parsing
 from modelmesh.settings.machine import cores
-from modelmesh.settings.tree import Lifecycle, Logs, Memory, Models, Network, Setting, Settings, State
+from modelmesh.settings.tree import Edges, Lifecycle, Logs, Memory, Models, Network, Setting, Settings, State
 
 ENVIRONMENT_PREFIX: Final = "MODELMESH_"
 _CONCERNS: Final = {
     "models": Models,
     "memory": Memory,
     "network": Network,
+    "edges": Edges,
     "state": State,
     "lifecycle": Lifecycle,
     "logs": Logs,

@@ -116,6 +116,33 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Edges:
+    """What clients meet at the gRPC and REST ports."""
+
+    dataplane_config: Annotated[
+        str | None,
+        Setting(
+            "dataplane_config",
+            parsing.text,
+            "",
+            "Which methods are let in and where their messages name the model, as JSON. Default: every method, and the paths of "
+            "the known protocols.",
+            "JSON",
+        ),
+    ]
+    dataplane_config_path: Annotated[
+        Path | None,
+        Setting(
+            "dataplane_config_path",
+            parsing.path,
+            "",
+            "File with that JSON instead; a change takes effect at once.",
+            "FILE",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """Where registrations live."""
 
@@ -201,6 +228,7 @@ class Settings:
     models: Models
     memory: Memory
     network: Network
+    edges: Edges
     state: State
     lifecycle: Lifecycle
     logs: Logs

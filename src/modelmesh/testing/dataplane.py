@@ -17,6 +17,7 @@ from modelmesh.dataplane.protocol import (
     Event,
     Fault,
     Histogram,
+    MethodRule,
     Name,
     NotHere,
     RelayStats,
@@ -114,6 +115,9 @@ class FakeDataPlane:
         self.requests: list[Request] = []
         """Those not answered yet."""
         self._draining = False
+        self.method_rules: tuple[MethodRule, ...] | None = None
+        """Those in force; its requests have no methods."""
+        self.allows_other_methods = True
         self.violations: list[str] = []
 
     # --- the client's side ----------------------------------------------------------------------------------
@@ -315,6 +319,10 @@ class FakeDataPlane:
                 again.append(request)
         for request in again:
             self._resolve(request)
+
+    def set_method_rules(self, rules: Sequence[MethodRule] | None, allow_others: bool) -> None:
+        self.method_rules = None if rules is None else tuple(rules)
+        self.allows_other_methods = rules is None or allow_others
 
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None:
         loop = asyncio.get_running_loop()
