@@ -149,9 +149,15 @@ async def _stop(instance: Instance, signals: _Signals) -> None:
 @asynccontextmanager
 async def _management(instance: Instance) -> AsyncIterator[None]:
     await _import("google.protobuf.message", "grpc", "grpc.aio", "modelmesh.management.inference")
+    from modelmesh.instance.model_root import ModelRoot
     from modelmesh.management.server import ControlServer
 
-    server = ControlServer(instance.control_socket, instance.settings.network.message_bytes_max)
+    settings = instance.settings
+    server = ControlServer(
+        instance.control_socket,
+        settings.network.message_bytes_max,
+        ModelRoot(settings.models.model_root).admit,
+    )
     await server.start(instance.mesh)
     try:
         yield

@@ -10,12 +10,17 @@ from google.protobuf.descriptor import FileDescriptor
 
 from modelmesh.errors import Code
 from modelmesh.management.server import Context, Service
-from modelmesh.wire.generated import health_pb2, inference_pb2
+from modelmesh.wire.generated import health_pb2, inference_pb2, model_mesh_pb2
 from modelmesh.wire.generated import reflection_pb2 as pb
 from modelmesh.wire.pool import POOL
 
 NAMES: Final = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
-_FILES: Final = (inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, pb.DESCRIPTOR)
+_FILES: Final = (
+    inference_pb2.DESCRIPTOR,
+    health_pb2.DESCRIPTOR,
+    model_mesh_pb2.DESCRIPTOR,
+    pb.DESCRIPTOR,
+)
 """Imported for their descriptors, which are then in the pool."""
 
 
@@ -54,13 +59,22 @@ class Reflection:
 
 def services(others: Sequence[str]) -> list[Service]:
     """The reflection services, which list themselves beside the others."""
-    reflection = Reflection([*others, *NAMES])
+    reflection = Reflection([name for name in [*others, *NAMES] if _described(name)])
     handler = grpc.stream_stream_rpc_method_handler(
         cast(Any, reflection.info),
         request_deserializer=pb.ServerReflectionRequest.FromString,
         response_serializer=pb.ServerReflectionResponse.SerializeToString,
     )
     return [Service(name, {"ServerReflectionInfo": handler}) for name in NAMES]
+
+
+def _described(service: str) -> bool:
+    """Names a service had before are served, but not shown: no file describes them."""
+    try:
+        POOL.FindServiceByName(service)
+    except KeyError:
+        return service in NAMES
+    return True
 
 
 def _add_file(response: pb.ServerReflectionResponse, file: FileDescriptor) -> None:

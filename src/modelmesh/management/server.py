@@ -1,6 +1,6 @@
 """The gRPC server of the control plane: on a unix socket, behind the data plane, which relays control methods to it.
 
-A face is a `Service`: its full name and its methods. `mmesh.ModelMesh` joins the list here.
+A face is a `Service`: its full name and its methods.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from modelmesh.errors import Code, ModelMeshError, code_of
-from modelmesh.mesh.control import ControlPlane
+from modelmesh.mesh.control import ControlPlane, Registration
 
 _STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
 _log = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
+Admit = Callable[[Registration], Registration]
+"""Checks a registration against the model root. May read the disk, so it is called in a thread; raises what it refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +37,25 @@ class Service:
 
 
 class ControlServer:
-    """Serves from `start` to `stop` on the unix socket `path`."""
+    """Serves from `start` to `stop` on the unix socket `path`. Without `admit` everything may be registered."""
 
-    def __init__(self, path: Path, message_bytes_max: int) -> None:
+    def __init__(
+        self, path: Path, message_bytes_max: int, admit: Admit = lambda registration: registration
+    ) -> None:
         self._path = path
         self._message_bytes_max = message_bytes_max
+        self._admit = admit
         self._server: grpc.aio.Server | None = None
 
     async def start(self, control: ControlPlane) -> None:
         """Returns when calls are accepted."""
-        from modelmesh.management import health, inference, reflection
+        from modelmesh.management import health, inference, model_mesh, reflection
 
-        services = [inference.service(control), health.service(control)]
+        services = [
+            inference.service(control),
+            health.service(control),
+            *model_mesh.services(control, self._admit),
+        ]
         services += reflection.services([service.name for service in services])
         self._server = grpc.aio.server(
             options=[
@@ -105,4 +114,4 @@ def remaining_s(context: Context) -> float | None:
     return None if remaining is None else max(0.0, float(remaining))
 
 
-__all__: Sequence[str] = ("Context", "ControlServer", "Service", "abort", "remaining_s", "unary")
+__all__: Sequence[str] = ("Admit", "Context", "ControlServer", "Service", "abort", "remaining_s", "unary")

@@ -57,9 +57,9 @@ class Asks:
         finally:
             self._withdraw(model, waiter)
 
-    def begin(self, model: str) -> None:
-        """Start a load nobody waits for, and hold it until its first use. Raises NoCapacity, RuntimeUnavailable."""
-        waiter = self._want(model, ASKED, True)
+    def begin(self, model: str, hold: bool = True) -> None:
+        """Start a load nobody waits for; with `hold` keep it until its first use. Raises NoCapacity, RuntimeUnavailable."""
+        waiter = self._want(model, ASKED, hold)
         copy = self._copies.get(model)
         if waiter is not None and copy is not None and copy.want is not None:
             copy.want.asked = True

@@ -22,6 +22,9 @@ class Registration:
     type: str
     path: str = ""
     key: str = ""
+    last_used_ms: int = 0
+    """When it was last used, as far as the caller knows (Unix epoch); 0: never. A model registered already is raised to
+    it only when that is news of more than an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,18 @@ class ControlPlane(Protocol):
 
     async def unregister(self, model: str) -> None:
         """Unknown ids succeed. FailedPrecondition while vmodels refer to it. Its copy is unloaded after its requests."""
+
+    async def status(self, model: str) -> ModelView:
+        """The view of a concrete model; vmodels are not looked at. ModelNotFound only once this instance knows all that the
+        store does, StoreUnavailable when that cannot be found out."""
+
+    async def ensure(
+        self, model: str, *, last_used_ms: int = 0, sync: bool = False, timeout_s: float | None = None
+    ) -> ModelView:
+        """Have a concrete model loaded, and count it as used at `last_used_ms` (Unix epoch; 0: now). It is held until its first
+        use unless that time is more than an hour ago. While a failure stands nothing is tried; the view tells it. With `sync`
+        return when it is loaded; a caller that is cancelled leaves the load running. ModelNotFound, as `status`; LoadFailed,
+        LoadTimeout, NoCapacity, RuntimeUnavailable."""
 
     async def load(self, name: str, *, timeout_s: float | None = None) -> ModelView:
         """Load it now and hold it until its first use. Returns when loaded. ModelNotFound, LoadFailed, LoadTimeout,
@@ -82,7 +97,8 @@ class ControlPlane(Protocol):
         owner: str = "",
         update_only: bool = False,
     ) -> VModelView:
-        """The rules of reference mesh.md 9.2."""
+        """The rules of reference mesh.md 9.2. With `sync` return when the transition ended; a vmodel deleted meanwhile is
+        answered by a view without an active model. LoadTimeout after four minutes."""
 
     async def delete_vmodel(self, vmodel: str, *, owner: str = "") -> None:
         """Unknown ids and other owners are silent successes (reference mesh.md 9.2)."""

@@ -80,6 +80,7 @@ class Copy(Resident):
     """A model in this instance. See `Copies` for what changes it."""
 
     __slots__ = (
+        "began_s",
         "calling",
         "cancelled",
         "content",
@@ -104,6 +105,8 @@ class Copy(Resident):
         self.identity = identity(record)
         """Of what was registered when it was queued: notices another artefact under the same id."""
         self.history = history
+        self.began_s = now_s
+        """When it was wanted first."""
         self.state = State.QUEUED
         self.want: Want | None = want
         self.replicas: tuple[Replica, ...] = ()

@@ -58,6 +58,8 @@ log = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.02
 _RUNTIME_RETRY_S = 1.0
+HELD_WHEN_USED_MS = 3_600_000
+"""A model is held until its first use when whoever has it loaded says that it was used this recently."""
 
 
 class _Stop(Exception):
@@ -99,7 +101,7 @@ class Mesh:
         self._failures = Failures(clock, rng, self._tuning.failures_max)
         self._refusals = Refusals(dataplane, clock, journal, self.measures, self._thrash, self._tuning)
         self._names = Names(self._mirror, dataplane, self._refusals, self._tuning)
-        self._reports = Reports(self._mirror, self._copies, self._failures, self._histories, clock)
+        self._reports = Reports(self._mirror, self._copies, self._failures, self._histories, clock, id)
         self._usage = UsageReader(dataplane, self._copies, self._histories, self._shadow, clock, self._used)
         self._evictions = Evictions(
             self._copies, dataplane, runtime, clock, journal, self.measures, self._thrash, self._tuning,
@@ -407,10 +409,8 @@ class Mesh:
     ) -> ModelView:
         await self._registrar.register(registration)
         try:
-            if load_now and sync:
-                await self._asks.load(registration.id, ASKED, True, None)
-            elif load_now:
-                self._asks.begin(registration.id)
+            if load_now:
+                await self._have_loaded(registration.id, True, sync, None)
         except (LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable) as error:
             log.info("Model %s is registered but not loaded: %s", registration.id, error)
         return self._reports.model(registration.id)
@@ -420,6 +420,34 @@ class Mesh:
 
     async def unregister(self, model: str) -> None:
         await self._registrar.unregister(model)
+
+    async def status(self, model: str) -> ModelView:
+        await self._know(model)
+        return self._reports.model(model)
+
+    async def ensure(
+        self, model: str, *, last_used_ms: int = 0, sync: bool = False, timeout_s: float | None = None
+    ) -> ModelView:
+        await self._know(model)
+        now_ms = round(self._clock.wall_s() * 1000)
+        used_ms = min(last_used_ms, now_ms) or now_ms
+        self._registrar.used(model, used_ms)
+        await self._have_loaded(model, now_ms - used_ms <= HELD_WHEN_USED_MS, sync, timeout_s)
+        return self._reports.model(model)
+
+    async def _have_loaded(self, model: str, hold: bool, sync: bool, timeout_s: float | None) -> None:
+        """Start its load, which then belongs to no caller; with `sync` wait for it. Nothing while a failure stands."""
+        copies = self._reports.model(model).copies
+        if copies and all(copy.state is State.FAILED for copy in copies):
+            return
+        self._asks.begin(model, hold)
+        if sync:
+            await self._asks.load(model, ASKED, hold, timeout_s)
+
+    async def _know(self, model: str) -> None:
+        """Learn what the store knows before calling a model unknown."""
+        if self._mirror.model(model) is None:
+            await self._registrar.wait_current()
 
     async def load(self, name: str, *, timeout_s: float | None = None) -> ModelView:
         model = self.resolve(name)

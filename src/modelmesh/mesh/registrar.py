@@ -62,9 +62,19 @@ class _Learned:
 class Registrar:
     """`start` first; `stop` last. One owner, the event loop."""
 
-    def __init__(self, store: Store, mirror: Mirror, clock: Clock, journal: Journal, root: str = "") -> None:
-        """`root` is what all keys begin with, as given to the mirror."""
+    def __init__(
+        self,
+        store: Store,
+        mirror: Mirror,
+        clock: Clock,
+        journal: Journal,
+        root: str = "",
+        *,
+        read_only: bool = False,
+    ) -> None:
+        """`root` is what all keys begin with, as given to the mirror. With `read_only` whatever would write is refused."""
         self._store = store
+        self.read_only = read_only
         self._mirror = mirror
         self._clock = clock
         self._journal = journal
@@ -88,10 +98,9 @@ class Registrar:
     async def start(self) -> None:
         """Fill the mirror and keep it current from now on. Raises StoreUnavailable."""
         after = await self._resync()
-        self._tasks = [
-            asyncio.create_task(self._follow(after), name="registry-watch"),
-            asyncio.create_task(self._write_back(), name="registry-write-back"),
-        ]
+        self._tasks = [asyncio.create_task(self._follow(after), name="registry-watch")]
+        if not self.read_only:
+            self._tasks.append(asyncio.create_task(self._write_back(), name="registry-write-back"))
         for task in self._tasks:
             task.add_done_callback(_tell_bug)
 
@@ -101,7 +110,7 @@ class Registrar:
         for task in (*tasks, *filter(None, [self._reading])):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if tasks:
+        if tasks and not self.read_only:
             try:
                 async with asyncio.timeout(WAIT_CURRENT_S):
                     await self._flush(used_stale_ms=1)
@@ -136,6 +145,8 @@ class Registrar:
             added.clear()
             answers: list[ModelMeshError | None] = []
             for registration in registrations:
+                if self.read_only:  # a newer last use is no reason to refuse what is registered
+                    registration = replace(registration, last_used_ms=0)
                 try:
                     if register_in(draft, registration):
                         added.add(registration.id)
@@ -188,6 +199,7 @@ class Registrar:
                 txn = draft.txn()
                 if not txn.compares:
                     return result
+                self._check_writable(txn)
             except ModelMeshError as error:
                 raised = error
                 txn = Txn(compares=draft.txn().compares)
@@ -204,6 +216,13 @@ class Registrar:
             known.update(dict.fromkeys(txn.compares, None))
             known.update(commit.current)
         raise StaleRevision(f"The registry changed under {ATTEMPTS} attempts to write to it: try again.")
+
+    def _check_writable(self, txn: Txn) -> None:
+        if self.read_only and (txn.puts or txn.deletes):
+            raise FailedPrecondition(
+                "The registry is read-only here, so models and vmodels can be neither registered, changed nor deleted: ask an "
+                "instance that may write to it, or start this one without read-only mode."
+            )
 
     # Reading
 
@@ -306,12 +325,12 @@ class Registrar:
     def learned(self, model: str, size_bytes: int, load_ms: int, content: str) -> None:
         """Remember what a load taught; written within seconds, in a batch with others."""
         record = self._mirror.model(model)
-        if record is not None:
+        if record is not None and not self.read_only:
             self._learned[model] = _Learned(record, size_bytes, load_ms, content)
 
     def used(self, model: str, last_used_ms: int) -> None:
         """Remember a use (Unix epoch); written when the stored time has become stale, so restarts know what was in use."""
-        if last_used_ms > self._used.get(model, 0):
+        if last_used_ms > self._used.get(model, 0) and not self.read_only:
             self._used[model] = last_used_ms
 
     async def _write_back(self) -> None:
@@ -369,7 +388,14 @@ def register_in(draft: Draft, registration: Registration, *, auto_delete: bool =
     id = check_id(registration.id)
     if not registration.type.strip():
         raise InvalidInput(f"Model {id} needs a type, for example sklearn.", model=id)
-    new = ModelRecord(registration.type, registration.path, registration.key, auto_delete=auto_delete)
+    used_ms = registration.last_used_ms
+    new = ModelRecord(
+        registration.type,
+        registration.path,
+        registration.key,
+        auto_delete=auto_delete,
+        last_used_ms=used_ms,
+    )
     record = draft.model(id)
     if record is None:
         draft.put_model(id, new)
@@ -380,6 +406,8 @@ def register_in(draft: Draft, registration: Registration, *, auto_delete: bool =
             "unregister it first, or choose another id.",
             model=id,
         )
+    if used_ms - record.last_used_ms > USED_STALE_MS:
+        draft.put_model(id, record.used(used_ms))
     return False
 
 

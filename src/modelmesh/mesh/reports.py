@@ -7,10 +7,10 @@ from collections.abc import Callable
 from modelmesh.clock import Clock
 from modelmesh.errors import ModelNotFound
 from modelmesh.mesh.control import Page
-from modelmesh.mesh.copies import Copies
+from modelmesh.mesh.copies import Copies, Copy
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.histories import Histories
-from modelmesh.mesh.views import ModelView, State
+from modelmesh.mesh.views import CopyView, Failure, ModelView, State
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import ModelRecord
 
@@ -21,8 +21,15 @@ class Reports:
     """Reads the mirror, the copies, the failures and the histories."""
 
     def __init__(
-        self, mirror: Mirror, copies: Copies, failures: Failures, histories: Histories, clock: Clock
+        self,
+        mirror: Mirror,
+        copies: Copies,
+        failures: Failures,
+        histories: Histories,
+        clock: Clock,
+        instance: str = "local",
     ) -> None:
+        self._instance = instance
         self._mirror = mirror
         self._copies = copies
         self._failures = failures
@@ -93,6 +100,7 @@ class Reports:
         if history is not None and history.count:
             last_used_wall_s = max(last_used_wall_s, self._clock.wall_s() - (now_s - history.last_s))
         want = copy.want if copy is not None else None
+        failure = self._failures.view(model)
         return ModelView(
             id=model,
             names=tuple(self._mirror.names_of(model)),
@@ -110,8 +118,19 @@ class Reports:
             in_flight=copy.in_flight if copy is not None else 0,
             waiting=want.waiting if want is not None else 0,
             pinned_by=", ".join(copy.holds) if copy is not None else "",
-            failure=self._failures.view(model),
+            failure=failure,
+            copies=self._copy_views(copy, failure),
         )
+
+    def _copy_views(self, copy: Copy | None, failure: Failure | None) -> tuple[CopyView, ...]:
+        """The copy here: the one there is, else the one that failed."""
+        leaving = copy is not None and copy.state is State.UNLOADING
+        if copy is not None and not (leaving and copy.want is None):
+            began_wall_s = self._clock.wall_s() - (self._clock.monotonic_s() - copy.began_s)
+            return (CopyView(self._instance, State.QUEUED if leaving else copy.state, began_wall_s),)
+        if failure is not None:
+            return (CopyView(self._instance, State.FAILED, failure.at_wall_s, failure.reason),)
+        return ()
 
     def oldest_use_wall_s(self) -> float:
         """When the least recently used loaded copy was used (loaded, if never); 0 when nothing is loaded."""

@@ -33,6 +33,17 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyView:
+    """A copy of a model, or what became of one. `at_wall_s`: when it was wanted, of a failed one when it failed."""
+
+    instance: str
+    state: State
+    at_wall_s: float
+    reason: str = ""
+    """Why it failed, else empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelView:
     """A registered model. `names` are the vmodels whose active model it is. `size_bytes` is measured when loaded, learned
     when known, else 0. `requests_per_s` is the expected rate; `last_used_wall_s` 0 means never."""
@@ -55,11 +66,14 @@ class ModelView:
     pinned_by: str
     """Why it is held against eviction ("ensure loaded", "vmodel target"), else empty."""
     failure: Failure | None
+    copies: Sequence[CopyView] = ()
+    """Those that are wanted, loading, loaded or failed, the newest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class VModelView:
-    """A vmodel. `target` equals `active` when settled."""
+    """A vmodel. `target` equals `active` when settled. `active` is empty only where a call waited for a vmodel that was
+    deleted meanwhile."""
 
     id: str
     owner: str

@@ -65,6 +65,7 @@ def set_in(
     _need_target(draft, setting)
 
     if old is None:
+        _use(draft, target, setting.model.last_used_ms if setting.model is not None else 0)
         _move(draft, vmodel, None, VModelRecord(target, target, setting.owner or default_owner))
         return Outcome.CREATED
     if old.target == target and (old.settled or not setting.force):
@@ -137,16 +138,23 @@ def _need_target(draft: Draft, setting: Setting) -> None:
         raise InvalidInput(
             f"The model to register is {setting.model.id}, but the target is {setting.target}."
         )
-    model = setting.model if setting.model.id else replace(setting.model, id=setting.target)
+    # Its last use is decided by what the vmodel pointed at before.
+    model = replace(setting.model, id=setting.target, last_used_ms=0)
     register_in(draft, model, auto_delete=setting.auto_delete_target)
 
 
 def _inherit_use(draft: Draft, active: str, target: str, otherwise_ms: int) -> None:
     """The target is as recently used as the model it follows. A last use is only ever raised."""
-    leaving, coming = draft.model(active), draft.model(target)
-    if coming is not None and active != target:
-        used_ms = leaving.last_used_ms if leaving is not None and leaving.last_used_ms else otherwise_ms
-        draft.put_model(target, coming.used(used_ms))
+    leaving = draft.model(active)
+    if active != target:
+        _use(draft, target, leaving.last_used_ms if leaving and leaving.last_used_ms else otherwise_ms)
+
+
+def _use(draft: Draft, model: str, used_ms: int) -> None:
+    """Raise its last use."""
+    record = draft.model(model)
+    if record is not None:
+        draft.put_model(model, record.used(used_ms))
 
 
 def _move(draft: Draft, vmodel: str, old: VModelRecord | None, new: VModelRecord | None) -> None:

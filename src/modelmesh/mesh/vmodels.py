@@ -102,9 +102,11 @@ class VModels:
         self._registrar.on_change(listener)
 
     def start(self) -> None:
-        """Take up the transitions that were under way."""
-        self._started = True
+        """Take up the transitions that were under way. None where the registry is read-only: others see to them."""
         self._registrar.on_change(self._changed)
+        if self._registrar.read_only:
+            return
+        self._started = True
         for vmodel in sorted(self._mirror.unsettled):
             self._poke(vmodel)
 
@@ -136,12 +138,16 @@ class VModels:
             if sync:
                 await self._transition_ended(setting.vmodel, record.target)
         elif setting.load_now or (had_copies and outcome is Outcome.SWITCHED):
-            load = self._load(setting.target, f"the vmodel {setting.vmodel} points at it")
+            load = self._spawn(
+                self._load(setting.target, f"the vmodel {setting.vmodel} points at it"),
+                f"load-{setting.target}",
+            )
             if sync and setting.model is not None:
-                await load
-            else:
-                self._spawn(load, f"load-{setting.target}")
-        return self.view(setting.vmodel)
+                await asyncio.wait({load})  # cancelled, it leaves the load running
+        record = self._mirror.vmodel(setting.vmodel)
+        if record is None:
+            return VModelView(setting.vmodel, "", "", "", False, "It was deleted meanwhile.")
+        return self._view(setting.vmodel, record)
 
     async def set_many(self, settings: Sequence[Setting]) -> list[ModelMeshError | None]:
         """Several settings in one transaction, each for itself: one answer per setting, None when it holds. Raises
@@ -401,7 +407,8 @@ class VModels:
         except (ModelMeshError, TimeoutError) as error:
             log.info("Model %s was not loaded though %s: %s", model, why, error or "it took too long")
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._loads.add(task)
         task.add_done_callback(self._loads.discard)
+        return task

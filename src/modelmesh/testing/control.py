@@ -20,7 +20,7 @@ from modelmesh.errors import (
 )
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Page, Registration
-from modelmesh.mesh.views import Failure, InstanceView, LedgerView, ModelView, State, VModelView
+from modelmesh.mesh.views import CopyView, Failure, InstanceView, LedgerView, ModelView, State, VModelView
 
 
 class StoppedClock:
@@ -79,7 +79,7 @@ class FakeControlPlane:
                 load_s=0.0,
                 requests_per_s=0.0,
                 requests_total=0,
-                last_used_wall_s=0.0,
+                last_used_wall_s=registration.last_used_ms / 1000,
                 loads_total=0,
                 replicas=0,
                 in_flight=0,
@@ -112,8 +112,29 @@ class FakeControlPlane:
         if self.registered.pop(model, None):
             self._journal.record(Did.UNREGISTERED, model, "unregistered")
 
+    async def status(self, model: str) -> ModelView:
+        if model not in self.registered:
+            raise ModelNotFound(f"model not found: {model}", model=model)
+        return self._view(model)
+
+    async def ensure(
+        self, model: str, *, last_used_ms: int = 0, sync: bool = False, timeout_s: float | None = None
+    ) -> ModelView:
+        view = await self.status(model)
+        used_s = last_used_ms / 1000 or self.clock.wall_s()
+        self.registered[model] = replace(
+            self.registered[model], last_used_wall_s=max(used_s, view.last_used_wall_s)
+        )
+        if view.state is not State.FAILED:
+            await self._load(model)
+        return self._view(model)
+
     async def load(self, name: str, *, timeout_s: float | None = None) -> ModelView:
-        view = self.model(name)
+        await self._load(self.model(name).id)
+        return self.model(name)
+
+    async def _load(self, model: str) -> None:
+        view = self.registered[model]
         if view.id in self.broken:
             now_s = self.clock.wall_s()
             failure = Failure(self.broken[view.id], Code.INVALID_ARGUMENT, now_s, now_s + 60, True, 1)
@@ -134,7 +155,6 @@ class FakeControlPlane:
                 pinned_by="ensure loaded",
                 failure=None,
             )
-        return self.model(name)
 
     async def unload(self, name: str, *, timeout_s: float | None = None) -> ModelView:
         view = self.model(name)
@@ -147,9 +167,16 @@ class FakeControlPlane:
         model = self.names[name].active if name in self.names else name
         if model not in self.registered:
             raise ModelNotFound(f'There is no model or vmodel "{name}".', model=name)
-        return replace(
-            self.registered[model], names=tuple(v.id for v in self.names.values() if v.active == model)
-        )
+        return self._view(model)
+
+    def _view(self, model: str) -> ModelView:
+        view = self.registered[model]
+        copies: tuple[CopyView, ...] = ()
+        if view.state is not State.COLD:
+            reason = view.failure.reason if view.failure else ""
+            copies = (CopyView("fake", view.state, self.clock.wall_s(), reason),)
+        names = tuple(v.id for v in self.names.values() if v.active == model)
+        return replace(view, names=names, copies=copies)
 
     def models(
         self, *, prefix: str = "", state: State | None = None, after: str = "", limit: int = 100

@@ -58,7 +58,10 @@ class FakeRuntime:
         max_loads: int = 2,
         targets: int = 2,
         load_timeout_s: float = 10.0,
+        address: str = "unix:/fake/{}",
     ) -> None:
+        """`address` is that of a server; its number takes the place of the braces."""
+        self._address = address
         self._artefact_of = artefact_of
         self.budget_bytes = budget_bytes
         self.max_loads = max_loads
@@ -201,7 +204,7 @@ class FakeRuntime:
         """One more server."""
         target = next(self._target_ids)
         self.targets.append(target)
-        self.emit(TargetsChanged((Target(target, f"unix:/fake/{target}"),), ()))
+        self.emit(TargetsChanged((Target(target, self._address.format(target)),), ()))
         return target
 
     def crash_target(self, target: int) -> list[str]:

@@ -178,9 +178,18 @@ def test_reflection_hands_out_the_protocol(tmp_path: Path, version: str) -> None
             yield reflection_pb2.ServerReflectionRequest(list_services="")
             yield reflection_pb2.ServerReflectionRequest(file_containing_symbol=OIP)
             yield reflection_pb2.ServerReflectionRequest(file_by_filename="none.proto")
+            yield reflection_pb2.ServerReflectionRequest(file_containing_symbol="mmesh.ModelMesh")
 
-        services, file, nothing = [answer async for answer in info(requests(), timeout=5)]
-        assert OIP in {each.name for each in services.list_services_response.service}
+        services, file, nothing, mesh = [answer async for answer in info(requests(), timeout=5)]
+        assert {each.name for each in services.list_services_response.service} == {
+            OIP,
+            "mmesh.ModelMesh",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+        (described_mesh,) = mesh.file_descriptor_response.file_descriptor_proto
+        assert FileDescriptorProto.FromString(described_mesh).service[0].name == "ModelMesh"
         described = FileDescriptorProto.FromString(file.file_descriptor_response.file_descriptor_proto[0])
         assert {method.name for method in described.service[0].method} >= {"ModelInfer", "RepositoryIndex"}
         assert nothing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]

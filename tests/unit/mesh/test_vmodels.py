@@ -302,8 +302,22 @@ def test_sync_ends_when_the_vmodel_has_other_plans_or_is_gone() -> None:
         waiting = asyncio.create_task(house.set("v", "b", sync=True))
         await asyncio.sleep(1)
         await house.vmodels.delete("v")
-        with pytest.raises(ModelNotFound):
-            await waiting
+        view = await waiting
+        assert (view.active, view.target, view.reason) == ("", "", "It was deleted meanwhile.")
+
+    with_house(scenario)
+
+
+def test_a_caller_that_stops_waiting_leaves_the_load_running() -> None:
+    async def scenario(house: House) -> None:
+        house.loader.load_s = 50
+        model = Registration("n", "onnx", "/n")
+        waiting = asyncio.create_task(house.set("v", "n", model=model, load_now=True, sync=True))
+        await asyncio.sleep(1)
+        waiting.cancel()
+        await asyncio.sleep(60)
+        assert waiting.cancelled()
+        assert "n" in house.loader.loaded
 
     with_house(scenario)
 
