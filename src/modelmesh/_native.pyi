@@ -7,7 +7,7 @@ interpreter lock around waits.
 from collections.abc import Sequence
 from typing import Literal, TypeAlias, final
 
-from modelmesh.dataplane.protocol import DataPlaneConfig, MethodRule, Route, Target
+from modelmesh.dataplane.protocol import DataPlaneConfig, MethodRule, Route, Target, Tls
 
 # --- the worker's half: modelmesh.dataplane.model_server -----------------------------------------------------------
 
@@ -119,6 +119,8 @@ class DataPlane:
     def publish_names(self, names: Sequence[tuple[Name, str]]) -> None: ...
     def forget_names(self, names: Sequence[Name]) -> None: ...
     def set_method_rules(self, rules: Sequence[MethodRule] | None, allow_others: bool) -> None: ...
+    def set_tls(self, tls: Tls) -> None:
+        """Raises ValueError with a sentence."""
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None: ...
     def expect(self, model: str, ready_in_ms: int) -> None: ...
     def refuse(

@@ -121,6 +121,7 @@ class Face:
     upstreams: list[Upstream]
     control: Upstream
     events: list[Event] = field(default_factory=list)
+    rest: str = ""
 
     def serve(self, model: str, *replicas: Replica, name: str = "") -> None:
         """Publish a route, and the name (the model's own by default) for it in all kinds."""
@@ -226,7 +227,7 @@ async def relay_face(
     control = upstreams.pop()
     settings = {"grpc_port": 0, "rest_port": -1, "threads": 2, **config}
     plane = Relay(DataPlaneConfig(control_socket=str(control.wire.path), **settings))
-    address = plane.start().grpc
+    addresses = plane.start()
     plane.set_targets(
         [
             Target(at + 1, f"unix:{upstream.wire.path}", max_concurrency, signals_loss)
@@ -234,9 +235,9 @@ async def relay_face(
         ],
         [],
     )
-    channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+    channel = grpc.aio.insecure_channel(addresses.grpc, options=CLIENT_OPTIONS)
     try:
-        yield Face(plane, address, channel, upstreams, control)
+        yield Face(plane, addresses.grpc, channel, upstreams, control, rest=addresses.rest)
     finally:
         await channel.close()
         await asyncio.to_thread(plane.stop)

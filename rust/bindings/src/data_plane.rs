@@ -16,6 +16,7 @@ use relay::name::{Name, NameKind};
 use relay::plane::Listed;
 use relay::rules::{MethodRules, Rule};
 use relay::status::{Code, Status};
+use relay::tls::{ClientAuth, Material};
 
 /// Durations from Python are bounded by this, so that adding them to now never overflows.
 const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -65,6 +66,15 @@ struct PyMethodRule {
     method: String,
     id_path: Vec<u32>,
     vmodel: bool,
+}
+
+#[derive(FromPyObject)]
+struct PyTls {
+    certificate_pem: Vec<u8>,
+    key_pem: Vec<u8>,
+    passphrase: String,
+    client_auth: String,
+    trust_pem: Option<Vec<Vec<u8>>>,
 }
 
 type PyName = (u8, String, String);
@@ -202,6 +212,30 @@ impl DataPlane {
             allow_others,
         });
         self.with(|relay| relay.plane.rules.set(rules))
+    }
+
+    fn set_tls(&self, py: Python<'_>, tls: PyTls) -> PyResult<()> {
+        self.refuse_fork()?;
+        let client_auth = match tls.client_auth.as_str() {
+            "none" => ClientAuth::None,
+            "optional" => ClientAuth::Optional,
+            "require" => ClientAuth::Require,
+            other => {
+                let sentence =
+                    format!("Client authentication is none, optional or require, not \"{other}\".");
+                return Err(PyValueError::new_err(sentence));
+            }
+        };
+        let set = || {
+            self.relay.lock().plane.tls.set(&Material {
+                certificate_pem: &tls.certificate_pem,
+                key_pem: &tls.key_pem,
+                passphrase: &tls.passphrase,
+                client_auth,
+                trust_pem: tls.trust_pem.as_deref(),
+            })
+        };
+        py.detach(set).map_err(PyValueError::new_err)
     }
 
     fn retire(&self, replicas: Vec<(u64, u64)>, timeout_ms: i64) -> PyResult<()> {

@@ -8,13 +8,13 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Method, Response, StatusCode, Version};
-use tokio::net::TcpStream;
 
 use crate::event_loop::EventLoop;
 use crate::flood::Watched;
 use crate::headers;
 use crate::plane::Held;
 use crate::status::Status;
+use crate::stream::Stream;
 use crate::upstream::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,7 +24,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_BYTES_READ: u32 = 256 << 10;
 
 /// Serves a connection until it is closed, by the client or because the relay drains.
-pub async fn serve(stream: TcpStream, event_loop: Rc<EventLoop>) {
+pub async fn serve(stream: Stream, event_loop: Rc<EventLoop>) {
     let plane = event_loop.plane.clone();
     let _open = Held::one(&plane.gauges.connections);
     let config = &plane.config;

@@ -2,7 +2,7 @@
 //! [`Reply`] into HTTP. What comes through here takes the very same path as a gRPC call: names, parking, gates,
 //! retries, usage, histograms.
 //!
-//! The listener hands each accepted REST connection to `rest::serve_connection(stream: tokio::net::TcpStream,
+//! The listener hands each accepted REST connection to `rest::serve_connection(stream: crate::stream::Stream,
 //! dispatcher: Dispatcher) -> impl Future<Output = ()>`, spawned as a local task of the loop that accepted it. The
 //! future returns when the connection is closed; it must finish what is in flight and close once
 //! [`Dispatcher::draining`] resolves. It owns its errors: nothing is returned, a panic in it closes that connection only.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
@@ -16,6 +17,8 @@ use crate::method::{Method, Methods};
 use crate::metrics::Histograms;
 use crate::plane::Plane;
 use crate::replica::{Address, Replica, Target};
+use crate::stream::Stream;
+use crate::tls::{Handshakes, Port};
 use crate::upstream::Upstream;
 
 /// The control plane's gRPC server among the targets.
@@ -54,6 +57,18 @@ pub struct Listeners {
     pub rest: Option<std::net::TcpListener>,
 }
 
+/// Begins to serve a connection.
+type Serve = fn(Stream, Rc<EventLoop>);
+
+fn serve_grpc(stream: Stream, event_loop: Rc<EventLoop>) {
+    tokio::task::spawn_local(crate::connection::serve(stream, event_loop));
+}
+
+fn serve_rest(stream: Stream, event_loop: Rc<EventLoop>) {
+    let dispatcher = Dispatcher::new(event_loop);
+    tokio::task::spawn_local(crate::rest::serve_connection(stream, dispatcher));
+}
+
 /// See the module.
 pub struct EventLoop {
     /// Shared with the other loops.
@@ -63,6 +78,7 @@ pub struct EventLoop {
     /// To the control plane's gRPC server.
     pub control: Rc<Upstream>,
     methods: Methods,
+    handshakes: Handshakes,
     index: usize,
     upstreams: RefCell<AHashMap<u64, Rc<Upstream>>>,
     random: Cell<u64>,
@@ -92,6 +108,7 @@ impl EventLoop {
                 Instant::now(),
             ),
             methods: Methods::default(),
+            handshakes: Handshakes::default(),
             control: Upstream::dial(control, plane.clone()),
             index,
             upstreams: RefCell::default(),
@@ -99,28 +116,15 @@ impl EventLoop {
             phase,
             plane,
         });
-        if let Some(listener) = listeners.grpc {
-            let accepted = |stream, event_loop| {
-                tokio::task::spawn_local(crate::connection::serve(stream, event_loop));
-            };
-            tokio::task::spawn_local(
-                event_loop
-                    .clone()
-                    .accept(TcpListener::from_std(listener)?, accepted),
-            );
-        }
-        if let Some(listener) = listeners.rest {
-            let accepted = |stream, event_loop| {
-                tokio::task::spawn_local(crate::rest::serve_connection(
-                    stream,
-                    Dispatcher::new(event_loop),
-                ));
-            };
-            tokio::task::spawn_local(
-                event_loop
-                    .clone()
-                    .accept(TcpListener::from_std(listener)?, accepted),
-            );
+        let ports: [(Option<std::net::TcpListener>, Port, Serve); 2] = [
+            (listeners.grpc, Port::Grpc, serve_grpc),
+            (listeners.rest, Port::Rest, serve_rest),
+        ];
+        for (listener, port, serve) in ports {
+            if let Some(listener) = listener {
+                let listener = TcpListener::from_std(listener)?;
+                tokio::task::spawn_local(event_loop.clone().accept(listener, port, serve));
+            }
         }
         event_loop.obey(commands).await;
         Ok(())
@@ -153,11 +157,7 @@ impl EventLoop {
         }
     }
 
-    async fn accept(
-        self: Rc<Self>,
-        listener: TcpListener,
-        accepted: impl Fn(TcpStream, Rc<EventLoop>),
-    ) {
+    async fn accept(self: Rc<Self>, listener: TcpListener, port: Port, serve: Serve) {
         let mut draining = std::pin::pin!(self.draining());
         loop {
             let connection = tokio::select! {
@@ -165,14 +165,26 @@ impl EventLoop {
                 () = &mut draining => return,
             };
             match connection {
-                Ok((stream, _)) => {
+                Ok((tcp, _)) => {
                     self.plane.counters.accepted.add(1);
                     // It fails only for a connection that is gone already.
-                    let _ = stream.set_nodelay(true);
-                    accepted(stream, self.clone());
+                    let _ = tcp.set_nodelay(true);
+                    match self.plane.tls.of(port) {
+                        None => serve(Stream::Plain(tcp), self.clone()),
+                        Some(config) => {
+                            tokio::task::spawn_local(self.clone().shake(tcp, config, serve));
+                        }
+                    }
                 }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
+        }
+    }
+
+    async fn shake(self: Rc<Self>, tcp: TcpStream, config: Arc<ServerConfig>, serve: Serve) {
+        let shaken = self.handshakes.shake(tcp, config, &self.plane.counters);
+        if let Some(stream) = shaken.await {
+            serve(stream, self);
         }
     }
 

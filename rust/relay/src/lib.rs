@@ -38,5 +38,7 @@ pub mod rules;
 mod serve;
 pub mod space;
 pub mod status;
+mod stream;
+pub mod tls;
 mod upstream;
 mod waiting;

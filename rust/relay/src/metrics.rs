@@ -235,6 +235,10 @@ counters! {
     floods,
     /// Client connections accepted.
     accepted,
+    /// TLS handshakes that failed, or took too long.
+    tls_failed,
+    /// Connections turned away, since too many were in a handshake.
+    tls_turned_away,
     /// Replicas published without a known target.
     replicas_without_target,
 }

@@ -18,6 +18,7 @@ use crate::replica::{Replica, Route, Target};
 use crate::rules::Rules;
 use crate::space::Space;
 use crate::status::Status;
+use crate::tls::Tls;
 
 /// See the module.
 pub struct Plane {
@@ -29,6 +30,8 @@ pub struct Plane {
     pub models: Space<Arc<str>, Arc<Route>>,
     /// Which methods are let in, and where their messages name the model.
     pub rules: Rules,
+    /// Of the listeners.
+    pub tls: Tls,
     /// For the control plane.
     pub events: Arc<Events>,
     /// Totals.
@@ -157,6 +160,7 @@ impl Plane {
             names: Space::new(events.clone()),
             models: Space::new(events.clone()),
             rules: Rules::default(),
+            tls: Tls::default(),
             counters: Counters::default(),
             histograms: (0..config.threads.max(1))
                 .map(|_| Histograms::default())

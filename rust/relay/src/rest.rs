@@ -25,6 +25,7 @@ pub(crate) use headers::passed_on;
 pub(crate) use route::{Endpoint, route};
 
 use crate::dispatch::Dispatcher;
+use crate::stream::Stream;
 use lingering::Lingering;
 
 /// How long a connection may be idle, and how long the head of a request may take.
@@ -37,8 +38,8 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
 const READ_BUFFER_BYTES: usize = 128 * 1024;
 
 /// Serve one connection until it is closed; when the relay drains, what is in flight is answered first.
-pub async fn serve_connection(stream: TcpStream, dispatcher: Dispatcher) {
-    bound_unread_answers(&stream);
+pub async fn serve_connection(stream: Stream, dispatcher: Dispatcher) {
+    bound_unread_answers(stream.tcp());
     let header_bytes_max = dispatcher.config().header_bytes_max as usize;
     let service = service_fn(async |request| {
         Ok::<_, Infallible>(exchange::answer(&dispatcher, request).await)

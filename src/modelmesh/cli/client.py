@@ -92,6 +92,12 @@ class Client:
         try:
             response = self._http.request(method, base + path, **more)
         except httpx.ConnectError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise CommandFailed(
+                    f"The certificate of {base} is not trusted ({error}). Set SSL_CERT_FILE to the file of its authority, or to "
+                    "the certificate itself when it signs itself.",
+                    Exit.NO_INSTANCE,
+                ) from error
             raise CommandFailed(
                 f"Nothing listens at {base}. Is an instance running? Start one with: modelmesh serve FOLDER; or say where "
                 "its ops port is with --ops or MODELMESH_OPS.",

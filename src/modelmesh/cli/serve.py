@@ -206,16 +206,17 @@ def _listening(instance: Instance, listener: Listener) -> Listening:
     from modelmesh.ops.parts import Listening
 
     addresses = instance.addresses
+    scheme = "http" if instance.settings.edges.tls_cert is None else "https"
     return Listening(
         grpc=addresses.grpc,
-        rest=f"http://{addresses.rest}" if addresses.rest else "",
+        rest=f"{scheme}://{addresses.rest}" if addresses.rest else "",
         ops=f"http://{listener.address}",
     )
 
 
 async def _greet(instance: Instance, listening: Listening) -> None:
     """What a person wants to know first, on stdout."""
-    from modelmesh.cli.curl import curl_line
+    from modelmesh.cli.curl import Door, curl_line
 
     settings, view = instance.settings, instance.mesh.instance()
     what = _n(view.models_registered, "model") if view.models_registered else "no models yet"
@@ -224,13 +225,19 @@ async def _greet(instance: Instance, listening: Listening) -> None:
     _say(
         f"Serving {what}{where} with {workers} in {format_size(settings.memory.budget_bytes)}.",
         f"  REST  {listening.rest}",
-        f"  gRPC  {listening.grpc}",
+        f"  gRPC  {listening.grpc}{' (TLS)' if settings.edges.tls_cert else ''}",
         f"  ops   {listening.ops}  (admin API and its docs, /metrics, /ready)",
     )
     first = instance.mesh.models(limit=_TRIED_FOR_CURL).models
     if first:
         names = [model.names[0] if model.names else model.id for model in first]
-        line = await curl_line(listening.rest, names)
+        certificate = settings.edges.tls_cert
+        door = Door(
+            listening.rest,
+            certificate=None if certificate is None else str(certificate),
+            asks_certificate=settings.edges.tls_client_auth == "require",
+        )
+        line = await curl_line(door, names)
         _say("Try:", f"  {line}")
     else:
         _say("Register one:", "  modelmesh register ID --type FORMAT --path PATH")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from modelmesh.errors import Code
 
@@ -65,6 +65,20 @@ class MethodRule:
     """Field numbers down to the id in the request message; such an id wins over headers. Empty: headers only."""
     vmodel: bool = False
     """The id in the message names a vmodel and no model; else a model and no vmodel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What the gRPC and REST ports show and ask of clients, as texts in PEM."""
+
+    certificate_pem: bytes
+    """The certificate, then its issuers."""
+    key_pem: bytes = field(repr=False)
+    """PKCS#8, PKCS#1 or SEC1; or encrypted PKCS#8 (PBES2 with AES)."""
+    passphrase: str = field(default="", repr=False)
+    client_auth: Literal["none", "optional", "require"] = "none"
+    trust_pem: tuple[bytes, ...] | None = None
+    """Who may have issued the certificates of clients; None: whom the system trusts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +265,10 @@ class DataPlane(Protocol):
         """Let only these methods in, or others too, for calls that come from now on. None: no explicit config, so every method is
         let in and the known protocols have extraction paths of their own. Management, health and reflection always are,
         `mmesh.ModelRuntime` never. Others are answered UNIMPLEMENTED before their body is read."""
+
+    def set_tls(self, tls: Tls) -> None:
+        """Serve connections that come from now on by TLS; those that are there stay as they are. Before it, plain text. Raises
+        SettingsError with a sentence when it cannot be used; then nothing changes."""
 
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None:
         """Stop acquiring these (replica id, token); what queued at their gates parks again. Answers with `Retired`."""

@@ -24,6 +24,7 @@ from modelmesh.dataplane.protocol import (
     Target,
     TargetBack,
     TargetLost,
+    Tls,
     Usage,
     Waiting,
 )
@@ -74,6 +75,12 @@ class Relay:
 
     def set_method_rules(self, rules: Sequence[MethodRule] | None, allow_others: bool) -> None:
         self._native.set_method_rules(rules, allow_others)
+
+    def set_tls(self, tls: Tls) -> None:
+        try:
+            self._native.set_tls(tls)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
 
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None:
         self._native.retire(replicas, timeout_ms)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, cast
 
-from modelmesh.dataplane.protocol import DataPlane
+from modelmesh.dataplane.protocol import DataPlane, Tls
 from modelmesh.errors import SettingsError
 from modelmesh.instance.watched_files import WatchedFiles
 from modelmesh.journal import Journal
@@ -21,7 +22,42 @@ def prepare(edges: Edges, dataplane: DataPlane, journal: Journal) -> list[Watche
         use()
         if path is not None:
             watched.append(WatchedFiles([path], use, journal, f"The data-plane config {path}"))
+    if (tls := _tls(edges, dataplane)) is not None:
+        use_tls, paths = tls
+        use_tls()
+        watched.append(WatchedFiles(paths, use_tls, journal, f"The TLS certificate {edges.tls_cert}"))
     return watched
+
+
+def _tls(edges: Edges, dataplane: DataPlane) -> tuple[Callable[[], None], list[Path]] | None:
+    """How TLS is put in force, and the files it comes from; None: plain text."""
+    certificate, key = edges.tls_cert, edges.tls_key
+    if certificate is None and key is None:
+        for name, given in (
+            ("tls_client_auth", edges.tls_client_auth != "none"),
+            ("tls_trust", edges.tls_trust is not None),
+            ("tls_key_passphrase", edges.tls_key_passphrase is not None),
+        ):
+            if given:
+                raise SettingsError(f"{name} is given but no certificate; give tls_cert and tls_key too.")
+        return None
+    if certificate is None or key is None:
+        missing = "tls_cert" if certificate is None else "tls_key"
+        raise SettingsError(f"{missing} is missing; TLS needs a certificate and its key.")
+    trust = edges.tls_trust
+
+    def use() -> None:
+        dataplane.set_tls(
+            Tls(
+                certificate_pem=_read(certificate),
+                key_pem=_read(key),
+                passphrase=edges.tls_key_passphrase or "",
+                client_auth=cast(Literal["none", "optional", "require"], edges.tls_client_auth),
+                trust_pem=None if trust is None else tuple(map(_read, trust)),
+            )
+        )
+
+    return use, [certificate, key, *(trust or ())]
 
 
 def _method_rules(edges: Edges, dataplane: DataPlane) -> tuple[Callable[[], None], Path | None] | None:
@@ -36,14 +72,21 @@ def _method_rules(edges: Edges, dataplane: DataPlane) -> tuple[Callable[[], None
     from modelmesh.dataplane.method_config import parse_method_config
 
     def use() -> None:
-        text = _read(path) if path is not None else inline or ""
+        text = _text(path) if path is not None else inline or ""
         dataplane.set_method_rules(*parse_method_config(text, str(path or "dataplane_config")))
 
     return use, path
 
 
-def _read(path: Path) -> str:
+def _text(path: Path) -> str:
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}.") from error
+        return _read(path).decode()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not UTF-8: {error}.") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from error

@@ -53,6 +53,21 @@ def path(value: str) -> Path:
     return Path(text(value)).expanduser().absolute()
 
 
+def paths(value: str) -> tuple[Path, ...]:
+    """Several, with commas between them."""
+    return tuple(path(part) for part in value.split(",") if part.strip())
+
+
+def secret(value: str) -> str:
+    """As it is: spaces may belong to it."""
+    return value
+
+
+def client_auth(value: str) -> str:
+    """In any case: the predecessor writes it in capitals."""
+    return choice("none", "optional", "require")(value.strip().lower())
+
+
 def folder(value: str) -> Path:
     """The folder with symbolic links resolved, so that one folder has one name."""
     found = path(value)

@@ -140,6 +140,52 @@ class Edges:
             "FILE",
         ),
     ]
+    tls_cert: Annotated[
+        Path | None,
+        Setting(
+            "tls_cert",
+            parsing.path,
+            "",
+            "Certificate of the gRPC and REST ports, with its issuers behind it (PEM); needs tls_key. A new file is picked up. "
+            "Default: plain text.",
+            "FILE",
+        ),
+    ]
+    tls_key: Annotated[
+        Path | None,
+        Setting("tls_key", parsing.path, "", "Private key of that certificate (PEM).", "FILE"),
+    ]
+    tls_key_passphrase: Annotated[
+        str | None,
+        Setting(
+            "tls_key_passphrase",
+            parsing.secret,
+            "",
+            "Passphrase of an encrypted key (PKCS#8). Others can see flags: better given by the environment.",
+            "TEXT",
+        ),
+    ]
+    tls_client_auth: Annotated[
+        str,
+        Setting(
+            "tls_client_auth",
+            parsing.client_auth,
+            "none",
+            "Whether clients have to show a certificate: none, optional or require.",
+            "WHETHER",
+        ),
+    ]
+    tls_trust: Annotated[
+        tuple[Path, ...] | None,
+        Setting(
+            "tls_trust",
+            parsing.paths,
+            "",
+            "Certificates of authorities that clients' certificates may come from: PEM files, with commas between them. Default: "
+            "those the system trusts.",
+            "FILES",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

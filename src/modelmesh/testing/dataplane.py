@@ -27,6 +27,7 @@ from modelmesh.dataplane.protocol import (
     Target,
     TargetBack,
     TargetLost,
+    Tls,
     Usage,
     Waiting,
 )
@@ -118,6 +119,8 @@ class FakeDataPlane:
         self.method_rules: tuple[MethodRule, ...] | None = None
         """Those in force; its requests have no methods."""
         self.allows_other_methods = True
+        self.tls: Tls | None = None
+        """What was set last; it has no ports to serve by it."""
         self.violations: list[str] = []
 
     # --- the client's side ----------------------------------------------------------------------------------
@@ -323,6 +326,9 @@ class FakeDataPlane:
     def set_method_rules(self, rules: Sequence[MethodRule] | None, allow_others: bool) -> None:
         self.method_rules = None if rules is None else tuple(rules)
         self.allows_other_methods = rules is None or allow_others
+
+    def set_tls(self, tls: Tls) -> None:
+        self.tls = tls
 
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None:
         loop = asyncio.get_running_loop()

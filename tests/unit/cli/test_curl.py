@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modelmesh.cli.curl import curl_line, example_request
+from modelmesh.cli.curl import Door, curl_line, example_request
 
 
 def tensor(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def answering(handle: Callable[[str], bytes], names: list[str]) -> str:
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            return await asyncio.wait_for(curl_line(f"http://127.0.0.1:{port}", names), 10)
+            return await asyncio.wait_for(curl_line(Door(f"http://127.0.0.1:{port}"), names), 10)
 
     return asyncio.run(run())
 
@@ -85,4 +85,10 @@ def test_where_no_model_works_the_line_still_does(answer: bytes) -> None:
 
 
 def test_a_port_that_is_gone() -> None:
-    assert asyncio.run(curl_line("http://127.0.0.1:1", ["a"])) == "curl http://127.0.0.1:1/v2"
+    assert asyncio.run(curl_line(Door("http://127.0.0.1:1"), ["a"])) == "curl http://127.0.0.1:1/v2"
+
+
+def test_who_has_to_show_a_certificate_is_told_so() -> None:
+    door = Door("https://127.0.0.1:1", certificate="/tls/my cert.pem", asks_certificate=True)
+    line = asyncio.run(curl_line(door, ["a"]))
+    assert line.startswith("curl --cacert '/tls/my cert.pem' --cert ")

@@ -7,21 +7,22 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
+
+use crate::stream::Stream;
 
 /// How long what still comes is read and thrown away.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// The stream; its shutdown is done when the client has closed its side, or has had [`LINGER`] to do so.
 pub struct Lingering {
-    stream: TcpStream,
+    stream: Stream,
     until: Option<Pin<Box<Sleep>>>,
 }
 
 impl Lingering {
     /// The stream, not closing yet.
-    pub fn new(stream: TcpStream) -> Lingering {
+    pub fn new(stream: Stream) -> Lingering {
         Lingering {
             stream,
             until: None,

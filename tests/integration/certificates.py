@@ -1,0 +1,45 @@
+"""Certificates for tests, made by the openssl command."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PASSPHRASE = "correct horse"
+
+
+def openssl(*arguments: str) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("There is no openssl to make certificates with.")
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=60)
+
+
+class Authority:
+    """Issues certificates for 127.0.0.1 into `folder`, which also gets its own as `NAME-ca.pem`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self.certificate, self._key = folder / f"{name}-ca.pem", folder / f"{name}-ca.key"
+        openssl(
+            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
+            *("-subj", f"/CN={name} CA", "-keyout", str(self._key), "-out", str(self.certificate)),
+        )
+
+    def issue(self, name: str, *, rsa: bool = False) -> tuple[Path, Path]:
+        """A certificate and its key (PKCS#8)."""
+        certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        request, extensions = self._folder / f"{name}.csr", self._folder / f"{name}.ext"
+        extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        kind = ("rsa:2048",) if rsa else ("ec", "-pkeyopt", "ec_paramgen_curve:P-256")
+        openssl(
+            *("req", "-newkey", *kind, "-nodes", "-subj", f"/CN={name}"),
+            *("-keyout", str(key), "-out", str(request)),
+        )
+        openssl(
+            *("x509", "-req", "-in", str(request), "-CA", str(self.certificate), "-CAkey", str(self._key)),
+            *("-CAcreateserial", "-days", "2", "-extfile", str(extensions), "-out", str(certificate)),
+        )
+        return certificate, key
