@@ -149,14 +149,10 @@ async def _stop(instance: Instance, signals: _Signals) -> None:
 @asynccontextmanager
 async def _management(instance: Instance) -> AsyncIterator[None]:
     await _import("google.protobuf.message", "grpc", "grpc.aio", "modelmesh.management.inference")
-    from modelmesh.instance.model_root import ModelRoot
     from modelmesh.management.server import ControlServer
 
-    settings = instance.settings
     server = ControlServer(
-        instance.control_socket,
-        settings.network.message_bytes_max,
-        ModelRoot(settings.models.model_root).admit,
+        instance.control_socket, instance.settings.network.message_bytes_max, instance.admit
     )
     await server.start(instance.mesh)
     try:
@@ -168,7 +164,6 @@ async def _management(instance: Instance) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _ops(instance: Instance, listener: Listener) -> AsyncIterator[None]:
     await _import("starlette.applications", "uvicorn", "modelmesh.ops.server")
-    from modelmesh.instance.model_root import ModelRoot
     from modelmesh.ops.parts import Parts
     from modelmesh.ops.server import OpsServer
 
@@ -179,7 +174,7 @@ async def _ops(instance: Instance, listener: Listener) -> AsyncIterator[None]:
             control=instance.mesh,
             relay=instance.dataplane,
             measures=instance.mesh.measures,
-            admit=ModelRoot(instance.settings.models.model_root).admit,
+            admit=instance.admit,
             drain=instance.drain,
             listening=lambda: _listening(instance, listener),
             oldest_use_wall_s=instance.mesh.oldest_use_wall_s,

@@ -20,7 +20,9 @@ from modelmesh.clock import LoopClock
 from modelmesh.dataplane.protocol import Addresses, DataPlane, DataPlaneConfig
 from modelmesh.instance.edges import prepare
 from modelmesh.instance.journal_sinks import JournalFile, log_entry
+from modelmesh.instance.model_root import ModelRoot
 from modelmesh.instance.runtime_dir import RuntimeDir
+from modelmesh.instance.static_models import read_static_models, register_static_models
 from modelmesh.journal import Did, Entry, Journal
 from modelmesh.mesh.folder import FolderKeeper
 from modelmesh.mesh.mesh import Mesh
@@ -58,6 +60,8 @@ class Instance:
     def __init__(self, settings: Settings, faces: Sequence[Face] = ()) -> None:
         self.settings = settings
         self.addresses = Addresses(grpc="", rest="")
+        self.admit = ModelRoot(settings.models.model_root).admit
+        """Checks what is to be registered. Reads the disk, so it belongs into a thread."""
         self._faces = faces
         self._stack = AsyncExitStack()
         """What the mesh needs to end well: store, faces, data plane. Closed after it."""
@@ -68,8 +72,10 @@ class Instance:
 
     async def start(self) -> None:
         """Returns when ready: the store is read, the workers run, the folder has been looked through. Raises SettingsError,
-        StoreUnavailable, RuntimeUnavailable with a sentence; what had been started is stopped by `stop`."""
+        StoreUnavailable, RuntimeUnavailable, or FailedPrecondition for a static model that cannot be had, with a sentence;
+        what had been started is stopped by `stop`."""
         settings, stack = self.settings, self._stack
+        static_models = [] if settings.state.read_only else read_static_models(settings.models)
         self.clock = LoopClock()
         self.journal = Journal(self.clock, sink=self._journal_sink())
         runtime_dir = RuntimeDir()
@@ -79,7 +85,13 @@ class Instance:
         store = _build_store(settings)
         stack.push_async_callback(store.close)
         await store.open()
-        registrar = Registrar(store, Mirror(report=self._unreadable), self.clock, self.journal)
+        registrar = Registrar(
+            store,
+            Mirror(report=self._unreadable),
+            self.clock,
+            self.journal,
+            read_only=settings.state.read_only,
+        )
         stack.push_async_callback(registrar.stop)
         await registrar.start()
 
@@ -94,6 +106,7 @@ class Instance:
             random.Random(),
             id=uuid.uuid4().hex[:12],
             version=__version__,
+            vmodel_owner=settings.models.vmodel_owner or "",
         )
         serving = self._serving
         serving.push_async_callback(runtime.stop, 0.0)
@@ -107,6 +120,10 @@ class Instance:
         for watched in prepare(settings.edges, self.dataplane, self.journal):
             watching = asyncio.create_task(watched.run(), name="watched files")
             stack.push_async_callback(_cancelled, watching)
+        if static_models:  # they are there before anybody can ask
+            await starting
+            self._follow_dataplane()
+            await register_static_models(self.mesh, static_models, self.admit, self.clock)
         self.addresses = self.dataplane.start()
         if settings.models.folder is not None:
             self._keeper = FolderKeeper(
@@ -115,10 +132,8 @@ class Instance:
             serving.push_async_callback(self._keeper.stop)
             await self._keeper.start()
         await starting
-
-        loop, descriptor = asyncio.get_running_loop(), self.dataplane.fileno()
-        stack.callback(loop.remove_reader, descriptor)
-        loop.add_reader(descriptor, self._handle_events)
+        if not static_models:
+            self._follow_dataplane()
         self.mesh.be_ready()
 
     async def wait(self) -> None:
@@ -143,6 +158,11 @@ class Instance:
 
     async def _stop_mesh(self) -> None:
         await self.mesh.stop(self.settings.lifecycle.grace_s)
+
+    def _follow_dataplane(self) -> None:
+        loop, descriptor = asyncio.get_running_loop(), self.dataplane.fileno()
+        self._stack.callback(loop.remove_reader, descriptor)
+        loop.add_reader(descriptor, self._handle_events)
 
     def _handle_events(self) -> None:
         self.mesh.handle_events(self.dataplane.take_events())

@@ -82,6 +82,7 @@ class Mesh:
         *,
         id: str = "local",
         version: str = "",
+        vmodel_owner: str = "",
     ) -> None:
         self._dataplane = dataplane
         self._runtime = runtime
@@ -124,7 +125,7 @@ class Mesh:
             on_gone=self._gone, on_measured=self._learn,
         )  # fmt: skip
         self._asks = Asks(self._mirror, self._copies, self._loads, self._evictions, settle=self._settle)
-        self.transitions = VModels(registrar, self, clock, journal)
+        self.transitions = VModels(registrar, self, clock, journal, default_owner=vmodel_owner)
         """Moves vmodels; the folder asks it too."""
         self._group: asyncio.TaskGroup | None = None
         self._owner: asyncio.Task[None] | None = None

@@ -27,6 +27,12 @@ def count(value: str) -> int:
     return int(value)
 
 
+def truth(value: str) -> bool:
+    if value.strip().lower() not in ("true", "false"):
+        raise ValueError("is neither true nor false")
+    return value.strip().lower() == "true"
+
+
 def seconds(value: str) -> float:
     try:
         number = float(value)

@@ -77,6 +77,10 @@ def default_state(folder: Path | None, environment: Mapping[str, str]) -> Path:
 def _derive(concerns: dict[str, dict[str, Any]], environment: Mapping[str, str]) -> None:
     """Fill in what was left open and follows from the rest."""
     models, memory, state = concerns["models"], concerns["memory"], concerns["state"]
+    if state["read_only"] and models["folder"] is not None:
+        raise SettingsError(
+            "read_only: serving a folder registers its models, which a read-only registry does not allow; leave out one of both."
+        )
     if models["model_root"] is None:
         models["model_root"] = models["folder"]
     if memory["workers"] is None:

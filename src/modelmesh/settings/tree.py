@@ -52,6 +52,28 @@ class Models:
             "DIR",
         ),
     ]
+    static_models: Annotated[
+        str | None,
+        Setting(
+            "static_models",
+            parsing.text,
+            "",
+            "Models to register at every start, and to load where an entry says so, as JSON in the predecessor's form.",
+            "JSON",
+        ),
+    ]
+    static_models_path: Annotated[
+        Path | None,
+        Setting(
+            "static_models_path", parsing.path, "", "File with such JSON; its models come first.", "FILE"
+        ),
+    ]
+    vmodel_owner: Annotated[
+        str | None,
+        Setting(
+            "vmodel_owner", parsing.text, "", "Owner of vmodels created without one. Default: none.", "NAME"
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +223,16 @@ class State:
             'Folder of the registry, or "memory" to keep nothing. Default: under the user\'s state folder ($XDG_STATE_HOME, else '
             "~/.local/state), by a hash of the served folder's path.",
             "PATH|memory",
+        ),
+    ]
+    read_only: Annotated[
+        bool,
+        Setting(
+            "read_only",
+            parsing.truth,
+            "false",
+            "true: serve what is registered and change none of it; no vmodel moves, and no folder can be served.",
+            "BOOL",
         ),
     ]
 
