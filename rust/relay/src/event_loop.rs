@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
 use rustls::ServerConfig;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use crate::budget::Budget;
@@ -17,6 +17,7 @@ use crate::method::{Method, Methods};
 use crate::metrics::Histograms;
 use crate::plane::Plane;
 use crate::replica::{Address, Replica, Target};
+use crate::socket::Socket;
 use crate::stream::Stream;
 use crate::tls::{Handshakes, Port};
 use crate::upstream::Upstream;
@@ -167,12 +168,15 @@ impl EventLoop {
             match connection {
                 Ok((tcp, _)) => {
                     self.plane.counters.accepted.add(1);
-                    // It fails only for a connection that is gone already.
+                    // Both fail only for a connection that is gone already.
                     let _ = tcp.set_nodelay(true);
+                    let Ok(socket) = Socket::tcp(tcp) else {
+                        continue;
+                    };
                     match self.plane.tls.of(port) {
-                        None => serve(Stream::Plain(tcp), self.clone()),
+                        None => serve(Stream::Plain(socket), self.clone()),
                         Some(config) => {
-                            tokio::task::spawn_local(self.clone().shake(tcp, config, serve));
+                            tokio::task::spawn_local(self.clone().shake(socket, config, serve));
                         }
                     }
                 }
@@ -181,8 +185,8 @@ impl EventLoop {
         }
     }
 
-    async fn shake(self: Rc<Self>, tcp: TcpStream, config: Arc<ServerConfig>, serve: Serve) {
-        let shaken = self.handshakes.shake(tcp, config, &self.plane.counters);
+    async fn shake(self: Rc<Self>, socket: Socket, config: Arc<ServerConfig>, serve: Serve) {
+        let shaken = self.handshakes.shake(socket, config, &self.plane.counters);
         if let Some(stream) = shaken.await {
             serve(stream, self);
         }

@@ -36,6 +36,7 @@ pub mod replica;
 mod rest;
 pub mod rules;
 mod serve;
+mod socket;
 pub mod space;
 pub mod status;
 mod stream;

@@ -17,7 +17,6 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 
 #[cfg(feature = "fuzzing")]
 pub(crate) use headers::passed_on;
@@ -25,6 +24,7 @@ pub(crate) use headers::passed_on;
 pub(crate) use route::{Endpoint, route};
 
 use crate::dispatch::Dispatcher;
+use crate::socket::Socket;
 use crate::stream::Stream;
 use lingering::Lingering;
 
@@ -39,7 +39,7 @@ const READ_BUFFER_BYTES: usize = 128 * 1024;
 
 /// Serve one connection until it is closed; when the relay drains, what is in flight is answered first.
 pub async fn serve_connection(stream: Stream, dispatcher: Dispatcher) {
-    bound_unread_answers(stream.tcp());
+    bound_unread_answers(stream.socket());
     let header_bytes_max = dispatcher.config().header_bytes_max as usize;
     let service = service_fn(async |request| {
         Ok::<_, Infallible>(exchange::answer(&dispatcher, request).await)
@@ -67,7 +67,7 @@ pub async fn serve_connection(stream: Stream, dispatcher: Dispatcher) {
 }
 
 /// Let the kernel close the connection of a client that reads nothing, so that it cannot hold memory for ever.
-fn bound_unread_answers(stream: &TcpStream) {
+fn bound_unread_answers(stream: &Socket) {
     #[cfg(target_os = "linux")]
     if let Err(error) = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT)) {
         debug_assert!(

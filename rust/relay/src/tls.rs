@@ -13,10 +13,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::metrics::Counters;
+use crate::socket::Socket;
 use crate::stream::Stream;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,7 +110,7 @@ impl Handshakes {
     /// The connection after its handshake; `None` when there was none.
     pub async fn shake(
         &self,
-        tcp: TcpStream,
+        socket: Socket,
         config: Arc<ServerConfig>,
         counters: &Counters,
     ) -> Option<Stream> {
@@ -119,7 +119,7 @@ impl Handshakes {
             return None;
         }
         let _one = UnderWay::one(&self.under_way);
-        let accepting = TlsAcceptor::from(config).accept(tcp);
+        let accepting = TlsAcceptor::from(config).accept(socket);
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
             Ok(Ok(stream)) => Some(Stream::Tls(Box::new(stream))),
             Ok(Err(_)) | Err(_) => {

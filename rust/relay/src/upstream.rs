@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::plane::Plane;
 use crate::replica::{Address, Target};
+use crate::socket::Socket;
 use crate::status::Code;
 
 /// Large windows: a body is limited by memory rules, not by round trips.
@@ -160,12 +161,12 @@ impl Upstream {
     }
 
     async fn connect(&self) -> io::Result<(SendRequest<Bytes>, impl Future<Output = ()> + use<>)> {
-        let stream: Box<dyn Stream> = match &self.target.address {
-            Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        let stream = match &self.target.address {
+            Address::Unix(path) => Socket::unix(UnixStream::connect(path).await?)?,
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
-                Box::new(stream)
+                Socket::tcp(stream)?
             }
         };
         let mut builder = h2::client::Builder::new();
@@ -289,9 +290,6 @@ impl Upstream {
         Ok(request)
     }
 }
-
-trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
-impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Stream for T {}
 
 /// One request on its way. Dropping it cancels it.
 pub struct Exchange {
