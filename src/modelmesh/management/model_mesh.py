@@ -20,7 +20,7 @@ from modelmesh.errors import (
     NoCapacity,
     RuntimeUnavailable,
 )
-from modelmesh.management.server import Admit, Context, Service, remaining_s, unary
+from modelmesh.management.server import Admit, Context, Service, unary
 from modelmesh.mesh.control import ControlPlane, Registration
 from modelmesh.mesh.views import CopyView, ModelView, State, VModelView
 from modelmesh.registry.ids import check_id
@@ -58,7 +58,7 @@ class ModelMesh:
         await self._control.register(registration)
         if not request.loadNow:
             return await self._model(registration.id)
-        return await self._ensured(registration.id, used_ms, sync=request.sync, context=context)
+        return await self._ensured(registration.id, used_ms, sync=request.sync)
 
     async def unregister_model(
         self, request: pb.UnregisterModelRequest, context: Context
@@ -74,7 +74,7 @@ class ModelMesh:
     async def ensure_loaded(self, request: pb.EnsureLoadedRequest, context: Context) -> Status:
         """Counts as a use at the time given."""
         used_ms = _given_ms(request.lastUsedTime)
-        return await self._ensured(check_id(request.modelId), used_ms, sync=request.sync, context=context)
+        return await self._ensured(check_id(request.modelId), used_ms, sync=request.sync)
 
     async def set_vmodel(self, request: pb.SetVModelRequest, context: Context) -> VStatus:
         """See `mesh.vmodel_rules`. With `sync` it answers when the transition ended, and says how."""
@@ -126,12 +126,11 @@ class ModelMesh:
         now_ms = round(self._wall_s() * 1000)
         return min(_given_ms(given), now_ms) or now_ms - (HOUR_MS if load_now else 6 * HOUR_MS)
 
-    async def _ensured(self, model: str, used_ms: int, *, sync: bool, context: Context) -> Status:
+    async def _ensured(self, model: str, used_ms: int, *, sync: bool) -> Status:
         """Have it loaded, and say what came of it."""
         try:
-            view = await self._control.ensure(
-                model, last_used_ms=used_ms, sync=sync, timeout_s=remaining_s(context)
-            )
+            # The caller's own deadline ends the call by cancelling it, with the code it expects.
+            view = await self._control.ensure(model, last_used_ms=used_ms, sync=sync)
         except ModelNotFound as error:
             raise ModelNotFound("model not found", model=model) from error  # clients compare this text
         except (LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable) as error:
