@@ -121,6 +121,13 @@ class DataPlane:
     def set_method_rules(self, rules: Sequence[MethodRule] | None, allow_others: bool) -> None: ...
     def set_tls(self, tls: Tls) -> None:
         """Raises ValueError with a sentence."""
+    def set_payload_filters(
+        self, filters: Sequence[tuple[str, str]], payloads_max: int, bytes_max: int
+    ) -> None: ...
+    def take_payload(
+        self, timeout_ms: int
+    ) -> tuple[int, str, str, str, int, list[tuple[str, str]], bytes] | None:
+        """(call, model, vmodel, method, code or −1, metadata, data). May be called by any thread."""
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None: ...
     def expect(self, model: str, ready_in_ms: int) -> None: ...
     def refuse(

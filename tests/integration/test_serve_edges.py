@@ -59,6 +59,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     config = scratch / "dataplane.json"
     config.write_text(json.dumps({"rpcConfigs": {INFER: {"idExtractionPath": [1], "vModelId": True}}}))
     flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--dataplane-config-path", str(config))
+    flags += ("--payload-processors", f"logger:?iris#{INFER}")
     with served(scratch, str(scratch / "models"), "--memory", "600MiB", "--workers", "1", *flags) as instance:
         yield Secured(instance, authority, scratch)
 
@@ -96,6 +97,12 @@ def test_a_config_that_changes_takes_effect_and_a_broken_one_is_told(secured: Se
     assert secured.infer_code() is grpc.StatusCode.UNIMPLEMENTED
     config.write_text(before)
     until(lambda: secured.infer_code() is grpc.StatusCode.OK, "the method is let in")
+
+
+def test_payloads_are_logged(secured: Secured) -> None:
+    assert secured.infer_code() is grpc.StatusCode.OK
+    says = f"Response of {INFER} for model iris@"
+    until(lambda: says in secured.instance.err.read_text(), "the response in the log")
 
 
 def test_a_renewed_certificate_is_picked_up(secured: Secured) -> None:

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyBytes, PyTuple};
 use relay::config::Config;
 use relay::data_plane::{self, NewTarget};
 use relay::event::Event;
@@ -16,6 +16,7 @@ use relay::name::{Name, NameKind};
 use relay::plane::Listed;
 use relay::rules::{MethodRules, Rule};
 use relay::status::{Code, Status};
+use relay::tee::Filter;
 use relay::tls::{ClientAuth, Material};
 
 /// Durations from Python are bounded by this, so that adding them to now never overflows.
@@ -85,6 +86,22 @@ type UsageTuple = (String, u64, u64, u64, u32, u64, u64);
 type HistogramTuple = (&'static str, String, u8, Vec<u64>, f64);
 /// Gauges of the moment, and counters since the start.
 type StatsTuple = (Vec<(&'static str, usize)>, Vec<(&'static str, u64)>);
+
+/// `take_payload`: the fields of `protocol.Payload`, the code −1 for a request.
+type PayloadTuple = (u64, String, String, String, i8, Vec<(String, String)>, Data);
+
+/// Bytes that become Python's `bytes`.
+struct Data(Vec<u8>);
+
+impl<'py> IntoPyObject<'py> for Data {
+    type Target = PyBytes;
+    type Output = Bound<'py, PyBytes>;
+    type Error = std::convert::Infallible;
+
+    fn into_pyobject(self, py: Python<'py>) -> Result<Self::Output, Self::Error> {
+        Ok(PyBytes::new(py, &self.0))
+    }
+}
 
 /// The relay. See `_native.pyi`.
 #[pyclass(module = "modelmesh._native", frozen)]
@@ -236,6 +253,38 @@ impl DataPlane {
             })
         };
         py.detach(set).map_err(PyValueError::new_err)
+    }
+
+    fn set_payload_filters(
+        &self,
+        filters: Vec<(String, String)>,
+        payloads_max: usize,
+        bytes_max: usize,
+    ) -> PyResult<()> {
+        let some = |text: String| (!text.is_empty()).then(|| text.into_boxed_str());
+        let filter = |(model, method): (String, String)| Filter {
+            model: some(model),
+            method: some(method).map(|method| format!("/{method}").into_boxed_str()),
+        };
+        let filters = filters.into_iter().map(filter).collect();
+        self.with(|relay| relay.plane.tee.set(filters, payloads_max, bytes_max))
+    }
+
+    fn take_payload(&self, py: Python<'_>, timeout_ms: i64) -> PyResult<Option<PayloadTuple>> {
+        // Several threads wait here: nothing is locked meanwhile.
+        let plane = self.with(|relay| relay.plane.clone())?;
+        Ok(py.detach(|| {
+            let payload = plane.tee.take(milliseconds(timeout_ms))?;
+            Some((
+                payload.call,
+                payload.model.to_string(),
+                payload.vmodel.to_string(),
+                payload.path.trim_start_matches('/').to_owned(),
+                payload.code.map_or(-1, |code| code as i8),
+                payload.metadata(),
+                Data(payload.message(plane.config.message_bytes_max)),
+            ))
+        }))
     }
 
     fn retire(&self, replicas: Vec<(u64, u64)>, timeout_ms: i64) -> PyResult<()> {

@@ -1,6 +1,7 @@
 //! The beginning of a model server's response, peeked into until it is certain that it goes to the client; and the books
 //! of the replica that gave it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -101,6 +102,12 @@ impl Answer {
     /// Whether the model server said that it does not hold the model.
     pub fn is_not_here(&self) -> bool {
         self.private.not_here
+    }
+
+    /// The concrete model that answers; `None`: the control plane does.
+    pub fn model(&self) -> Option<Arc<str>> {
+        let server = self.server.as_ref()?;
+        Some(server.lease.replica.model.clone())
     }
 
     /// The head for the client.

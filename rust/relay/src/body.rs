@@ -10,6 +10,7 @@ use crate::connection::Incoming;
 use crate::frames::{Frames, PREFIX_BYTES, prefix};
 use crate::plane::{Held, Plane};
 use crate::status::{Code, Status};
+use crate::tee::Captured;
 
 /// See the module. Chunks before `sent` were sent in this attempt and are held for the next one.
 pub struct Body<'a> {
@@ -20,6 +21,7 @@ pub struct Body<'a> {
     held: usize,
     whole: bool,
     kept: Held<'a>,
+    captured: Option<Captured>,
     config: &'a Config,
 }
 
@@ -39,6 +41,7 @@ impl<'a> Body<'a> {
             held: 0,
             whole: !streaming,
             kept: Held::none(&plane.gauges.kept_bytes),
+            captured: None,
             config: &plane.config,
         }
     }
@@ -55,8 +58,20 @@ impl<'a> Body<'a> {
             held,
             whole: true,
             kept: Held::none(&plane.gauges.kept_bytes),
+            captured: None,
             config: &plane.config,
         }
+    }
+
+    /// From now on what comes is captured too, with what has come.
+    pub fn capture(&mut self, mut captured: Captured) {
+        self.chunks.iter().for_each(|chunk| captured.push(chunk));
+        self.captured = Some(captured);
+    }
+
+    /// What was captured.
+    pub fn captured(&mut self) -> Option<Captured> {
+        self.captured.take()
     }
 
     /// Whether all of it has come.
@@ -126,6 +141,9 @@ impl<'a> Body<'a> {
                 }
                 let more = chunk.len();
                 self.held += more;
+                if let Some(captured) = &mut self.captured {
+                    captured.push(&chunk);
+                }
                 self.chunks.push_back(chunk);
                 Poll::Ready(Some(Ok(more)))
             }

@@ -1,15 +1,22 @@
 //! What a call tells about itself while it runs, and what is counted when it ends.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::HeaderMap;
+
+use crate::body::Body;
 use crate::call::Stage;
 use crate::event_loop::EventLoop;
 use crate::frames::PREFIX_BYTES;
 use crate::method::{Class, Method};
 use crate::metrics::{Metric, NO_LABEL, milliseconds};
+use crate::name::{Name, NameKind};
 use crate::plane::Held;
 use crate::status::Code;
+use crate::tee::{self, Tap};
 
 /// Waits shorter than this are no cache miss (reference: the predecessor's metric).
 const CACHE_MISS_MIN: Duration = Duration::from_millis(10);
@@ -50,6 +57,10 @@ pub struct Books<'a> {
     pub request_bytes: Cell<u64>,
     /// How it ended.
     pub end: Cell<Option<End>>,
+    /// What payload processors hear of it; `None`: nothing.
+    pub tap: RefCell<Option<Tap>>,
+    /// Its name and, once it was served, the concrete model; kept only for the tap.
+    pub about: RefCell<(Option<Name>, Option<Arc<str>>)>,
     event_loop: &'a EventLoop,
     method: &'a Method,
     arrived: Instant,
@@ -67,11 +78,64 @@ impl<'a> Books<'a> {
             early: Cell::new(true),
             request_bytes: Cell::new(0),
             end: Cell::new(None),
+            tap: RefCell::default(),
+            about: RefCell::default(),
             event_loop,
             method,
             arrived,
             _in_flight: Held::one(&event_loop.plane.gauges.in_flight),
         }
+    }
+
+    /// Lets payload processors listen, if one may want this call. Streams are not offered.
+    pub fn listen(&self, headers: &HeaderMap, body: &mut Body<'_>) {
+        if self.method.class != Class::Inference || self.method.streaming {
+            return;
+        }
+        let tee = &self.event_loop.plane.tee;
+        if let Some(tap) = tee.tap(&self.method.path, headers) {
+            body.capture(tee.capture());
+            *self.tap.borrow_mut() = Some(tap);
+        }
+    }
+
+    /// A piece of the response.
+    pub fn hear(&self, chunk: &Bytes) {
+        if let Some(tap) = &mut *self.tap.borrow_mut() {
+            tap.response.push(chunk);
+        }
+    }
+
+    /// The headers of the response.
+    pub fn hear_head(&self, head: &HeaderMap) {
+        if let Some(tap) = &mut *self.tap.borrow_mut() {
+            tap.response_headers = head.clone();
+        }
+    }
+
+    /// The body of the request, at the end.
+    pub fn hear_body(&self, body: &mut Body<'_>) {
+        if let (Some(tap), Some(captured)) = (&mut *self.tap.borrow_mut(), body.captured()) {
+            tap.request = captured;
+        }
+    }
+
+    fn offer(&self, end: End) {
+        let (Some(tap), (Some(name), served)) = (self.tap.take(), self.about.take()) else {
+            return;
+        };
+        let plane = &self.event_loop.plane;
+        let model = served
+            .or_else(|| plane.names.get(&name))
+            .unwrap_or_else(|| name.name.clone());
+        let by_vmodel = name.kind == NameKind::VModel || model != name.name;
+        let about = tee::About {
+            path: &self.method.path,
+            model: &model,
+            vmodel: if by_vmodel { &name.name } else { "" },
+            code: end.code,
+        };
+        plane.tee.offer(tap, &about, &plane.counters);
     }
 
     fn observe(&self, end: End) {
@@ -103,6 +167,7 @@ impl Drop for Books<'_> {
         }
         if self.method.class == Class::Inference && !self.early.get() {
             self.observe(end);
+            self.offer(end);
         }
     }
 }

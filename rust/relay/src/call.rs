@@ -183,7 +183,15 @@ pub async fn answer<'a>(door: &Door<'a>, body: &mut Body<'_>) -> Result<Box<Answ
         stage: &door.books.stage,
     };
     door.event_loop.budget.deposit();
+    if door.books.tap.borrow().is_some() {
+        door.books.about.borrow_mut().0 = Some(call.name.clone());
+    }
     let answered = call.infer(body).await;
+    if let Ok(answer) = &answered
+        && door.books.tap.borrow().is_some()
+    {
+        door.books.about.borrow_mut().1 = answer.model();
+    }
     door.books.parked.set(call.parked);
     answered
 }

@@ -28,6 +28,7 @@ pub async fn dispatch(event_loop: &EventLoop, request: Request) -> Reply {
     headers::complete(&mut headers);
     let mut body = Body::message(request.message, &event_loop.plane);
     books.request_bytes.set(body.bytes());
+    books.listen(&headers, &mut body);
     let door = Door {
         event_loop,
         method: &method,
@@ -37,8 +38,11 @@ pub async fn dispatch(event_loop: &EventLoop, request: Request) -> Reply {
         arrived,
         books: &books,
     };
-    let collecting = pin!(collect(&door, &mut body));
-    let collected = race(collecting, &door, |_| Poll::Pending).await;
+    let collected = {
+        let collecting = pin!(collect(&door, &mut body));
+        race(collecting, &door, |_| Poll::Pending).await
+    };
+    books.hear_body(&mut body);
     collected
         .and_then(|collected| collected)
         .unwrap_or_else(|status| {
@@ -80,6 +84,7 @@ async fn gather(
 ) -> Result<Reply, Status> {
     let bytes_max = door.event_loop.plane.config.message_bytes_max;
     let mut head = answer.take_head();
+    door.books.hear_head(&head);
     let mut frames = Frames::new("response", bytes_max);
     let mut chunks: Vec<Bytes> = Vec::new();
     let mut trailers = if answer.is_only_trailers() {
@@ -93,6 +98,7 @@ async fn gather(
     } else {
         while let Some(chunk) = answer.chunk(body).await? {
             frames.feed(&chunk)?;
+            door.books.hear(&chunk);
             answer.release(chunk.len());
             chunks.push(chunk);
             if frames.bytes() > (bytes_max + PREFIX_BYTES) as u64 {

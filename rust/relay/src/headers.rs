@@ -96,16 +96,17 @@ fn one_id(
 }
 
 fn decoded(value: &HeaderValue) -> Option<String> {
+    String::from_utf8(unbase64(value.as_bytes())?).ok()
+}
+
+/// The bytes of a binary header, padded or not; `None` when it is no base64.
+pub fn unbase64(value: &[u8]) -> Option<Vec<u8>> {
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD_NO_PAD;
     let trimmed = value
-        .as_bytes()
         .strip_suffix(b"==")
-        .or_else(|| value.as_bytes().strip_suffix(b"="));
-    let bytes = STANDARD_NO_PAD
-        .decode(trimmed.unwrap_or(value.as_bytes()))
-        .ok()?;
-    String::from_utf8(bytes).ok()
+        .or_else(|| value.strip_suffix(b"="));
+    STANDARD_NO_PAD.decode(trimmed.unwrap_or(value)).ok()
 }
 
 /// When the client stops waiting, from `grpc-timeout`.

@@ -40,6 +40,7 @@ mod socket;
 pub mod space;
 pub mod status;
 mod stream;
+pub mod tee;
 pub mod tls;
 mod upstream;
 mod waiting;

@@ -239,6 +239,10 @@ counters! {
     tls_failed,
     /// Connections turned away, since too many were in a handshake.
     tls_turned_away,
+    /// Requests and responses offered to payload processors.
+    payloads_offered,
+    /// Requests and responses that payload processors did not get, since they were too slow.
+    payloads_dropped,
     /// Replicas published without a known target.
     replicas_without_target,
 }

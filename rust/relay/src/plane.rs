@@ -18,6 +18,7 @@ use crate::replica::{Replica, Route, Target};
 use crate::rules::Rules;
 use crate::space::Space;
 use crate::status::Status;
+use crate::tee::Tee;
 use crate::tls::Tls;
 
 /// See the module.
@@ -32,6 +33,8 @@ pub struct Plane {
     pub rules: Rules,
     /// Of the listeners.
     pub tls: Tls,
+    /// What payload processors are offered.
+    pub tee: Tee,
     /// For the control plane.
     pub events: Arc<Events>,
     /// Totals.
@@ -161,6 +164,7 @@ impl Plane {
             models: Space::new(events.clone()),
             rules: Rules::default(),
             tls: Tls::default(),
+            tee: Tee::default(),
             counters: Counters::default(),
             histograms: (0..config.threads.max(1))
                 .map(|_| Histograms::default())

@@ -38,6 +38,7 @@ pub async fn serve(
         Err(status) => return refuse(&status),
     };
     let mut body = Body::incoming(incoming, method.streaming, &event_loop.plane);
+    books.listen(&headers, &mut body);
     let door = Door {
         event_loop: &event_loop,
         method: &method,
@@ -52,6 +53,7 @@ pub async fn serve(
         race(relayed, &door, |cx| responder.borrow_mut().poll_gone(cx)).await
     };
     books.request_bytes.set(body.bytes());
+    books.hear_body(&mut body);
     match ended {
         Ok(Ok(end)) => books.end.set(Some(end)),
         Ok(Err(status)) | Err(status) => refuse(&status),
@@ -88,11 +90,13 @@ async fn pass_on(
             own: false,
         });
     }
+    door.books.hear_head(&head);
     responder.borrow_mut().head(head, false);
     let mut frames = Frames::new("response", door.event_loop.plane.config.message_bytes_max);
     let mut direct = true;
     while let Some(mut chunk) = answer.chunk(body).await? {
         frames.feed(&chunk)?;
+        door.books.hear(&chunk);
         let bytes = chunk.len();
         while !chunk.is_empty() {
             let room = if std::mem::take(&mut direct) && bytes <= DIRECT_BYTES_MAX {

@@ -189,6 +189,34 @@ class Histogram(NamedTuple):
     sum: float
 
 
+class Payload(NamedTuple):
+    """A request or a response, for payload processors (reference mesh.md 10.1)."""
+
+    id: str
+    """The same for the request and the response of a call."""
+    model: str
+    """The concrete model; what was asked for where there is none."""
+    vmodel: str
+    """What the model was asked for by; empty: by its own id."""
+    method: str
+    """Its full name, "pkg.Service/Method"."""
+    code: Code | None
+    """How the call ended; None: it is a request."""
+    metadata: dict[str, str]
+    """Headers without credentials, the last value of each; those of names ending with -bin in base64."""
+    data: bytes
+    """The message; empty in the response of a failed call."""
+
+    @property
+    def kind(self) -> Literal["request", "response"]:
+        return "request" if self.code is None else "response"
+
+    @property
+    def status(self) -> str:
+        """The name of the code; empty for requests."""
+        return "" if self.code is None else self.code.name
+
+
 @dataclass(frozen=True, slots=True)
 class DataPlaneConfig:
     """Fixed at the start. Ports 0 mean any free port; -1 means that listener is off."""
@@ -269,6 +297,17 @@ class DataPlane(Protocol):
     def set_tls(self, tls: Tls) -> None:
         """Serve connections that come from now on by TLS; those that are there stay as they are. Before it, plain text. Raises
         SettingsError with a sentence when it cannot be used; then nothing changes."""
+
+    def set_payload_filters(
+        self, filters: Sequence[tuple[str, str]], payloads_max: int, bytes_max: int
+    ) -> None:
+        """Offer the requests and responses of unary calls that one of these (model or vmodel, full method) wants; empty: any.
+        No filters: offer nothing. At most `payloads_max` wait to be taken and `bytes_max` are held, by running calls too; the
+        rest is dropped and counted (`payloads_dropped`). Calls are never slowed."""
+
+    def take_payload(self, timeout_ms: int) -> Payload | None:
+        """The oldest payload, waiting for one; None when none came in time. The one call that waits: for threads of their own,
+        several if need be, also after `stop`."""
 
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None:
         """Stop acquiring these (replica id, token); what queued at their gates parks again. Answers with `Retired`."""

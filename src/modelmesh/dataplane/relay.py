@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from modelmesh import _native
 from modelmesh.dataplane.protocol import (
@@ -17,6 +18,7 @@ from modelmesh.dataplane.protocol import (
     Name,
     NameKind,
     NotHere,
+    Payload,
     Queueing,
     RelayStats,
     Retired,
@@ -40,13 +42,15 @@ class Relay:
     Raises SettingsError for an impossible port, RuntimeError when used in a forked child.
     """
 
-    __slots__ = ("_native",)
+    __slots__ = ("_native", "_started")
 
     def __init__(self, config: DataPlaneConfig) -> None:
         try:
             self._native = _native.DataPlane(config)
         except ValueError as error:
             raise SettingsError(str(error)) from error
+        self._started = uuid4().hex[:12]
+        """Tells the calls of this data plane from those of others."""
 
     def start(self) -> Addresses:
         try:
@@ -81,6 +85,19 @@ class Relay:
             self._native.set_tls(tls)
         except ValueError as error:
             raise SettingsError(str(error)) from error
+
+    def set_payload_filters(
+        self, filters: Sequence[tuple[str, str]], payloads_max: int, bytes_max: int
+    ) -> None:
+        self._native.set_payload_filters(filters, payloads_max, bytes_max)
+
+    def take_payload(self, timeout_ms: int) -> Payload | None:
+        taken = self._native.take_payload(timeout_ms)
+        if taken is None:
+            return None
+        call, model, vmodel, method, code, metadata, data = taken
+        id = f"{self._started}-{call}"
+        return Payload(id, model, vmodel, method, None if code < 0 else Code(code), dict(metadata), data)
 
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None:
         self._native.retire(replicas, timeout_ms)

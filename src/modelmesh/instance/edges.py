@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from modelmesh.dataplane.protocol import DataPlane, Tls
 from modelmesh.errors import SettingsError
 from modelmesh.instance.watched_files import WatchedFiles
 from modelmesh.journal import Journal
 from modelmesh.settings.tree import Edges
+
+if TYPE_CHECKING:
+    from modelmesh.payloads.consumers import Consumers
 
 
 def prepare(edges: Edges, dataplane: DataPlane, journal: Journal) -> list[WatchedFiles]:
@@ -27,6 +30,19 @@ def prepare(edges: Edges, dataplane: DataPlane, journal: Journal) -> list[Watche
         use_tls()
         watched.append(WatchedFiles(paths, use_tls, journal, f"The TLS certificate {edges.tls_cert}"))
     return watched
+
+
+def payload_consumers(edges: Edges, dataplane: DataPlane) -> Consumers | None:
+    """What sends payloads on, not begun; None: there are no processors."""
+    if edges.payload_processors is None:
+        return None
+    from modelmesh.payloads.addresses import parse_addresses
+    from modelmesh.payloads.consumers import Consumers
+
+    addresses = parse_addresses(edges.payload_processors)
+    if not addresses:
+        return None
+    return Consumers(dataplane, addresses, n=edges.payload_consumers, queue_max=edges.payload_queue)
 
 
 def _tls(edges: Edges, dataplane: DataPlane) -> tuple[Callable[[], None], list[Path]] | None:

@@ -18,7 +18,7 @@ from typing import Final
 from modelmesh import __version__
 from modelmesh.clock import LoopClock
 from modelmesh.dataplane.protocol import Addresses, DataPlane, DataPlaneConfig
-from modelmesh.instance.edges import prepare
+from modelmesh.instance.edges import payload_consumers, prepare
 from modelmesh.instance.journal_sinks import JournalFile, log_entry
 from modelmesh.instance.model_root import ModelRoot
 from modelmesh.instance.runtime_dir import RuntimeDir
@@ -116,6 +116,10 @@ class Instance:
 
         for face in self._faces:
             await stack.enter_async_context(face(self))
+        consumers = payload_consumers(settings.edges, self.dataplane)
+        if consumers is not None:
+            stack.push_async_callback(asyncio.to_thread, consumers.stop)
+            consumers.start()
         stack.callback(self.dataplane.stop)
         for watched in prepare(settings.edges, self.dataplane, self.journal):
             watching = asyncio.create_task(watched.run(), name="watched files")

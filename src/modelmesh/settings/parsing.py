@@ -33,6 +33,12 @@ def truth(value: str) -> bool:
     return value.strip().lower() == "true"
 
 
+def queue(value: str) -> int:
+    if not value.isdigit() or not 1 <= int(value) <= 100_000:
+        raise ValueError("is not a number from 1 to 100000")
+    return int(value)
+
+
 def seconds(value: str) -> float:
     try:
         number = float(value)

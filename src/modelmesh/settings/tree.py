@@ -208,6 +208,30 @@ class Edges:
             "FILES",
         ),
     ]
+    payload_processors: Annotated[
+        str | None,
+        Setting(
+            "payload_processors",
+            parsing.text,
+            "",
+            "Where requests and responses are sent: http, https or logger URIs with spaces between them; the query filters by "
+            "model, the fragment by method.",
+            "URIS",
+        ),
+    ]
+    payload_consumers: Annotated[
+        int,
+        Setting("payload_consumers", parsing.count, "2", "Threads that send them."),
+    ]
+    payload_queue: Annotated[
+        int,
+        Setting(
+            "payload_queue",
+            parsing.queue,
+            "64",
+            "Requests and responses that may wait to be sent; those beyond are dropped and counted.",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import Empty, Queue
 from typing import Final, NamedTuple
 
 from modelmesh.dataplane.protocol import (
@@ -20,6 +21,7 @@ from modelmesh.dataplane.protocol import (
     MethodRule,
     Name,
     NotHere,
+    Payload,
     RelayStats,
     Replica,
     Retired,
@@ -121,6 +123,10 @@ class FakeDataPlane:
         self.allows_other_methods = True
         self.tls: Tls | None = None
         """What was set last; it has no ports to serve by it."""
+        self.payload_filters: list[tuple[str, str]] = []
+        self.payloads: Queue[Payload] = Queue()
+        """What `take_payload` gives; its own requests have none."""
+        self.payloads_dropped = 0
         self.violations: list[str] = []
 
     # --- the client's side ----------------------------------------------------------------------------------
@@ -330,6 +336,17 @@ class FakeDataPlane:
     def set_tls(self, tls: Tls) -> None:
         self.tls = tls
 
+    def set_payload_filters(
+        self, filters: Sequence[tuple[str, str]], payloads_max: int, bytes_max: int
+    ) -> None:
+        self.payload_filters = list(filters)
+
+    def take_payload(self, timeout_ms: int) -> Payload | None:
+        try:
+            return self.payloads.get(timeout=timeout_ms / 1000)
+        except Empty:
+            return None
+
     def retire(self, replicas: Sequence[tuple[int, int]], timeout_ms: int) -> None:
         loop = asyncio.get_running_loop()
         for replica_id, token in replicas:
@@ -457,6 +474,7 @@ class FakeDataPlane:
             parked_requests=parked,
             routes=len(self.routes),
             names=len(self.names),
+            counters={"payloads_dropped": self.payloads_dropped},
         )
 
     def drain(self, timeout_ms: int) -> None:
