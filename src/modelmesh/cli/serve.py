@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from argparse import ArgumentParser
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 from modelmesh.cli import logs
 from modelmesh.cli.exits import CommandFailed, Exit
 from modelmesh.errors import ModelMeshError, SettingsError
+from modelmesh.instance.termination_message import leave_message, message_path
 from modelmesh.ops.listener import Listener
+from modelmesh.settings import predecessor
 from modelmesh.settings.sizes import format_size
 from modelmesh.settings.sources import described, read_settings
 from modelmesh.settings.tree import Settings
@@ -38,12 +41,19 @@ def serve(arguments: Sequence[str]) -> None:
     """Serve a folder of models, or models registered while running. Returns after a clean stop."""
     flags = vars(parser().parse_args(arguments))
     config = flags.pop("config")
+    settings = None
     try:
         settings = read_settings(flags, config=config)
         logs.configure(settings.logs)
+        for sentence in predecessor.ignored(os.environ):
+            _log.info("%s", sentence)
         asyncio.run(run(settings))
     except SettingsError as error:
+        leave_message(str(error), message_path(settings, flags))
         raise CommandFailed(str(error), Exit.NOT_STARTED) from error
+    except CommandFailed as failure:
+        leave_message(str(failure), message_path(settings, flags))
+        raise
 
 
 def parser() -> ArgumentParser:

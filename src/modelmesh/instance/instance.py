@@ -27,6 +27,7 @@ from modelmesh.journal import Did, Entry, Journal
 from modelmesh.mesh.folder import FolderKeeper
 from modelmesh.mesh.mesh import Mesh
 from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.tuning import Tuning
 from modelmesh.registry.mirror import Mirror
 from modelmesh.runtime.protocol import Runtime
 from modelmesh.settings.machine import cores
@@ -104,9 +105,10 @@ class Instance:
             self.clock,
             self.journal,
             random.Random(),
-            id=uuid.uuid4().hex[:12],
+            id=settings.lifecycle.instance_id or uuid.uuid4().hex[:12],
             version=__version__,
             vmodel_owner=settings.models.vmodel_owner or "",
+            tuning=Tuning(failure_stands_s=settings.lifecycle.load_failure_expiry_s),
         )
         serving = self._serving
         serving.push_async_callback(runtime.stop, 0.0)
@@ -240,6 +242,7 @@ def _build_dataplane(settings: Settings, control_socket: Path) -> DataPlane:
             rest_port=network.rest_port,
             threads=max(1, min(_LOOPS_MAX, cores() // 2)),
             message_bytes_max=network.message_bytes_max,
+            header_bytes_max=network.header_bytes_max,
             parked_bytes_max=max(_PARKED_BYTES_MIN, int(settings.memory.budget_bytes * _PARKED_SHARE)),
             park_timeout_ms=round((LOAD_TIMEOUT_S + _PARK_BEYOND_LOAD_S) * 1000),
         )

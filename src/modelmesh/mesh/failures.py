@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from modelmesh.clock import Clock
 from modelmesh.errors import LoadFailed, ModelMeshError, ModelTooLarge, code_of
 from modelmesh.mesh.views import Failure
-from modelmesh.policy.backoff import stands_s
+from modelmesh.policy.backoff import PERMANENT_S, stands_s
 
 TOO_LARGE_S = 5.0
 """A model larger than the budget is looked at again after this: the budget moves when bases or workers change."""
@@ -33,12 +33,15 @@ def is_permanent(error: ModelMeshError) -> bool:
 
 class Failures:
     """The newest failure of each model, at most `capacity`. An expired one is kept, so that the next in a row waits
-    longer; success or unregistration forgets it."""
+    longer; success or unregistration forgets it. A bad artefact's stands `permanent_s`."""
 
-    def __init__(self, clock: Clock, rng: random.Random, capacity: int) -> None:
+    def __init__(
+        self, clock: Clock, rng: random.Random, capacity: int, permanent_s: float = PERMANENT_S
+    ) -> None:
         self._clock = clock
         self._rng = rng
         self._capacity = capacity
+        self._permanent_s = permanent_s
         self._table: OrderedDict[str, Standing] = OrderedDict()
 
     def record(self, model: str, error: ModelMeshError) -> Standing:
@@ -48,7 +51,7 @@ class Failures:
         count = before.count + 1 if before is not None else 1
         permanent = is_permanent(error)
         suggested_s = TOO_LARGE_S if isinstance(error, ModelTooLarge) else error.retry_after_s
-        expires_s = now_s + stands_s(count, permanent, self._rng, suggested_s)
+        expires_s = now_s + stands_s(count, permanent, self._rng, suggested_s, permanent_s=self._permanent_s)
         standing = self._table[model] = Standing(error, now_s, expires_s, permanent, count)
         if len(self._table) > self._capacity:
             self._table.popitem(last=False)

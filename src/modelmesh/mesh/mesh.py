@@ -99,7 +99,7 @@ class Mesh:
         self._shadow = Shadow(rng)
         self._histories = Histories(self._tuning.histories_max)
         self._copies = Copies(dataplane, Ledger(), Residents(rng), self._histories)
-        self._failures = Failures(clock, rng, self._tuning.failures_max)
+        self._failures = Failures(clock, rng, self._tuning.failures_max, self._tuning.failure_stands_s)
         self._refusals = Refusals(dataplane, clock, journal, self.measures, self._thrash, self._tuning)
         self._names = Names(self._mirror, dataplane, self._refusals, self._tuning)
         self._reports = Reports(self._mirror, self._copies, self._failures, self._histories, clock, id)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from modelmesh.policy.backoff import PERMANENT_S
+
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
@@ -29,6 +31,8 @@ class Tuning:
     """A refused name is remembered this long; a registration in another process shows after it."""
     failure_cache_s: float = 1.0
     """The data plane answers for a failed model on its own this long, then asks again."""
+    failure_stands_s: float = PERMANENT_S
+    """A bad artefact is looked at again after this. (The one constant that users of the predecessor set.)"""
     set_aside_s: float = 3.0
     """A load that held models or stray memory keep out is refused after this: both often end by themselves."""
     lookahead: int = 16

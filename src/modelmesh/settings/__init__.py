@@ -1,1 +1,1 @@
-"""One tree of frozen, validated settings. Sources in order: flags, environment, TOML file, defaults."""
+"""One tree of frozen, validated settings. In order: flags, environment, TOML file, the predecessor's variables, defaults."""

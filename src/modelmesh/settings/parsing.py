@@ -57,6 +57,13 @@ def message_size(value: str) -> int:
     return size_bytes
 
 
+def headers_size(value: str) -> int:
+    size_bytes = parse_size(value)
+    if not 1024 <= size_bytes <= 2**24:
+        raise ValueError("is not a size from 1KiB to 16MiB")
+    return size_bytes
+
+
 def memory(value: str) -> int:
     return parse_size(value, whole_bytes=memory_limit_bytes())
 

@@ -1,4 +1,5 @@
-"""Where settings come from, in order: flags, environment, TOML file, defaults. Read once; complaints are sentences."""
+"""Where settings come from, in order: flags, environment, TOML file, the predecessor's variables, defaults. Read once; complaints
+are sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 from modelmesh.errors import SettingsError
-from modelmesh.settings import parsing
+from modelmesh.settings import parsing, predecessor
 from modelmesh.settings.machine import cores
 from modelmesh.settings.tree import Edges, Lifecycle, Logs, Memory, Models, Network, Setting, Settings, State
 
@@ -50,6 +51,7 @@ def read_settings(
     if config is None and environment.get(f"{ENVIRONMENT_PREFIX}CONFIG"):
         config = Path(environment[f"{ENVIRONMENT_PREFIX}CONFIG"])
     file = _read_file(config) if config else {}
+    predecessor.check_refused(environment)
     concerns = {
         concern: {
             field: _value(setting, flags, environment, file, config)
@@ -111,6 +113,8 @@ def _value(
         raw, source = file[name], f"{name} in {config}"
         if isinstance(raw, bool) or not isinstance(raw, str | int | float):
             raise SettingsError(f"{source}: {raw!r} is neither a text nor a number.")
+    elif old := predecessor.carried(name, environment):
+        source, raw = old
     if raw == "":
         return None
     try:

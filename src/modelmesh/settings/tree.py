@@ -135,6 +135,16 @@ class Network:
             "SIZE",
         ),
     ]
+    header_bytes_max: Annotated[
+        int,
+        Setting(
+            "headers_max",
+            parsing.headers_size,
+            "16KiB",
+            "Largest headers of a request, all together; beyond it the request is refused.",
+            "SIZE",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +273,40 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """Start and stop."""
+    """Who it is; start and stop."""
+
+    instance_id: Annotated[
+        str | None,
+        Setting(
+            "instance_id",
+            parsing.text,
+            "",
+            "Name of this instance in metrics and status. Default: a random one.",
+            "ID",
+        ),
+    ]
+    termination_message: Annotated[
+        Path | None,
+        Setting(
+            "termination_message",
+            parsing.path,
+            "",
+            "File that gets the sentence of a failed start. Default: /dev/termination-log if it is there and can be written, "
+            "which is where Kubernetes looks.",
+            "FILE",
+        ),
+    ]
+    load_failure_expiry_s: Annotated[
+        float,
+        Setting(
+            "load_failure_expiry",
+            parsing.seconds,
+            "450",
+            "Seconds after which a model whose artefact could not be loaded is tried again when asked for; also the longest "
+            "pause after failures that may pass.",
+            "SECONDS",
+        ),
+    ]
 
     ready_file: Annotated[
         Path | None,

@@ -1,0 +1,258 @@
+"""The predecessor's environment variables (KServe ModelMesh; reference mesh.md 11), each one named once: carried by a setting of
+ours, ignored, or refused because going on without it would do harm. `docs/compatibility.md` shows this table; a test compares.
+
+A setting reads its variables after flags, `MODELMESH_*` and the TOML file. An empty variable counts as not set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+from modelmesh.errors import SettingsError
+
+
+def _same(text: str) -> str:
+    return text
+
+
+def _milliseconds(text: str) -> str:
+    """As seconds."""
+    return f"{_whole(text, 'milliseconds') / 1000:g}"
+
+
+def _failure_expiry(text: str) -> str:
+    """As seconds, halved: the predecessor forgets a failure of a model that is in use after half the time it is given."""
+    return f"{_whole(text, 'milliseconds') / 2000:g}"
+
+
+def _bytes(text: str) -> str:
+    return str(_whole(text, "bytes"))
+
+
+def _pod_name(text: str) -> str:
+    """The predecessor's instance id: the last 12 characters (the tail of the ReplicaSet's hash and the pod's suffix)."""
+    return text.strip()[-12:]
+
+
+def _pod_address(text: str) -> str:
+    """All interfaces of that family: who runs in a pod is called from outside of it."""
+    try:
+        return "0.0.0.0" if ip_address(text.strip()).version == 4 else "::"
+    except ValueError as error:
+        raise ValueError("is not an IP address") from error
+
+
+def _whole(text: str, unit: str) -> int:
+    if not text.strip().isdigit():
+        raise ValueError(f"is not a whole number of {unit}")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Read by a setting. `names`: the variable and its older spellings; the first that is set counts. `translate` writes its
+    value as a user of ours would, or raises ValueError with the second half of a sentence."""
+
+    names: tuple[str, ...]
+    setting: str
+    translate: Callable[[str], str] = _same
+    says: str = ""
+    """What differs, if anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """Without effect; the start says so in one line."""
+
+    names: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Set, it stops the start: to go on would do something else than what was asked for."""
+
+    names: tuple[str, ...]
+    reason: str
+
+
+_JVM: Final = "it tunes a Java virtual machine, and there is none; --memory bounds the workers"
+_PEERS: Final = "it is about peers, and this instance serves alone"
+_PLACING: Final = "it chooses between instances, and this one serves alone"
+_STORE: Final = (
+    "registries shared by several instances are not supported yet, and registrations there would be missed. Unset it to keep "
+    "registrations on this machine, under --state"
+)
+_RUNTIME: Final = (
+    "runtimes outside of this program are not supported yet. Unset it to serve with the built-in runtime"
+)
+
+TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
+    # The registry.
+    Ignored(
+        ("MM_SERVICE_NAME", "TAS_SERVICE_NAME"),
+        "it names a part of a shared registry; ours is this machine's",
+    ),
+    Refused(("KV_STORE",), _STORE),
+    Refused(("LL_REGISTRY",), _STORE),
+    Ignored(("MM_KVSTORE_PREFIX",), "it names a part of a shared registry; ours is this machine's"),
+    Carried(("KV_READ_ONLY",), "read_only"),
+    # Ports.
+    Carried(("MM_SVC_GRPC_PORT", "TAS_SVC_GRPC_PORT"), "grpc_port", says="Unset: 8033, not no port at all."),
+    Carried(
+        ("MM_SVC_GRPC_MAX_MSG_SIZE",),
+        "message_max",
+        _bytes,
+        "Beyond it RESOURCE_EXHAUSTED, not a reset stream.",
+    ),
+    Carried(
+        ("MM_SVC_GRPC_MAX_HEADERS_SIZE",),
+        "headers_max",
+        _bytes,
+        "Beyond it the one request is refused.",
+    ),
+    Ignored(
+        ("MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",), "connections are not closed for their age; not carried yet"
+    ),
+    Ignored(
+        ("MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS",),
+        "connections are not closed for their age; not carried yet",
+    ),
+    Ignored(("MM_MULTI_PARALLELISM",), "calls of several models at once are not carried yet"),
+    Ignored(
+        ("MM_PROBE_PORT",), "/ready and /live are on the ops port (8089 by default); --ops-port moves them"
+    ),
+    Ignored(("MM_PRESTOP_WAIT_PORT",), "/prestop is on the ops port; a port of its own is not carried yet"),
+    Carried(
+        ("WKUBE_POD_IPADDR",), "host", _pod_address, "All interfaces, since a pod is called from outside."
+    ),
+    # Runtimes beside this program.
+    Refused(("INTERNAL_GRPC_PORT",), _RUNTIME),
+    Refused(("INTERNAL_GRPC_SOCKET_PATH",), _RUNTIME),
+    Refused(("INTERNAL_SERVING_GRPC_PORT",), _RUNTIME),
+    Refused(("INTERNAL_SERVING_GRPC_SOCKET_PATH",), _RUNTIME),
+    # Behaviour.
+    Carried(("SHUTDOWN_TIMEOUT_MS",), "grace", _milliseconds),
+    Ignored(("MM_SCALEUP_RPM_THRESHOLD",), "copies follow measured load, not a count of requests"),
+    Ignored(
+        ("MM_MAX_INFLIGHT_PER_MODEL_COPY",), "requests beyond what a copy can run wait in a bounded queue"
+    ),
+    Ignored(("MM_CONC_SCALEUP_BANDWIDTH_PCT",), "copies follow measured load, not a threshold"),
+    Carried(
+        ("MM_LOAD_FAILURE_EXPIRY_TIME_MS",),
+        "load_failure_expiry",
+        _failure_expiry,
+        "Half of it, as for models in use there; passing failures are tried again sooner.",
+    ),
+    Ignored(("MM_FAILFAST_UPGRADE_ENABLED",), "it compares with other instances, and this one serves alone"),
+    Ignored(
+        ("BOOTSTRAP_CLEARANCE_PERIOD_MS",), "it compares with other instances, and this one serves alone"
+    ),
+    Ignored(("MM_LOCATION",), _PLACING),
+    Ignored(("MM_ZONE",), _PLACING),
+    Ignored(("MM_LABELS",), _PLACING),
+    Ignored(("MM_TYPE_CONSTRAINTS",), _PLACING),
+    Ignored(("MM_TYPE_CONSTRAINTS_PATH",), _PLACING),
+    Carried(("MM_DATAPLANE_CONFIG",), "dataplane_config"),
+    Carried(("MM_DATAPLANE_CONFIG_PATH",), "dataplane_config_path"),
+    Carried(("MM_AUTO_REGISTER_MODELS", "MM_AUTO_REGISTER_MODEL"), "static_models"),
+    Carried(("MM_AUTO_REGISTER_MODEL_PATH", "MM_AUTO_REGISTER_MODELS_PATH"), "static_models_path"),
+    Carried(("MM_DEFAULT_VMODEL_OWNER",), "vmodel_owner"),
+    # What is told.
+    Ignored(
+        ("MM_METRICS",),
+        "/metrics is on the ops port, with the predecessor's names; statsd is not carried yet",
+    ),
+    Ignored(("MM_INFO_METRICS",), "not carried yet; modelmesh_info tells the instance and its version"),
+    Ignored(("MM_LOG_PROMETHEUS_REQS",), "scrapes are not logged; not carried yet"),
+    Ignored(
+        ("MM_LOG_EACH_INVOKE",),
+        "calls are moved without being looked at one by one; a logger URI in MM_PAYLOAD_PROCESSORS logs them",
+    ),
+    Ignored(
+        ("MM_LOG_REQUEST_HEADERS",),
+        "there are no log lines per request that could carry headers; not carried",
+    ),
+    Carried(("MM_PAYLOAD_PROCESSORS",), "payload_processors"),
+    Carried(("MM_PAYLOAD_PROCESSORS_THREADS",), "payload_consumers"),
+    Carried(("MM_PAYLOAD_PROCESSORS_CAPACITY",), "payload_queue"),
+    Carried(
+        ("LL_TERMINATION_MSG_PATH",),
+        "termination_message",
+        says="Unset: /dev/termination-log if it is there.",
+    ),
+    # TLS.
+    Carried(
+        ("MM_TLS_KEY_CERT_PATH", "MM_SVC_GRPC_CA_CERT_PATH", "TAS_SVC_GRPC_CA_CERT_PATH"),
+        "tls_cert",
+        says="New files are picked up.",
+    ),
+    Carried(
+        ("MM_TLS_PRIVATE_KEY_PATH", "MM_SVC_GRPC_PRIVATE_KEY_PATH", "TAS_SVC_GRPC_PRIVATE_KEY_PATH"),
+        "tls_key",
+        says="New files are picked up.",
+    ),
+    Carried(("MM_TLS_PRIVATE_KEY_PASSPHRASE", "MM_SVC_GRPC_PRIVATE_KEY_PASSPHRASE"), "tls_key_passphrase"),
+    Carried(("MM_TLS_CLIENT_AUTH",), "tls_client_auth"),
+    Carried(("MM_TLS_TRUST_CERT_PATH",), "tls_trust"),
+    Ignored(("MM_ENABLE_SSL",), _PEERS),
+    Ignored(("MM_INTRACLUSTER_CLIENTAUTH",), _PEERS),
+    Ignored(("MM_INTERNAL_TRUST_CERTS", "MM_TRUST_CERTS"), _PEERS),
+    Ignored(("MM_SEND_DEST_ID",), _PEERS),
+    # Where it runs.
+    Carried(("WKUBE_POD_NAME",), "instance_id", _pod_name, "Its last 12 characters, as there."),
+    Ignored(("WKUBE_NODE_IP",), _PEERS),
+    Ignored(("WKUBE_NODE_NAME",), _PEERS),
+    Ignored(("WKUBE_SERVICE_NAME",), _PEERS),
+    Ignored(("WKUBE_SERVICE_PORT_NAME",), _PEERS),
+    Ignored(("SERVICE_VERSION",), "the version told is this program's own"),
+    *(
+        Ignored((name,), _JVM)
+        for name in (
+            "MEM_LIMIT_MB",
+            "HEAP_SIZE_MB",
+            "MAX_DIRECT_BUFS_MB",
+            "MAX_GC_PAUSE",
+            "CUSTOM_JVM_ARGS",
+            "NETTY_BUFFER_CHECKS",
+            "GC_DIAG",
+        )
+    ),
+)
+
+
+def check_refused(environment: Mapping[str, str]) -> None:
+    """Raises SettingsError for the first variable that is set and must not be."""
+    for row in TABLE:
+        if isinstance(row, Refused) and (name := _set_name(row.names, environment)):
+            raise SettingsError(f'{name}: "{environment[name]}" cannot be used: {row.reason}.')
+
+
+def ignored(environment: Mapping[str, str]) -> Iterator[str]:
+    """One sentence for each variable that is set and has no effect."""
+    for row in TABLE:
+        if isinstance(row, Ignored):
+            yield from (f"{name} is ignored: {row.reason}." for name in row.names if environment.get(name))
+
+
+def carried(setting: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """The variable that gives this setting a value, and the value in our own writing; None when none is set. Raises SettingsError
+    with a sentence that names the variable."""
+    for row in TABLE:
+        if (
+            isinstance(row, Carried)
+            and row.setting == setting
+            and (name := _set_name(row.names, environment))
+        ):
+            try:
+                return name, row.translate(environment[name])
+            except ValueError as error:
+                raise SettingsError(f'{name}: "{environment[name]}" {error}.') from error
+    return None
+
+
+def _set_name(names: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
+    return next((name for name in names if environment.get(name)), None)

@@ -1,0 +1,174 @@
+"""The table of the predecessor's variables: complete, shown on its page, and obeyed in order."""
+
+from pathlib import Path
+
+import pytest
+
+from modelmesh.errors import SettingsError
+from modelmesh.settings.predecessor import TABLE, Carried, Ignored, Refused, ignored
+from modelmesh.settings.sources import described, read_settings
+
+NAMED = [
+    "MM_SERVICE_NAME",
+    "TAS_SERVICE_NAME",
+    "KV_STORE",
+    "LL_REGISTRY",
+    "MM_KVSTORE_PREFIX",
+    "KV_READ_ONLY",
+    "MM_SVC_GRPC_PORT",
+    "TAS_SVC_GRPC_PORT",
+    "MM_SVC_GRPC_MAX_MSG_SIZE",
+    "MM_SVC_GRPC_MAX_HEADERS_SIZE",
+    "MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",
+    "MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS",
+    "MM_MULTI_PARALLELISM",
+    "INTERNAL_GRPC_PORT",
+    "INTERNAL_GRPC_SOCKET_PATH",
+    "INTERNAL_SERVING_GRPC_PORT",
+    "INTERNAL_SERVING_GRPC_SOCKET_PATH",
+    "MM_PROBE_PORT",
+    "MM_PRESTOP_WAIT_PORT",
+    "SHUTDOWN_TIMEOUT_MS",
+    "MM_SCALEUP_RPM_THRESHOLD",
+    "MM_MAX_INFLIGHT_PER_MODEL_COPY",
+    "MM_CONC_SCALEUP_BANDWIDTH_PCT",
+    "MM_LOAD_FAILURE_EXPIRY_TIME_MS",
+    "MM_FAILFAST_UPGRADE_ENABLED",
+    "BOOTSTRAP_CLEARANCE_PERIOD_MS",
+    "MM_LOCATION",
+    "MM_ZONE",
+    "MM_LABELS",
+    "MM_TYPE_CONSTRAINTS",
+    "MM_TYPE_CONSTRAINTS_PATH",
+    "MM_DATAPLANE_CONFIG",
+    "MM_DATAPLANE_CONFIG_PATH",
+    "MM_AUTO_REGISTER_MODELS",
+    "MM_AUTO_REGISTER_MODEL",
+    "MM_AUTO_REGISTER_MODEL_PATH",
+    "MM_AUTO_REGISTER_MODELS_PATH",
+    "MM_DEFAULT_VMODEL_OWNER",
+    "MM_METRICS",
+    "MM_INFO_METRICS",
+    "MM_LOG_PROMETHEUS_REQS",
+    "MM_LOG_EACH_INVOKE",
+    "MM_LOG_REQUEST_HEADERS",
+    "MM_PAYLOAD_PROCESSORS",
+    "MM_PAYLOAD_PROCESSORS_THREADS",
+    "MM_PAYLOAD_PROCESSORS_CAPACITY",
+    "MM_SEND_DEST_ID",
+    "MM_TLS_KEY_CERT_PATH",
+    "MM_TLS_PRIVATE_KEY_PATH",
+    "MM_TLS_PRIVATE_KEY_PASSPHRASE",
+    "MM_TLS_CLIENT_AUTH",
+    "MM_TLS_TRUST_CERT_PATH",
+    "MM_ENABLE_SSL",
+    "MM_INTRACLUSTER_CLIENTAUTH",
+    "MM_INTERNAL_TRUST_CERTS",
+    "MM_TRUST_CERTS",
+    "WKUBE_POD_NAME",
+    "WKUBE_POD_IPADDR",
+    "WKUBE_NODE_IP",
+    "WKUBE_NODE_NAME",
+    "WKUBE_SERVICE_NAME",
+    "WKUBE_SERVICE_PORT_NAME",
+    "SERVICE_VERSION",
+    "LL_TERMINATION_MSG_PATH",
+    "MEM_LIMIT_MB",
+    "HEAP_SIZE_MB",
+    "MAX_DIRECT_BUFS_MB",
+    "MAX_GC_PAUSE",
+    "CUSTOM_JVM_ARGS",
+    "NETTY_BUFFER_CHECKS",
+    "GC_DIAG",
+]
+"""Reference mesh.md 11, word for word."""
+
+
+def page_row(row: Carried | Ignored | Refused, name: str) -> str:
+    if isinstance(row, Carried):
+        return f"| `{name}` | `{row.setting}` | {row.says or '-'} |"
+    if isinstance(row, Ignored):
+        return f"| `{name}` | ignored | {row.reason} |"
+    return f"| `{name}` | stops the start | {row.reason} |"
+
+
+def test_every_variable_is_in_the_table_once() -> None:
+    names = [name for row in TABLE for name in row.names]
+    assert len(names) == len(set(names))
+    assert set(NAMED) <= set(names)
+
+
+def test_what_is_carried_is_a_setting() -> None:
+    settings = {setting.name for _, setting in described()}
+    assert {row.setting for row in TABLE if isinstance(row, Carried)} <= settings
+
+
+def test_the_page_shows_exactly_this_table() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "compatibility.md").read_text()
+    section = page.partition("## Variables")[2].partition("\n## ")[0]
+    shown = [line for line in section.splitlines() if line.startswith("| `")]
+    assert shown == [page_row(row, name) for row in TABLE for name in row.names]
+
+
+def test_they_come_after_all_other_sources(tmp_path: Path) -> None:
+    old = {"MM_SVC_GRPC_PORT": "1", "TAS_SVC_GRPC_PORT": "2"}
+    config = tmp_path / "mesh.toml"
+    config.write_text("grpc_port = 3")
+    assert read_settings({}, {}).network.grpc_port == 8033
+    assert read_settings({}, {"TAS_SVC_GRPC_PORT": "2"}).network.grpc_port == 2
+    assert read_settings({}, old).network.grpc_port == 1
+    assert read_settings({}, old, config).network.grpc_port == 3
+    assert read_settings({}, old | {"MODELMESH_GRPC_PORT": "4"}, config).network.grpc_port == 4
+    assert read_settings({}, {"MM_SVC_GRPC_PORT": ""}).network.grpc_port == 8033
+
+
+def test_units_and_forms_are_translated() -> None:
+    settings = read_settings(
+        {},
+        {
+            "SHUTDOWN_TIMEOUT_MS": "1500",
+            "MM_LOAD_FAILURE_EXPIRY_TIME_MS": "900000",
+            "MM_SVC_GRPC_MAX_MSG_SIZE": "1048576",
+            "MM_SVC_GRPC_MAX_HEADERS_SIZE": "8192",
+            "WKUBE_POD_NAME": "modelmesh-serving-mlserver-7d9f4c5b6-x2z8k",
+            "WKUBE_POD_IPADDR": "10.1.2.3",
+            "MM_TLS_CLIENT_AUTH": "REQUIRE",
+            "LL_TERMINATION_MSG_PATH": "/tmp/ended",
+        },
+    )
+    assert settings.lifecycle.grace_s == 1.5
+    assert settings.lifecycle.load_failure_expiry_s == 450
+    assert settings.network.message_bytes_max == 1 << 20
+    assert settings.network.header_bytes_max == 8192
+    assert settings.lifecycle.instance_id == "4c5b6-x2z8k".rjust(12, "f")
+    assert settings.network.host == "0.0.0.0"
+    assert settings.edges.tls_client_auth == "require"
+    assert settings.lifecycle.termination_message == Path("/tmp/ended")
+    assert read_settings({}, {"WKUBE_POD_IPADDR": "fd00::7"}).network.host == "::"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("MM_SVC_GRPC_PORT", "gRPC", "is not a port"),
+        ("SHUTDOWN_TIMEOUT_MS", "30s", "is not a whole number of milliseconds"),
+        ("MM_SVC_GRPC_MAX_MSG_SIZE", "16MiB", "is not a whole number of bytes"),
+        ("MM_SVC_GRPC_MAX_HEADERS_SIZE", "12", "is not a size from 1KiB to 16MiB"),
+        ("WKUBE_POD_IPADDR", "here", "is not an IP address"),
+        ("MM_TLS_CLIENT_AUTH", "MAYBE", "is none of"),
+        ("KV_STORE", "etcd:/opt/config", "cannot be used: registries shared by several instances"),
+    ],
+)
+def test_a_wrong_value_stops_the_start_by_its_name(name: str, value: str, says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({}, {name: value})
+    assert str(caught.value).startswith(f'{name}: "{value}" {says}')
+
+
+def test_each_ignored_variable_that_is_set_gets_one_line() -> None:
+    lines = list(
+        ignored({"HEAP_SIZE_MB": "640", "MM_ZONE": "", "MM_ENABLE_SSL": "true", "MM_SVC_GRPC_PORT": "1"})
+    )
+    assert len(lines) == 2
+    assert lines[0].startswith("MM_ENABLE_SSL is ignored: it is about peers")
+    assert lines[1].startswith("HEAP_SIZE_MB is ignored: it tunes a Java virtual machine")
