@@ -2,6 +2,7 @@
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). This file and `connection` alone know `h2`.
 
 use std::future::poll_fn;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::{Bytes, BytesMut};
+use flate2::read::MultiGzDecoder;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::request::Parts;
@@ -59,15 +61,23 @@ pub struct MessageLimits {
 /// The parts of a call: its head, the message to read, and whom to answer.
 #[must_use]
 pub fn open(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> (Parts, Body, Caller) {
-    let (head, body) = request.into_parts();
-    (head, Body(body), Caller(respond))
+    let (head, stream) = request.into_parts();
+    let gzip = head
+        .headers
+        .get("grpc-encoding")
+        .is_some_and(|encoding| encoding.as_bytes() == b"gzip");
+    (head, Body { stream, gzip }, Caller(respond))
 }
 
 /// The message of a call, on its way in.
-pub struct Body(RecvStream);
+pub struct Body {
+    stream: RecvStream,
+    /// Whether a message that is marked as compressed is so by gzip; no other way is known.
+    gzip: bool,
+}
 
 impl Body {
-    /// Reads the one message of a unary call.
+    /// Reads the one message of a unary call, unpacked if it was compressed: the limit and the budget count what it holds then.
     ///
     /// # Errors
     /// How the call ends instead.
@@ -92,13 +102,9 @@ impl Body {
             chunk = [chunk, more].concat().into();
         }
         let prefix = chunk.split_to(PREFIX_BYTES);
+        let packed = self.is_packed(prefix[0])?;
         let len = message_len(&prefix, limits)?;
-        let charge = limits.budget.charge(len).ok_or_else(|| {
-            Status::exhausted(
-                "The requests in this server take too much memory already; try again later.",
-                PUSHBACK_MS,
-            )
-        })?;
+        let charge = charged(len, limits)?;
         // A message in one frame is not copied.
         let message = if chunk.len() >= len {
             chunk
@@ -108,14 +114,35 @@ impl Body {
         if message.len() > len {
             return Err(too_many());
         }
-        while !self.0.is_end_stream() {
+        while !self.stream.is_end_stream() {
             match self.chunk().await? {
                 None => break,
                 Some(more) if more.is_empty() => {}
                 Some(_) => return Err(too_many()),
             }
         }
-        Ok((message, charge))
+        if !packed {
+            return Ok((message, charge));
+        }
+        let unpacked = unpack(&message, limits.message_bytes_max)?;
+        let charge = charged(unpacked.len(), limits)?;
+        Ok((unpacked, charge))
+    }
+
+    /// Whether the flag before a message says that it is compressed, in the one way that is known.
+    fn is_packed(&self, flag: u8) -> Result<bool, Ending> {
+        match flag {
+            0 => Ok(false),
+            1 if self.gzip => Ok(true),
+            1 => {
+                let sentence = "The request is compressed in a way that is not supported; use gzip, or send it uncompressed.";
+                Err(Status::new(Code::Unimplemented, sentence).into())
+            }
+            flag => Err(Status::invalid(format!(
+                "The request is not framed as gRPC: its message begins with the flag {flag}."
+            ))
+            .into()),
+        }
     }
 
     /// The message that begins with `first` and has `len` bytes.
@@ -133,12 +160,12 @@ impl Body {
     }
 
     async fn chunk(&mut self) -> Result<Option<Bytes>, Ending> {
-        match self.0.data().await {
+        match self.stream.data().await {
             None => Ok(None),
             Some(Err(_)) => Err(Ending::Gone),
             Some(Ok(chunk)) => {
                 // What is held is bounded by the budget; the window only paces the sender.
-                self.0
+                self.stream
                     .flow_control()
                     .release_capacity(chunk.len())
                     .map_err(|_| Ending::Gone)?;
@@ -149,28 +176,42 @@ impl Body {
 }
 
 fn message_len(prefix: &[u8], limits: &MessageLimits) -> Result<usize, Ending> {
-    match prefix[0] {
-        0 => {}
-        1 => {
-            let sentence = "Compressed messages are not supported; send the message uncompressed.";
-            return Err(Status::new(Code::Unimplemented, sentence).into());
-        }
-        flag => {
-            return Err(Status::invalid(format!(
-                "The request is not framed as gRPC: its message begins with the flag {flag}."
-            ))
-            .into());
-        }
-    }
     let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
     if len > limits.message_bytes_max {
-        let sentence = format!(
-            "The request message of {len} bytes is over the limit of {} bytes; send less or raise it.",
-            limits.message_bytes_max
-        );
-        return Err(Status::new(Code::ResourceExhausted, sentence).into());
+        return Err(too_large(&format!("of {len} bytes"), limits.message_bytes_max).into());
     }
     Ok(len)
+}
+
+fn charged(len: usize, limits: &MessageLimits) -> Result<Charge, Status> {
+    limits.budget.charge(len).ok_or_else(|| {
+        Status::exhausted(
+            "The requests in this server take too much memory already; try again later.",
+            PUSHBACK_MS,
+        )
+    })
+}
+
+/// What a gzip stream holds; never more than one byte over the limit is unpacked to find that it holds too much.
+fn unpack(packed: &[u8], bytes_max: usize) -> Result<Bytes, Status> {
+    let mut unpacked = Vec::new();
+    MultiGzDecoder::new(packed)
+        .take(bytes_max as u64 + 1)
+        .read_to_end(&mut unpacked)
+        .map_err(|error| Status::invalid(format!("The request message is not gzip: {error}.")))?;
+    if unpacked.len() > bytes_max {
+        return Err(too_large("once unpacked", bytes_max));
+    }
+    Ok(unpacked.into())
+}
+
+fn too_large(how: &str, bytes_max: usize) -> Status {
+    Status::new(
+        Code::ResourceExhausted,
+        format!(
+            "The request message {how} is over the limit of {bytes_max} bytes; send less or raise it."
+        ),
+    )
 }
 
 fn cut_short() -> Ending {
@@ -259,7 +300,10 @@ fn describe(status: &Status, headers: &mut HeaderMap) {
         headers.insert("grpc-retry-pushback-ms", HeaderValue::from(pushback_ms));
     }
     if status.code == Code::Unimplemented {
-        headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
+        headers.insert(
+            "grpc-accept-encoding",
+            HeaderValue::from_static("identity,gzip"),
+        );
     }
 }
 
@@ -317,6 +361,11 @@ pub fn base64_decode(text: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
     use super::*;
 
     #[test]
@@ -336,6 +385,28 @@ mod tests {
         for nonsense in ["", "S", "1", "1x", "-1S", "123456789S", "1 S"] {
             assert_eq!(read(nonsense), None, "{nonsense}");
         }
+    }
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn gzip_is_unpacked_up_to_the_limit_and_no_further() {
+        let code =
+            |packed: &[u8], bytes_max| unpack(packed, bytes_max).map_err(|status| status.code);
+        assert_eq!(code(&gzip(b"abc"), 3), Ok(Bytes::from_static(b"abc")));
+        let twice = [gzip(b"abc"), gzip(b"def")].concat();
+        assert_eq!(code(&twice, 6), Ok(Bytes::from_static(b"abcdef")));
+        assert_eq!(code(&gzip(b"abcd"), 3), Err(Code::ResourceExhausted));
+        let bomb = gzip(&vec![0; 8 << 20]);
+        assert_eq!(code(&bomb, 1 << 10), Err(Code::ResourceExhausted));
+        assert_eq!(code(b"abc", 3), Err(Code::InvalidArgument));
+        let whole = gzip(b"abcdefgh");
+        let cut = &whole[..whole.len() - 4];
+        assert_eq!(code(cut, 100), Err(Code::InvalidArgument));
     }
 
     #[test]
