@@ -14,12 +14,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from bench import report, traffic
 from bench.load import Target
+from bench.makers import KINDS
 from bench.models import Zoo, ZooModel, describe, zoo
 from bench.procs import end_by_exception, pss_bytes
 from bench.product import Product, serving
@@ -157,14 +159,35 @@ def _phase(tally: traffic.Tally) -> Phase:
     return Phase(tally.phase, tally.seconds, tally.asked, rate, cuts[49], cuts[98], latencies_ms[-1])
 
 
-def warm(product: Product, index: Sequence[ZooModel]) -> None:
-    """Make every worker import every format: a few small models of each are asked at once."""
-    by_kind: dict[str, list[ZooModel]] = {}
-    for model in sorted(index, key=lambda model: model.size_bytes):
-        by_kind.setdefault(model.kind, []).append(model)
-    few = [model for models in by_kind.values() for model in models[:8]]
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda model: Target(product.grpc, traffic.request(model, 0), {}).ask(), few))
+LIBRARIES = {
+    "sklearn": "/sklearn/",
+    "xgboost": "libxgboost",
+    "lightgbm": "lib_lightgbm",
+    "onnx": "onnxruntime",
+}
+"""What of a framework shows among the files that a process maps."""
+
+
+def warm(product: Product, index: Sequence[ZooModel], *, timeout_s: float = 60) -> None:
+    """Make every worker import every format, and see that it did: models of each kind are asked, small ones first, for a format
+    spreads to a further worker only when the first holds more bytes than the import costs. TimeoutError when it does not."""
+    deadline_s = time.monotonic() + timeout_s
+    waiting = {
+        framework: [model for model in index if KINDS[model.kind].framework == framework]
+        for framework in LIBRARIES
+    }
+    for models in waiting.values():
+        models.sort(key=lambda model: model.size_bytes, reverse=True)
+    while missing := [name for name in LIBRARIES if waiting[name] and not _imported(product, name)]:
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"Not every worker imported {', '.join(missing)} within {timeout_s:g} s.")
+        asked = [waiting[name].pop() for name in missing for _ in range(min(8, len(waiting[name])))]
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda model: Target(product.grpc, traffic.request(model, 0), {}).ask(), asked))
+
+
+def _imported(product: Product, framework: str) -> bool:
+    return all(LIBRARIES[framework] in Path(f"/proc/{pid}/maps").read_text() for pid in product.workers)
 
 
 def listed(product: Product, **parameters: str) -> list[dict]:

@@ -93,7 +93,9 @@ class Loader:
         known = self._sizes.measured(content)
         account.reserved_bytes = (known or self._sizes.predicted(format, artefact.size_bytes)).peak_bytes
         replica = Replica(next(self._replica_ids), seat.target_id)
-        command = Load(spec.id, replica.id, format.name, spec.path, content)
+        settled = self._sizes.settled(format, content)
+        size_bytes = 0 if settled is None else settled.size_bytes
+        command = Load(spec.id, replica.id, format.name, spec.path, content, size_bytes)
         done = await self._ask(seat, command, spec, loading=True)
         if not isinstance(done, LoadDone):
             raise LoadFailed(
@@ -102,10 +104,11 @@ class Loader:
         known = self._sizes.measured(done.content)
         measured = done.measured or known is not None
         size_bytes = known.size_bytes if known is not None and not done.measured else done.size_bytes
-        weight = Weight(size_bytes, done.peak_bytes, done.load_s)
+        peak_bytes = done.peak_bytes or (settled.peak_bytes if settled is not None else size_bytes)
+        weight = Weight(size_bytes, peak_bytes, done.load_s, done.file_bytes)
         self._sizes.learn(format, artefact, done.content, weight, measured=measured)
         self._facts.largest_model_bytes = max(self._facts.largest_model_bytes, size_bytes)
-        placed = Placed(spec, format, done.content, replica, done.peak_bytes, done.load_s)
+        placed = Placed(spec, format, done.content, replica, peak_bytes, done.load_s)
         if seat.worker is not worker:
             raise WorkerDied(seat.name)
         seat.models[spec.id] = placed

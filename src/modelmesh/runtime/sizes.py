@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from modelmesh.worker.artefact import Artefact
@@ -18,6 +18,8 @@ FACTOR_MEMORY: Final = 0.98
 """How much of the experience with a format is kept when a model is added to it."""
 PEAK_BYTES_MIN: Final = 1 << 20
 """What any load may use for itself beside the model, whatever its size."""
+MEASURED_TIMES: Final = 3
+"""Measurements after which a content's weight is known: a load that fills holes in the heap measures small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,10 @@ class Weight:
     size_bytes: int
     peak_bytes: int
     load_s: float
+    file_bytes: int = 0
+    """Of the size: what is mapped from files."""
+    times: int = 1
+    """How often it was measured."""
 
 
 class Sizes:
@@ -46,13 +52,20 @@ class Sizes:
         """What a model of this content weighed; None when none was measured."""
         return self._weights.get(content)
 
+    def settled(self, format: Format, content: str) -> Weight | None:
+        """A weight that need not be measured again: measured `MEASURED_TIMES`, all in the heap, with a load peak such as its
+        format's loads have. None while there is none."""
+        weight = self._weights.get(content)
+        if weight is None or weight.file_bytes > 0 or weight.times < MEASURED_TIMES:
+            return None
+        return weight if weight.peak_bytes <= _usual_peak_bytes(format, weight.size_bytes) else None
+
     def predicted(self, format: Format, file_bytes: int) -> Weight:
         """A guess from the size on disk."""
         measured_bytes, guessed_bytes = self._experience.get(format.name, (1.0, 1.0))
         factor = min(max(measured_bytes / guessed_bytes, FACTOR_MIN), FACTOR_MAX)
         size_bytes = int(_guess(format, file_bytes) * factor)
-        peak_bytes = max(int(size_bytes * format.hints.peak_factor), size_bytes + PEAK_BYTES_MIN)
-        return Weight(size_bytes, peak_bytes, 0.0)
+        return Weight(size_bytes, _usual_peak_bytes(format, size_bytes), 0.0)
 
     def learn(
         self, format: Format, artefact: Artefact, content: str, weight: Weight, *, measured: bool
@@ -69,11 +82,21 @@ class Sizes:
         )
 
     def settle(self, content: str, weight: Weight) -> None:
-        """Remember what a content weighs; of peaks the highest, for later ones may have found free pages to use."""
+        """Remember what a content weighs; of sizes and peaks the highest, for a load may have found holes or free pages
+        to use."""
         before = self._weights.get(content)
         if before is not None:
-            weight = Weight(weight.size_bytes, max(weight.peak_bytes, before.peak_bytes), weight.load_s)
+            weight = replace(
+                weight,
+                size_bytes=max(weight.size_bytes, before.size_bytes),
+                peak_bytes=max(weight.peak_bytes, before.peak_bytes),
+                times=before.times + 1,
+            )
         _keep(self._weights, content, weight)
+
+
+def _usual_peak_bytes(format: Format, size_bytes: int) -> int:
+    return max(int(size_bytes * format.hints.peak_factor), size_bytes + PEAK_BYTES_MIN)
 
 
 def _guess(format: Format, file_bytes: int) -> float:

@@ -38,7 +38,7 @@ SOCKET_PATH_BYTES_MAX: Final = 103
 """What a unix socket's path may have on all systems (108 on Linux, 104 on macOS, less a terminator)."""
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
-    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "131072",
     "MALLOC_TRIM_THRESHOLD_": "131072",
     "PYTHONMALLOC": "malloc",

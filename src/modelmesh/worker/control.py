@@ -47,13 +47,15 @@ class Import(Message):
 @dataclass(frozen=True, slots=True)
 class Load(Message):
     """Load a model and serve it. Answered with LoadDone or Refused. `content` is its content hash where known already:
-    it is not computed again then."""
+    it is not computed again then. `size_bytes` is what a model of this content weighs, all in the heap, where that is known:
+    it is not measured again then; else 0."""
 
     model: str
     handle: int
     format: str
     path: str
     content: str
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class Done(Message):
 
 @dataclass(frozen=True, slots=True)
 class LoadDone(Message):
-    """A model is served. `measured` is False when batches ran meanwhile: Measured.settled will tell."""
+    """A model is served. `measured` is False when batches ran meanwhile: Measured.settled will tell. A size that
+    was known comes back as it was, with a peak of 0."""
 
     size_bytes: int
     peak_bytes: int

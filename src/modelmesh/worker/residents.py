@@ -26,7 +26,9 @@ COLLECT_SHARE_MAX = 0.05
 """Full garbage collections take at most this share of the time."""
 SLACK_BYTES_MAX = 8 << 20
 """Free pages kept before the supervisor says how many may be."""
-TRIM_SHARE_MAX = 0.1
+LOOK_SHARE = 0.05
+"""Of the free pages that may be kept: so many bytes are unloaded before what is kept is looked at again."""
+TRIM_SHARE_MAX = 0.25
 """Trims after unloads take at most this share of the time."""
 SETTLE_S = 1.0
 SETTLED_SHARE_MIN = 0.5
@@ -56,6 +58,10 @@ class Residents:
         self.batches = 0
         self._by_handle: dict[int, Resident] = {}
         self._freed_bytes = 0
+        self._measuring = 0
+        """Loads that are being measured: only then an unload has to be, too."""
+        self._loosened_bytes = 0
+        """Unloaded since the free pages were last looked at."""
         self._known_bytes = 0
         self._lock = threading.Lock()
         self._imported: set[str] = set()
@@ -93,12 +99,14 @@ class Residents:
         if name is None:
             raise LoadFailed(f"The model's file vanished from {artefact.folder}.", code=Code.NOT_FOUND)
         path = artefact.folder / name
+        if command.content and command.size_bytes and format.name in self._loaded:
+            return self._load_known(command, format, path)
         modules, base_bytes = len(sys.modules), 0
-        load = _measured_load(self, format, path)
+        load = self._measured_load(format, path)
         sets_up = len(sys.modules) > modules or format.name not in self._loaded
         if sets_up and load.seconds < RELOAD_S_MAX:
             load.model, with_base_bytes = None, load.size_bytes
-            load = _measured_load(self, format, path)
+            load = self._measured_load(format, path)
             base_bytes = max(0, with_base_bytes - load.size_bytes)
         self._loaded.add(format.name)
         assert load.model is not None
@@ -123,6 +131,36 @@ class Residents:
             base_bytes=base_bytes,
         )
 
+    def _measured_load(self, format: Format, path: Path) -> _MeasuredLoad:
+        with self._lock:
+            self._measuring += 1
+        try:
+            return _measured_load(self, format, path)
+        finally:
+            with self._lock:
+                self._measuring -= 1
+
+    def _load_known(self, command: Load, format: Format, path: Path) -> LoadDone:
+        """Load what was measured before. Reading the heap costs more than loading a small model."""
+        started_s = time.perf_counter()
+        model = format.load(path)
+        seconds = time.perf_counter() - started_s
+        gc.collect()
+        gc.freeze()
+        size_bytes = max(command.size_bytes, SIZE_BYTES_MIN)
+        with self._lock:
+            self._known_bytes += size_bytes
+            self._by_handle[command.handle] = Resident(model, size_bytes, True, time.monotonic(), 0)
+        return LoadDone(
+            size_bytes=size_bytes,
+            peak_bytes=0,
+            file_bytes=0,
+            measured=True,
+            load_s=seconds,
+            content=command.content,
+            base_bytes=0,
+        )
+
     def free(self, handle: int) -> None:
         """Forget a model and its memory. Pages go back to the system with the next `tidy`."""
         with self._lock:
@@ -130,17 +168,22 @@ class Residents:
             if resident is None:
                 return
             self._known_bytes -= resident.size_bytes
+            self._loosened_bytes += resident.size_bytes
+            measuring = self._measuring > 0
         try:
             watch = weakref.ref(resident.model.owned())
         except TypeError:
             watch = weakref.ref(resident.model)
-        before_bytes = memory.heap_bytes()
+        before_bytes, size_bytes = memory.heap_bytes() if measuring else 0, resident.size_bytes
         del resident
         if watch() is not None:
             self._collector.wanted = True
         self._collector.run_if_due()
         with self._lock:
-            self._freed_bytes += max(0, before_bytes - memory.heap_bytes())
+            if measuring:
+                self._freed_bytes += max(0, before_bytes - memory.heap_bytes())
+            elif self._measuring:
+                self._freed_bytes += size_bytes
         self._trim_if_due()
 
     def settle(self) -> dict[int, int]:
@@ -173,7 +216,11 @@ class Residents:
 
     def slack_bytes(self) -> int:
         """Free pages kept since the last trim; what that could not give back is not counted again."""
-        return max(0, memory.resident().anon_bytes - memory.heap_bytes() - self._untrimmable_bytes)
+        return self.slack_beside(memory.resident().anon_bytes, memory.heap_bytes())
+
+    def slack_beside(self, anon_bytes: int, in_use_bytes: int) -> int:
+        """The same by readings that were taken already."""
+        return max(0, anon_bytes - in_use_bytes - self._untrimmable_bytes)
 
     def tidy(self, slack_max_bytes: int) -> None:
         """Collect garbage that was left for later, and give pages back when more than `slack_max_bytes` are free; from now
@@ -184,8 +231,14 @@ class Residents:
             self._trim()
 
     def _trim_if_due(self) -> None:
+        """Free pages are looked at once what was unloaded may have left enough of them. Where it may have left more than may
+        be kept, the share of the time does not count: an unload is answered when its memory is given back."""
         started_s = time.monotonic()
-        if started_s < self._next_trim_at_s or self.slack_bytes() <= self._slack_max_bytes:
+        throttled = started_s < self._next_trim_at_s and self._loosened_bytes <= self._slack_max_bytes
+        if throttled or self._loosened_bytes < self._slack_max_bytes * LOOK_SHARE:
+            return
+        self._loosened_bytes = 0
+        if self.slack_bytes() <= self._slack_max_bytes:
             return
         self._trim()
         ended_s = time.monotonic()
@@ -226,9 +279,9 @@ def _measured_load(residents: Residents, format: Format, path: Path) -> _Measure
     gc.collect()
     before_bytes = residents.in_use_bytes()
     batches, freed_bytes = residents.batches, residents.freed_bytes
-    slack_bytes = residents.slack_bytes()
     memory.reset_peak()
     before = memory.resident()
+    slack_bytes = residents.slack_beside(before.anon_bytes, before_bytes)
     started_s = time.perf_counter()
     model = format.load(path)
     seconds = time.perf_counter() - started_s

@@ -35,11 +35,33 @@ def test_a_measured_content_is_known_wherever_it_lies() -> None:
     assert learned.measured("") is None
 
 
-def test_the_highest_peak_is_kept_and_the_newest_size() -> None:
+def test_the_highest_size_and_peak_are_kept() -> None:
     learned = Sizes()
     learned.learn(SKLEARN, _artefact(), "c", Weight(5000, 9000, 0.1), measured=True)
     learned.learn(SKLEARN, _artefact(), "c", Weight(5100, 5100, 0.2), measured=True)
-    assert learned.measured("c") == Weight(5100, 9000, 0.2)
+    learned.learn(SKLEARN, _artefact(), "c", Weight(4900, 4900, 0.3), measured=True)
+    assert learned.measured("c") == Weight(5100, 9000, 0.3, times=3)
+
+
+def test_a_weight_is_settled_once_it_was_measured_a_few_times() -> None:
+    learned = Sizes()
+    assert learned.settled(SKLEARN, "c") is None
+    for _ in range(sizes.MEASURED_TIMES):
+        assert learned.settled(SKLEARN, "c") is None
+        learned.learn(SKLEARN, _artefact(), "c", Weight(5000, 9000, 0.1), measured=True)
+    assert learned.settled(SKLEARN, "c") == learned.measured("c")
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [Weight(5000, 9000, 0.1, file_bytes=1), Weight(5000, 5000 + 50 * sizes.PEAK_BYTES_MIN, 0.1)],
+    ids=["mapped from files", "an unusual peak"],
+)
+def test_what_must_be_measured_at_each_load_is_never_settled(weight: Weight) -> None:
+    learned = Sizes()
+    for _ in range(2 * sizes.MEASURED_TIMES):
+        learned.learn(SKLEARN, _artefact(), "c", weight, measured=True)
+    assert learned.settled(SKLEARN, "c") is None
 
 
 def test_a_provisional_size_is_not_believed() -> None:

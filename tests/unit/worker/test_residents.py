@@ -108,6 +108,23 @@ def test_a_known_content_is_not_hashed_again(
     assert into.load(Load("m", 1, "weights", str(tmp_path / "1"), "known")).content == "known"
 
 
+def test_a_known_size_is_not_measured_again(
+    loaded_into: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = Residents()
+    measured = loaded_into(into, 1, 300_000)
+
+    def no_reading() -> int:
+        raise AssertionError("the heap was read")
+
+    monkeypatch.setattr(memory, "heap_bytes", no_reading)
+    done = into.load(Load("m", 2, "weights", str(tmp_path / "1"), "known", measured.size_bytes))
+    assert (done.size_bytes, done.measured, done.peak_bytes) == (measured.size_bytes, True, 0)
+    assert into.get(2) is not None
+    into.free(2)
+    assert into.get(2) is None
+
+
 def test_a_freed_model_is_gone(loaded_into: Any) -> None:
     into = Residents()
     loaded_into(into, 1, 5 * MIB)
