@@ -241,10 +241,10 @@ def test_a_worker_whose_memory_does_not_come_back_is_replaced(
     async def scenario() -> None:
         async with serving(budget_mib=400) as served:
             await served.load("calm", "strange", strange("calm"))
-            await served.load("leaks", "strange", strange("leaks", trouble="leak 120"))
+            await served.load("leaks", "strange", strange("leaks", trouble="leak 180"))
             before = served.pid_of("calm")
             await served.infer("leaks", TROUBLE)
-            await served.until(lambda: served.capacity[1] > 50 * MIB, "the leak is seen")
+            await served.until(lambda: served.capacity[1] > 100 * MIB, "the leak is seen")
             await served.until(lambda: not is_running(before), "the worker is replaced")
             assert {moved.model for moved in served.seen(ReplicasChanged)} == {"calm", "leaks"}
             assert served.seen(CopyLost) == []
