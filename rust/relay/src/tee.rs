@@ -235,16 +235,15 @@ impl Payload {
     /// The message without its frame, decompressed where that can be done within `bytes_max`.
     pub fn message(&self, bytes_max: usize) -> Vec<u8> {
         let framed = self.body.chunks.concat();
+        let gzip = headers::gzip(&self.headers);
         let mut rest = &framed[..];
         let mut message = Vec::new();
         while let Some((compressed, length)) = parse_prefix(rest) {
             let Some(part) = rest.get(PREFIX_BYTES..PREFIX_BYTES + length) else {
                 break;
             };
-            match gunzip(part, bytes_max) {
-                Ok((plain, true)) if compressed && headers::gzip(&self.headers) => {
-                    message.extend(plain);
-                }
+            match (compressed && gzip).then(|| gunzip(part, bytes_max)) {
+                Some(Ok((plain, true))) => message.extend(plain),
                 _ => message.extend_from_slice(part),
             }
             rest = &rest[PREFIX_BYTES + length..];
