@@ -48,11 +48,6 @@ class Target:
     """`unix:/path` or `host:port`."""
     max_concurrency: int = 0
     signals_loss: bool = True
-    methods: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """What the server lets in: full method names ("pkg.Service/Method") with the path of field numbers at which it wants the
-    concrete id in the message; an empty path: no injection. Empty: every method, bodies untouched (reference mesh.md 1.4)."""
-    allow_any_method: bool = True
-    """Whether methods that `methods` does not list pass too."""
 
 
 @dataclass(frozen=True, slots=True)
