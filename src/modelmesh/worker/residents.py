@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +60,8 @@ class Residents:
         self.batches = 0
         self._by_handle: dict[int, Resident] = {}
         self._freed_bytes = 0
-        self._measuring = 0
-        """Loads that are being measured: only then an unload has to be, too."""
+        self._measuring = False
+        """Whether a load is being measured, one at a time: only then an unload has to be, too."""
         self._loosened_bytes = 0
         """Unloaded since the free pages were last looked at."""
         self._known_bytes = 0
@@ -102,12 +104,13 @@ class Residents:
         if command.content and command.size_bytes and format.name in self._loaded:
             return self._load_known(command, format, path)
         modules, base_bytes = len(sys.modules), 0
-        load = self._measured_load(format, path)
-        sets_up = len(sys.modules) > modules or format.name not in self._loaded
-        if sets_up and load.seconds < RELOAD_S_MAX:
-            load.model, with_base_bytes = None, load.size_bytes
-            load = self._measured_load(format, path)
-            base_bytes = max(0, with_base_bytes - load.size_bytes)
+        with self._measuring_loads():
+            load = _measured_load(self, format, path)
+            sets_up = len(sys.modules) > modules or format.name not in self._loaded
+            if sets_up and load.seconds < RELOAD_S_MAX:
+                load.model, with_base_bytes = None, load.size_bytes
+                load = _measured_load(self, format, path)
+                base_bytes = max(0, with_base_bytes - load.size_bytes)
         self._loaded.add(format.name)
         assert load.model is not None
         try:
@@ -131,14 +134,16 @@ class Residents:
             base_bytes=base_bytes,
         )
 
-    def _measured_load(self, format: Format, path: Path) -> _MeasuredLoad:
+    @contextlib.contextmanager
+    def _measuring_loads(self) -> Iterator[None]:
+        """What is unloaded meanwhile is counted in `freed_bytes`."""
         with self._lock:
-            self._measuring += 1
+            self._measuring = True
         try:
-            return _measured_load(self, format, path)
+            yield
         finally:
             with self._lock:
-                self._measuring -= 1
+                self._measuring = False
 
     def _load_known(self, command: Load, format: Format, path: Path) -> LoadDone:
         """Load what was measured before. Reading the heap costs more than loading a small model."""
@@ -169,7 +174,7 @@ class Residents:
                 return
             self._known_bytes -= resident.size_bytes
             self._loosened_bytes += resident.size_bytes
-            measuring = self._measuring > 0
+            measuring = self._measuring
         try:
             watch = weakref.ref(resident.model.owned())
         except TypeError:
