@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from modelmesh.clock import Clock
 from modelmesh.errors import FailedPrecondition, ModelMeshError, SettingsError
-from modelmesh.mesh.control import ControlPlane, Registration
+from modelmesh.mesh.control import Admit, ControlPlane, Registration
 from modelmesh.settings.tree import Models
 
 _USED_AGO_MS: Final = 365 * 24 * 3_600_000
@@ -49,7 +49,7 @@ def read_static_models(settings: Models) -> list[StaticModel]:
 async def register_static_models(
     control: ControlPlane,
     models: Sequence[StaticModel],
-    admit: Callable[[Registration], Registration],
+    admit: Admit,
     clock: Clock,
 ) -> None:
     """Register them in order, then wait until those that are to be loaded are. The first that cannot be raises

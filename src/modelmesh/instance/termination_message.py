@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from modelmesh.settings import predecessor
+from modelmesh.settings.sources import ENVIRONMENT_PREFIX
 from modelmesh.settings.tree import Settings
 
 _log = logging.getLogger("modelmesh")
@@ -26,10 +28,11 @@ def message_path(
     if settings is not None:
         named: object = settings.lifecycle.termination_message
     else:
+        _, older = predecessor.carried("termination_message", os.environ) or ("", "")
         named = (
             flags.get("termination_message")
-            or os.environ.get("MODELMESH_TERMINATION_MESSAGE")
-            or os.environ.get("LL_TERMINATION_MSG_PATH")
+            or os.environ.get(f"{ENVIRONMENT_PREFIX}TERMINATION_MESSAGE")
+            or older
         )
     if named:
         return Path(str(named)).expanduser()

@@ -20,8 +20,8 @@ from modelmesh.errors import (
     NoCapacity,
     RuntimeUnavailable,
 )
-from modelmesh.management.server import Admit, Context, Service, unary
-from modelmesh.mesh.control import ControlPlane, Registration
+from modelmesh.management.server import Context, Service, unary
+from modelmesh.mesh.control import Admit, ControlPlane, Registration
 from modelmesh.mesh.views import CopyView, ModelView, State, VModelView
 from modelmesh.registry.ids import check_id
 from modelmesh.wire.generated import model_mesh_pb2 as pb
@@ -44,7 +44,7 @@ _STATUS: Final = {
 
 
 class ModelMesh:
-    """The calls. `admit` checks what is to be registered, as in `ops.parts`; `wall_s` is the time of day."""
+    """The calls. `wall_s` is the time of day."""
 
     def __init__(self, control: ControlPlane, admit: Admit, wall_s: Callable[[], float] = time.time) -> None:
         self._control = control

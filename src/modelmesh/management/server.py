@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from modelmesh.errors import Code, ModelMeshError, code_of
-from modelmesh.mesh.control import ControlPlane, Registration
+from modelmesh.mesh.control import Admit, ControlPlane
 
 _STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
 _log = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ _log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
-Admit = Callable[[Registration], Registration]
-"""Checks a registration against the model root. May read the disk, so it is called in a thread; raises what it refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,4 +112,4 @@ def remaining_s(context: Context) -> float | None:
     return None if remaining is None else max(0.0, float(remaining))
 
 
-__all__: Sequence[str] = ("Admit", "Context", "ControlServer", "Service", "abort", "remaining_s", "unary")
+__all__: Sequence[str] = ("Context", "ControlServer", "Service", "abort", "remaining_s", "unary")

@@ -5,7 +5,7 @@ A *name* here is what a user types: a vmodel or a model, looked up in that order
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,10 @@ class Registration:
     last_used_ms: int = 0
     """When it was last used, as far as the caller knows (Unix epoch); 0: never. A model registered already is raised to
     it only when that is news of more than an hour."""
+
+
+Admit = Callable[[Registration], Registration]
+"""Checks a registration against the model root. May read the disk, so it is called in a thread; raises FailedPrecondition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,7 @@ class ControlPlane(Protocol):
         """The view of a concrete model; vmodels are not looked at. ModelNotFound only once this instance knows all that the
         store does, StoreUnavailable when that cannot be found out."""
 
-    async def ensure(
-        self, model: str, *, last_used_ms: int = 0, sync: bool = False, timeout_s: float | None = None
-    ) -> ModelView:
+    async def ensure(self, model: str, *, last_used_ms: int = 0, sync: bool = False) -> ModelView:
         """Have a concrete model loaded, and count it as used at `last_used_ms` (Unix epoch; 0: now). It is held until its first
         use unless that time is more than an hour ago. While a failure stands nothing is tried; the view tells it. With `sync`
         return when it is loaded; a caller that is cancelled leaves the load running. ModelNotFound, as `status`; LoadFailed,

@@ -411,7 +411,7 @@ class Mesh:
         await self._registrar.register(registration)
         try:
             if load_now:
-                await self._have_loaded(registration.id, True, sync, None)
+                await self._have_loaded(registration.id, True, sync)
         except (LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable) as error:
             log.info("Model %s is registered but not loaded: %s", registration.id, error)
         return self._reports.model(registration.id)
@@ -426,24 +426,22 @@ class Mesh:
         await self._know(model)
         return self._reports.model(model)
 
-    async def ensure(
-        self, model: str, *, last_used_ms: int = 0, sync: bool = False, timeout_s: float | None = None
-    ) -> ModelView:
+    async def ensure(self, model: str, *, last_used_ms: int = 0, sync: bool = False) -> ModelView:
         await self._know(model)
         now_ms = round(self._clock.wall_s() * 1000)
         used_ms = min(last_used_ms, now_ms) or now_ms
         self._registrar.used(model, used_ms)
-        await self._have_loaded(model, now_ms - used_ms <= HELD_WHEN_USED_MS, sync, timeout_s)
+        await self._have_loaded(model, now_ms - used_ms <= HELD_WHEN_USED_MS, sync)
         return self._reports.model(model)
 
-    async def _have_loaded(self, model: str, hold: bool, sync: bool, timeout_s: float | None) -> None:
+    async def _have_loaded(self, model: str, hold: bool, sync: bool) -> None:
         """Start its load, which then belongs to no caller; with `sync` wait for it. Nothing while a failure stands."""
         copies = self._reports.model(model).copies
         if copies and all(copy.state is State.FAILED for copy in copies):
             return
         self._asks.begin(model, hold)
         if sync:
-            await self._asks.load(model, ASKED, hold, timeout_s)
+            await self._asks.load(model, ASKED, hold, None)
 
     async def _know(self, model: str) -> None:
         """Learn what the store knows before calling a model unknown."""

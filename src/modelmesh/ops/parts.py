@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import Histogram, RelayStats
-from modelmesh.mesh.control import ControlPlane, Registration
+from modelmesh.mesh.control import Admit, ControlPlane
 from modelmesh.mesh.measures import Measures
 
 
@@ -30,14 +30,13 @@ class Listening(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """`admit` checks a registration against the model root; it may read the disk, so it is called in a thread, and raises
-    FailedPrecondition. `drain` returns when what was in flight is done. `oldest_use_wall_s` is when the least recently
-    used resident was used, 0 when nothing is loaded."""
+    """`drain` returns when what was in flight is done. `oldest_use_wall_s` is when the least recently used resident was used,
+    0 when nothing is loaded."""
 
     control: ControlPlane
     relay: Relay
     measures: Measures
-    admit: Callable[[Registration], Registration]
+    admit: Admit
     drain: Callable[[], Awaitable[None]]
     listening: Callable[[], Listening]
     oldest_use_wall_s: Callable[[], float]

@@ -117,9 +117,7 @@ class FakeControlPlane:
             raise ModelNotFound(f"model not found: {model}", model=model)
         return self._view(model)
 
-    async def ensure(
-        self, model: str, *, last_used_ms: int = 0, sync: bool = False, timeout_s: float | None = None
-    ) -> ModelView:
+    async def ensure(self, model: str, *, last_used_ms: int = 0, sync: bool = False) -> ModelView:
         view = await self.status(model)
         used_s = last_used_ms / 1000 or self.clock.wall_s()
         self.registered[model] = replace(
