@@ -7,6 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.copies import Copy, Want
 from modelmesh.mesh.histories import History
 from modelmesh.mesh.queue import LoadQueue
@@ -31,6 +32,7 @@ def place(copy: Copy, now_s: float) -> tuple[int, float]:
 @given(st.integers(0, 2**32))
 def test_the_queue_is_a_sorted_list(seed: int) -> None:
     rng = random.Random(seed)
+    budget = Budget("fake", rng)
     queue, members, now_s = LoadQueue(PATIENCE_S), list[Copy](), 0.0
     for step in range(80):
         now_s += rng.choice((0.0, 0.1, 3.0))
@@ -38,7 +40,7 @@ def test_the_queue_is_a_sorted_list(seed: int) -> None:
         if verb < 0.5 or not members:
             want = Want(now_s, waiting=rng.choice((0, 1, 5)), asked=rng.random() < 0.5)
             record = ModelRecord("fake", load_ms=rng.choice((0, 10, 2000)))
-            members.append(Copy(f"m{step}", record, History(), now_s, want))
+            members.append(Copy(f"m{step}", record, History(), now_s, want, budget))
             queue.push(members[-1], now_s)
         elif verb < 0.75:
             copy = rng.choice(members)

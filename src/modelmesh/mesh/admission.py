@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane
+from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.copies import Copies, Copy
 from modelmesh.mesh.loads import Loads
 from modelmesh.mesh.refusals import Refusals
@@ -14,10 +15,12 @@ from modelmesh.policy.urgency import ready_in_s
 
 
 class Admission:
-    """Tells the data plane when the models requests wait for can be ready. What is not known is not held against anybody."""
+    """Of one runtime. Tells the data plane when the models requests wait for can be ready. What is not known is held against
+    nobody."""
 
     def __init__(
         self,
+        budget: Budget,
         copies: Copies,
         loads: Loads,
         dataplane: DataPlane,
@@ -25,6 +28,7 @@ class Admission:
         clock: Clock,
         tuning: Tuning,
     ) -> None:
+        self._budget = budget
         self._copies = copies
         self._loads = loads
         self._dataplane = dataplane
@@ -38,8 +42,10 @@ class Admission:
             # The next tick tells all of them exactly; until then no more is said than that the load itself takes time.
             for model in only:
                 copy = self._copies.get(model)
-                if copy is not None:
+                if copy is not None and copy.budget is self._budget:
                     self._expect(copy, copy.load_s)
+            return
+        if not self._loads.slots:
             return
         running = self._loads.running()
         ordered = self._loads.ordered()

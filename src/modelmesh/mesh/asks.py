@@ -9,8 +9,8 @@ from typing import Final
 
 from modelmesh.errors import LoadTimeout, ModelMeshError, ModelNotFound, NoCapacity
 from modelmesh.mesh.copies import Copies, Copy, Purpose
-from modelmesh.mesh.evictions import HOLD_UNTIL_USED, Evictions
-from modelmesh.mesh.loads import Loads
+from modelmesh.mesh.evictions import HOLD_UNTIL_USED
+from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.views import State
 from modelmesh.registry.mirror import Mirror
 
@@ -28,15 +28,13 @@ class Asks:
         self,
         mirror: Mirror,
         copies: Copies,
-        loads: Loads,
-        evictions: Evictions,
+        sites: Sites,
         *,
         settle: Callable[[], None],
     ) -> None:
         self._mirror = mirror
         self._copies = copies
-        self._loads = loads
-        self._evictions = evictions
+        self._sites = sites
         self._settle = settle
         self._waiting_gone: dict[str, list[asyncio.Future[None]]] = {}
         self._stopped: ModelMeshError | None = None
@@ -77,7 +75,12 @@ class Asks:
         if self._have(model, why):
             self._settle()
             return None
-        want = self._loads.want(model, record)
+        try:
+            loads = self._sites.loads_of(model, record, self._copies.get(model))
+            want = loads.want(model, record)
+        except ModelMeshError:
+            self._copies.unhold(model, HOLD_UNTIL_USED)
+            raise
         if want is None:
             self._copies.unhold(model, HOLD_UNTIL_USED)
             raise NoCapacity(
@@ -87,7 +90,7 @@ class Asks:
             )
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         want.waiters.append(waiter)
-        self._loads.changed(model)
+        loads.changed(model)
         self._settle()
         return waiter
 
@@ -97,7 +100,7 @@ class Asks:
         if copy is None or copy.state is not State.LOADED:
             return False
         if copy.retirement is not None and copy.retirement.purpose is Purpose.ROOM:
-            self._evictions.revive(copy, why)
+            self._sites.holding(copy).evictions.revive(copy, why)
         return copy.retirement is None
 
     def _withdraw(self, model: str, waiter: asyncio.Future[None]) -> None:
@@ -108,7 +111,7 @@ class Asks:
         copy.want.waiters.remove(waiter)
         if not copy.want.waiters and not copy.want.asked:
             self._copies.unhold(model, HOLD_UNTIL_USED)
-        self._loads.unwanted(copy)
+        self._sites.holding(copy).loads.unwanted(copy)
         self._settle()
 
     def release(self, model: str, why: str) -> None:
@@ -116,7 +119,7 @@ class Asks:
         self._copies.unhold(model, why)
         copy = self._copies.get(model)
         if copy is not None:
-            self._loads.unwanted(copy)
+            self._sites.holding(copy).loads.unwanted(copy)
         self._settle()
 
     # --- unloading ------------------------------------------------------------------------------------------
@@ -143,7 +146,7 @@ class Asks:
         self._copies.unhold(copy.model, HOLD_UNTIL_USED)
         if copy.want is not None and not copy.want.waiters:
             copy.want.asked = False
-        self._loads.unwanted(copy)
+        self._sites.holding(copy).loads.unwanted(copy)
         if self._copies.get(copy.model) is not copy or copy.want is None:
             return
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -158,7 +161,7 @@ class Asks:
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting_gone.setdefault(copy.model, []).append(gone)
         if copy.state is State.LOADED:
-            self._evictions.retire(copy, Purpose.ASKED, "it was asked for")
+            self._sites.holding(copy).evictions.retire(copy, Purpose.ASKED, "it was asked for")
             self._settle()
         await gone
 
@@ -175,4 +178,5 @@ class Asks:
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_exception(error)
-        self._loads.stop(error)
+        for site in self._sites:
+            site.loads.stop(error)

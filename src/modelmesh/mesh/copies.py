@@ -13,10 +13,10 @@ from enum import StrEnum
 
 from modelmesh.dataplane.protocol import DataPlane, Replica, Route
 from modelmesh.errors import InvariantBroken
+from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.histories import Histories, History
-from modelmesh.mesh.ledger import Ledger
 from modelmesh.mesh.views import State
-from modelmesh.policy.eviction import Resident, Residents
+from modelmesh.policy.eviction import Resident
 from modelmesh.policy.urgency import Why
 from modelmesh.registry.records import ModelRecord
 from modelmesh.runtime.protocol import Estimate, Loaded, TargetsChanged
@@ -81,6 +81,7 @@ class Copy(Resident):
 
     __slots__ = (
         "began_s",
+        "budget",
         "calling",
         "cancelled",
         "content",
@@ -100,8 +101,18 @@ class Copy(Resident):
         "want",
     )
 
-    def __init__(self, model: str, record: ModelRecord, history: History, now_s: float, want: Want) -> None:
+    def __init__(
+        self,
+        model: str,
+        record: ModelRecord,
+        history: History,
+        now_s: float,
+        want: Want,
+        budget: Budget,
+    ) -> None:
         super().__init__(model, 0, record.load_ms / 1000, history, now_s)
+        self.budget = budget
+        """Of the runtime that holds it."""
         self.identity = identity(record)
         """Of what was registered when it was queued: notices another artefact under the same id."""
         self.history = history
@@ -137,11 +148,7 @@ class Copy(Resident):
 class Copies:
     """The table of copies. Models without one are cold, whatever else is known of them."""
 
-    def __init__(
-        self, dataplane: DataPlane, ledger: Ledger, residents: Residents, histories: Histories
-    ) -> None:
-        self.ledger = ledger
-        self.residents = residents
+    def __init__(self, dataplane: DataPlane, histories: Histories) -> None:
         self._dataplane = dataplane
         self._histories = histories
         self._table: dict[str, Copy] = {}
@@ -165,11 +172,12 @@ class Copies:
 
     # --- states ---------------------------------------------------------------------------------------------
 
-    def queue(self, model: str, record: ModelRecord, now_s: float, want: Want) -> Copy:
-        """cold -> queued."""
+    def queue(self, model: str, record: ModelRecord, now_s: float, want: Want, budget: Budget) -> Copy:
+        """cold -> queued, at the runtime of that budget."""
         if model in self._table:
             raise InvariantBroken(f"Model {model} has a copy already.", model=model)
-        copy = self._table[model] = Copy(model, record, self._histories.take(model), now_s, want)
+        history = self._histories.take(model)
+        copy = self._table[model] = Copy(model, record, history, now_s, want, budget)
         copy.holds = self.holds(model)
         self._wanted[model] = None
         return copy
@@ -182,7 +190,7 @@ class Copies:
     def begin_loading(self, copy: Copy) -> bool:
         """queued -> loading, charged what the load needs; False, and nothing changed, when that is not free."""
         self._expect(copy, State.QUEUED)
-        if not self.ledger.reserve(copy.model, copy.needed_bytes):
+        if not copy.budget.ledger.reserve(copy.model, copy.needed_bytes):
             return False
         copy.state = State.LOADING
         return True
@@ -190,7 +198,7 @@ class Copies:
     def loaded(self, copy: Copy, loaded: Loaded, now_s: float) -> None:
         """loading -> loaded: the measured size replaces the reservation, the route appears."""
         self._expect(copy, State.LOADING)
-        self.ledger.settle(copy.model, loaded.size_bytes, loaded.capacity_bytes)
+        copy.budget.ledger.settle(copy.model, loaded.size_bytes, loaded.capacity_bytes)
         copy.state = State.LOADED
         copy.size_bytes, copy.measured = loaded.size_bytes, loaded.measured
         copy.load_s, copy.content = loaded.load_s, loaded.content
@@ -209,7 +217,7 @@ class Copies:
             raise InvariantBroken(
                 f"Model {copy.model} cannot be unloaded: it is {copy.state}.", model=copy.model
             )
-        self.ledger.begin_unload(copy.model)
+        copy.budget.ledger.begin_unload(copy.model)
         copy.state, copy.retirement, copy.replicas = State.UNLOADING, None, ()
         self._place(copy)
         self.mark(copy)
@@ -217,14 +225,14 @@ class Copies:
     def unloaded(self, copy: Copy) -> None:
         """unloading -> cold: its bytes are free."""
         self._expect(copy, State.UNLOADING)
-        self.ledger.release(copy.model)
+        copy.budget.ledger.release(copy.model)
         self._drop(copy)
 
     def lost(self, copy: Copy) -> None:
         """loaded -> cold without an unload: the runtime has it no more."""
         self._expect(copy, State.LOADED)
         self.n_loaded -= 1
-        self.ledger.release(copy.model)
+        copy.budget.ledger.release(copy.model)
         copy.retirement = None
         self._drop(copy)
 
@@ -277,10 +285,14 @@ class Copies:
         """Why a model is held; empty when it is not."""
         return self._holds.get(model, ())
 
-    def held(self) -> list[Copy]:
-        """Loaded copies that are held, longest held first."""
+    def held(self, budget: Budget) -> list[Copy]:
+        """Loaded copies of one runtime that are held, longest held first."""
         copies = (self._table.get(model) for model in self._holds)
-        return [copy for copy in copies if copy is not None and copy.state is State.LOADED]
+        return [
+            copy
+            for copy in copies
+            if copy is not None and copy.state is State.LOADED and copy.budget is budget
+        ]
 
     def _set_holds(self, model: str, reasons: tuple[str, ...]) -> None:
         if reasons:
@@ -294,8 +306,8 @@ class Copies:
 
     def resize(self, copy: Copy, size_bytes: int) -> None:
         """A loaded or unloading copy was measured anew."""
-        self.ledger.resize(copy.model, size_bytes)
-        self.residents.resize(copy, size_bytes)
+        copy.budget.ledger.resize(copy.model, size_bytes)
+        copy.budget.residents.resize(copy, size_bytes)
         copy.measured = True
 
     def set_replicas(self, copy: Copy, replicas: tuple[Replica, ...]) -> None:
@@ -355,13 +367,13 @@ class Copies:
     def _place(self, copy: Copy) -> None:
         """Among the residents exactly when it is evictable."""
         if copy.evictable and copy.index < 0:
-            self.residents.add(copy)
+            copy.budget.residents.add(copy)
         elif not copy.evictable:
-            self.residents.discard(copy)
+            copy.budget.residents.discard(copy)
 
     def _drop(self, copy: Copy) -> None:
         del self._table[copy.model]
-        self.residents.discard(copy)
+        copy.budget.residents.discard(copy)
         self._without_target.pop(copy.model, None)
         self._histories.put(copy.model, copy.history)
         self.mark(copy)

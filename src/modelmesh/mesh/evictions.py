@@ -7,21 +7,20 @@ loaded -> retiring (the data plane acquires it no more) -> Retired, clean -> unl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from itertools import count
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, Retired
 from modelmesh.errors import ModelMeshError
 from modelmesh.journal import Did, Journal
+from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.copies import Copies, Copy, Purpose, Retirement
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.mesh.vmodels import HOLD
 from modelmesh.policy.eviction import SAMPLE, Policy, Resident, choose, residence_s, trim
-from modelmesh.policy.thrash import Thrash
 from modelmesh.runtime.protocol import Runtime
 from modelmesh.settings.sizes import format_size
 
@@ -35,18 +34,20 @@ _SCAN: Final = 1024
 
 
 class Evictions:
-    """`settle` is called after each change that happened in a task of ours; `on_gone` for each copy that is gone."""
+    """Of one runtime. `settle` is called after each change that happened in a task of ours, `on_gone` for each copy that is
+    gone."""
 
     def __init__(
         self,
+        budget: Budget,
         copies: Copies,
         dataplane: DataPlane,
         runtime: Runtime,
         clock: Clock,
         journal: Journal,
         measures: Measures,
-        thrash: Thrash,
         tuning: Tuning,
+        tokens: Iterator[int],
         *,
         spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
         settle: Callable[[], None],
@@ -54,20 +55,20 @@ class Evictions:
         on_gone: Callable[[Copy], None],
         read_usage: Callable[[], None],
     ) -> None:
+        self._budget = budget
         self._copies = copies
         self._dataplane = dataplane
         self._runtime = runtime
         self._clock = clock
         self._journal = journal
         self._measures = measures
-        self._thrash = thrash
         self._tuning = tuning
         self._spawn = spawn
         self._settle = settle
         self._settle_at = settle_at
         self._on_gone = on_gone
         self._read_usage = read_usage
-        self._tokens = count(1)
+        self._tokens = tokens
         self._retiring: dict[int, Copy] = {}
         self._retiring_bytes = 0
         self.policy = Policy.RATE_COST
@@ -76,18 +77,22 @@ class Evictions:
     @property
     def incoming_bytes(self) -> int:
         """Bytes that will be free without choosing more victims."""
-        return self._copies.ledger.unloading_bytes + self._retiring_bytes
+        return self._budget.ledger.unloading_bytes + self._retiring_bytes
 
     # --- choosing -------------------------------------------------------------------------------------------
 
     def evictable_bytes(self, urgent: bool) -> int:
         """What `make_room` could free, now or when minimum residences end."""
-        yielding = sum(copy.size_bytes for copy in self._copies.held() if _yields(copy)) if urgent else 0
-        return self._copies.residents.size_bytes + yielding
+        yielding = (
+            sum(copy.size_bytes for copy in self._copies.held(self._budget) if _yields(copy)) if urgent else 0
+        )
+        return self._budget.residents.size_bytes + yielding
 
     def held_bytes(self, urgent: bool) -> int:
         """What loaded copies weigh that may not be evicted, not even for requests that wait when `urgent`."""
-        return sum(copy.size_bytes for copy in self._copies.held() if not (urgent and _yields(copy)))
+        return sum(
+            copy.size_bytes for copy in self._copies.held(self._budget) if not (urgent and _yields(copy))
+        )
 
     def make_room(self, lacking_bytes: int, reason: str, *, at_once: bool, urgent: bool) -> None:
         """Retire victims worth at least `lacking_bytes`, the least valuable first; fewer when the others have not been there
@@ -103,21 +108,21 @@ class Evictions:
                 continue
             if chosen is None:
                 break
-            self._copies.residents.discard(chosen[0])
+            self._budget.residents.discard(chosen[0])
             victims.append(chosen)
             lacking_bytes -= chosen[0].size_bytes
         kept = trim(victims, needed_bytes) if lacking_bytes <= 0 else victims
         leaving = {id(victim) for victim, _ in kept}
         for victim, _ in victims:
             if id(victim) not in leaving:
-                self._copies.residents.add(victim)
+                self._budget.residents.add(victim)
         for victim, value in kept:
             self._evict(victim, value, reason, needed_bytes, now_s)
 
     def _choose(self, now_s: float, at_once: bool) -> tuple[Resident, float] | None:
         """The least valuable of a sample that is idle and past its minimum residence, with its value; a busy one only when no
         idle one is found. None when nothing may go now; then this is asked again when something may."""
-        residents = self._copies.residents
+        residents = self._budget.residents
 
         def may_go(resident: Resident) -> bool:
             return at_once or _settled_s(resident) <= now_s
@@ -137,7 +142,7 @@ class Evictions:
 
     def _release_hold(self) -> bool:
         """Let go of the copy held longest by holds that yield. False when there is none."""
-        for copy in self._copies.held():
+        for copy in self._copies.held(self._budget):
             if _yields(copy):
                 for hold in copy.holds:
                     self._copies.unhold(copy.model, hold)
@@ -148,7 +153,7 @@ class Evictions:
         copy = self._copies.get(victim.model)
         assert copy is victim
         idle_s = now_s - copy.uses.last_s if copy.uses.count else now_s - copy.since_s
-        free_bytes = self._copies.ledger.free_bytes
+        free_bytes = self._budget.ledger.free_bytes
         used = f"last used {idle_s:.1f} s ago" if copy.uses.count else "never used"
         self._journal.record(
             Did.EVICTED,
@@ -166,6 +171,7 @@ class Evictions:
             needed_bytes=needed_bytes,
             free_bytes=free_bytes,
             policy=str(self.policy),
+            runtime=self._budget.runtime,
         )
         self.retire(copy, Purpose.ROOM, reason)
 
@@ -288,7 +294,7 @@ class Evictions:
         failed = copy.state is not State.LOADED
         if retirement is not None and retirement.purpose is Purpose.ROOM:
             self.total += 1
-            self._thrash.evicted(copy.model, now_s)
+            self._budget.thrash.evicted(copy.model, now_s)
             self._measures.count("modelmesh_model_evicted")
             self._measures.observe("modelmesh_age_at_eviction_milliseconds", (now_s - copy.since_s) * 1000)
         reason = (
@@ -304,7 +310,7 @@ class Evictions:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 60.0)
         took_s = self._clock.monotonic_s() - since_s
-        freed_bytes = self._copies.ledger.charged_bytes(copy.model)
+        freed_bytes = self._budget.ledger.charged_bytes(copy.model)
         self._copies.unloaded(copy)
         self._measures.count("modelmesh_unloadmodel")
         self._measures.observe("modelmesh_unloadmodel_milliseconds", took_s * 1000)
@@ -314,7 +320,7 @@ class Evictions:
             f"Unloaded ({reason}): {format_size(freed_bytes)} are free again.",
             size_bytes=freed_bytes,
             unload_s=took_s,
-            free_bytes=self._copies.ledger.free_bytes,
+            free_bytes=self._budget.ledger.free_bytes,
         )
         self._on_gone(copy)
         self._settle()

@@ -23,13 +23,12 @@ from modelmesh.dataplane.protocol import (
 from modelmesh.errors import ModelMeshError, ModelNotFound, QueueFull, StoreUnavailable
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.copies import Copies, Copy, Purpose, Want
-from modelmesh.mesh.evictions import Evictions
 from modelmesh.mesh.failures import Failures
-from modelmesh.mesh.loads import Loads
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 
@@ -43,8 +42,7 @@ class Faults:
         registrar: Registrar,
         copies: Copies,
         names: Names,
-        loads: Loads,
-        evictions: Evictions,
+        sites: Sites,
         failures: Failures,
         refusals: Refusals,
         clock: Clock,
@@ -59,8 +57,7 @@ class Faults:
         self._registrar = registrar
         self._copies = copies
         self._names = names
-        self._loads = loads
-        self._evictions = evictions
+        self._sites = sites
         self._failures = failures
         self._refusals = refusals
         self._clock = clock
@@ -94,7 +91,8 @@ class Faults:
                 case Abandoned():
                     self._abandoned(event)
                 case Retired():
-                    self._evictions.retired(event)
+                    for site in self._sites:
+                        site.evictions.retired(event)
                 case NotHere():
                     self._not_here(event)
                 case TargetLost():
@@ -177,17 +175,22 @@ class Faults:
         if standing is not None and (copy is None or copy.state is State.UNLOADING):
             self._refusals.model(model, standing.error, standing, waiting)
             return
-        want = self._loads.want(model, record)
+        try:
+            loads = self._sites.loads_of(model, record, copy)
+        except ModelMeshError as error:
+            self._refusals.model(model, error, None, waiting)
+            return
+        want = loads.want(model, record)
         if want is None:
             full = QueueFull(
-                f"{self._loads.n_queued} models wait to be loaded, more are not accepted: model {model} is refused.",
+                f"{loads.n_queued} models wait to be loaded, more are not accepted: model {model} is refused.",
                 model=model,
                 retry_after_s=1.0,
             )
             self._refusals.model(model, full, None, waiting)
             return
         _join(want, waiting, latest_deadline_s)
-        self._loads.changed(model)
+        loads.changed(model)
 
     def _serve(self, copy: Copy, waiting: int, latest_deadline_s: float) -> bool:
         """A fault of a loaded copy: revive it, or publish its route again. False when it is leaving for good, so that the
@@ -197,7 +200,7 @@ class Faults:
             if retirement.purpose is not Purpose.ROOM:
                 return False
             copy.history.record(self._clock.monotonic_s())
-            self._evictions.revive(
+            self._sites.holding(copy).evictions.revive(
                 copy, f"{waiting} request{'s' if waiting > 1 else ''} came for it meanwhile"
             )
             return True
@@ -219,8 +222,8 @@ class Faults:
         if copy is not None and copy.state is State.LOADED and copy.retirement is None:
             copy.want = None
             self._stranded.pop(event.model, None)
-        else:
-            self._loads.abandoned(event.model)
+        elif copy is not None:
+            self._sites.holding(copy).loads.abandoned(event.model)
 
     def _not_here(self, event: NotHere) -> None:
         """The server holds this replica no more. The last one gone, the copy is unloaded, to be sure, and loads again when
@@ -236,7 +239,9 @@ class Faults:
             return
         self._copies.set_replicas(copy, left)
         if copy.retirement is not None:
-            self._evictions.retired(Retired(event.replica_id, copy.retirement.token, True))
+            self._sites.holding(copy).evictions.retired(
+                Retired(event.replica_id, copy.retirement.token, True)
+            )
 
     def _lost(self, copy: Copy, reason: str) -> None:
         """A copy is not where it should be: unload it, to be sure, and load it again when it is wanted."""
@@ -245,7 +250,7 @@ class Faults:
             Did.LOST, copy.model, f"The copy is lost: {reason}. It is loaded again when asked for."
         )
         self._stranded.pop(copy.model, None)
-        self._evictions.vanished(copy)
+        self._sites.holding(copy).evictions.vanished(copy)
 
     # --- stranded -------------------------------------------------------------------------------------------
 
@@ -275,7 +280,7 @@ class Faults:
                 want.latest_deadline_s = now_s + row.latest_deadline_in_ms / 1000
                 if want.waiting != row.waiting:
                     want.waiting = row.waiting
-                    self._loads.changed(copy.model)
+                    self._sites.holding(copy).loads.changed(copy.model)
         for row in rows.values():
             self.wanted(row.model, row.waiting, now_s + row.latest_deadline_in_ms / 1000)
         self._reopen()

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 from modelmesh.errors import InvariantBroken
 from modelmesh.mesh.copies import Copies, Copy
-from modelmesh.mesh.evictions import Evictions
-from modelmesh.mesh.loads import Loads
+from modelmesh.mesh.site import Site
+from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.views import State
 
 
-def check(copies: Copies, loads: Loads, evictions: Evictions) -> None:
+def check(copies: Copies, sites: Sites) -> None:
     """Raises InvariantBroken with a sentence that names the first contradiction."""
-    copies.ledger.check()
     wanted = [copy for copy in copies if copy.want is not None]
     _equal("wanted copies", len(copies.wanted()), len(wanted))
-    evictable_bytes = retiring_bytes = n_loaded = n_loading = 0
+    _equal("loaded copies", copies.n_loaded, sum(copy.state is State.LOADED for copy in copies))
     for copy in copies:
-        _check_copy(copies, copy)
-        n_loaded += copy.state is State.LOADED
-        n_loading += copy.state is State.LOADING
-        evictable_bytes += copy.size_bytes if copy.evictable else 0
-        retiring_bytes += copy.size_bytes if copy.retirement is not None else 0
-    _equal("loaded copies", copies.n_loaded, n_loaded)
-    _equal("running loads", loads.n_running, n_loading)
-    _equal("evictable bytes", copies.residents.size_bytes, evictable_bytes)
-    _equal("retiring bytes", evictions.incoming_bytes - copies.ledger.unloading_bytes, retiring_bytes)
-    if loads.n_running > loads.slots:
-        raise InvariantBroken(f"{loads.n_running} loads run on {loads.slots} slots.")
+        _check_copy(copy, copies)
+    for site in sites:
+        _check_site(site, [copy for copy in copies if copy.budget is site.budget])
 
 
-def _check_copy(copies: Copies, copy: Copy) -> None:
-    model, charged_bytes = copy.model, copies.ledger.charged_bytes(copy.model)
+def _check_site(site: Site, copies: list[Copy]) -> None:
+    """Its totals are those of its copies, and no other runtime's bytes are in its account."""
+    site.budget.ledger.check()
+    name, view = site.offer.name, site.budget.ledger.view()
+    charged_bytes = sum(site.budget.ledger.charged_bytes(copy.model) for copy in copies)
+    evictable_bytes = sum(copy.size_bytes for copy in copies if copy.evictable)
+    retiring_bytes = sum(copy.size_bytes for copy in copies if copy.retirement is not None)
+    n_loading = sum(copy.state is State.LOADING for copy in copies)
+    _equal(
+        f"charged bytes of {name}",
+        view.loaded_bytes + view.loading_bytes + view.unloading_bytes,
+        charged_bytes,
+    )
+    _equal(f"running loads of {name}", site.loads.n_running, n_loading)
+    _equal(f"evictable bytes of {name}", site.budget.residents.size_bytes, evictable_bytes)
+    _equal(f"retiring bytes of {name}", site.evictions.incoming_bytes - view.unloading_bytes, retiring_bytes)
+    if site.loads.n_running > site.loads.slots:
+        raise InvariantBroken(f"{site.loads.n_running} loads run on {site.loads.slots} slots of {name}.")
+
+
+def _check_copy(copy: Copy, copies: Copies) -> None:
+    model, charged_bytes = copy.model, copy.budget.ledger.charged_bytes(copy.model)
     if copy.state is State.QUEUED and charged_bytes:
         raise InvariantBroken(f"Model {model} is charged while it waits for its load.", model=model)
     if copy.state is State.LOADED and charged_bytes != copy.size_bytes:

@@ -25,6 +25,7 @@ from modelmesh.errors import (
     NoCapacity,
 )
 from modelmesh.journal import Did, Journal
+from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.copies import Copies, Copy, Want
 from modelmesh.mesh.evictions import HOLD_UNTIL_USED, Evictions
 from modelmesh.mesh.failures import Failures, Standing
@@ -33,7 +34,6 @@ from modelmesh.mesh.queue import LoadQueue
 from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
-from modelmesh.policy.thrash import Thrash
 from modelmesh.policy.urgency import Claim, Why, startable
 from modelmesh.registry.records import ModelRecord
 from modelmesh.runtime.protocol import Estimate, Loaded, ModelSpec, Runtime
@@ -45,6 +45,7 @@ class Loads:
 
     def __init__(
         self,
+        budget: Budget,
         copies: Copies,
         evictions: Evictions,
         runtime: Runtime,
@@ -53,7 +54,6 @@ class Loads:
         clock: Clock,
         journal: Journal,
         measures: Measures,
-        thrash: Thrash,
         tuning: Tuning,
         *,
         record_of: Callable[[str], ModelRecord | None],
@@ -61,6 +61,7 @@ class Loads:
         settle: Callable[[], None],
         on_loaded: Callable[[Copy, Loaded], None],
     ) -> None:
+        self._budget = budget
         self._copies = copies
         self._evictions = evictions
         self._runtime = runtime
@@ -69,7 +70,6 @@ class Loads:
         self._clock = clock
         self._journal = journal
         self._measures = measures
-        self._thrash = thrash
         self._tuning = tuning
         self._record_of = record_of
         self._spawn = spawn
@@ -83,7 +83,8 @@ class Loads:
         """model -> (its task, when the load began)"""
         self._inline: Copy | None = None
         """The copy whose estimating task may go on to load it."""
-        self.slots = 1
+        self.slots = 0
+        """Loads the runtime runs at once; 0 until it has started, and nothing is begun."""
         self.load_timeout_s = 60.0
         self.total = 0
         self.failed_total = 0
@@ -108,7 +109,7 @@ class Loads:
         if len(self._queue) >= self._tuning.queue_max:
             return None
         want = Want(now_s)
-        self._unestimated.append(self._copies.queue(model, record, now_s, want))
+        self.queue(model, record, want)
         return want
 
     def changed(self, model: str) -> None:
@@ -149,8 +150,9 @@ class Loads:
 
     def stop(self, error: ModelMeshError) -> None:
         """Tell the calls that wait for a load; the data plane tells its requests itself."""
-        for _, want in self._copies.wanted():
-            self._answer(want, error)
+        for copy, want in self._copies.wanted():
+            if copy.budget is self._budget:
+                self._answer(want, error)
 
     def drop(self, copy: Copy) -> None:
         """Take a queued load out."""
@@ -158,38 +160,38 @@ class Loads:
         self._copies.unqueue(copy)
 
     def cancel(self, copy: Copy) -> None:
-        """What is registered under the id is gone or another: a queued load leaves the queue, a running one is stopped and
-        cleaned up. Whoever waits is told when it is gone, and waits on for the other artefact otherwise."""
-        if copy.state is State.QUEUED:
-            self.drop(copy)
-            self.requeue(copy)
-        elif copy.state is State.LOADING:
-            copy.cancelled = True
-            if copy.calling:
-                self._running[copy.model][0].cancel()
+        """What is registered under the id is gone or another: a running load is stopped and cleaned up. Whoever waits is told
+        when it is gone, and waits on for the other artefact otherwise."""
+        copy.cancelled = True
+        if copy.calling:
+            self._running[copy.model][0].cancel()
 
-    def requeue(self, copy: Copy) -> None:
-        """The copy is gone (unloaded, lost). If it is wanted again meanwhile, it is queued with that want."""
-        want, record = copy.want, self._record_of(copy.model)
-        copy.want = None
-        if want is None and not copy.holds:
-            return
-        if record is None:
-            copy.want = want
-            self._tell(copy, _not_found(copy.model))
-            return
-        now_s = self._clock.monotonic_s()
-        want = want or Want(now_s)
+    def queue(self, model: str, record: ModelRecord, want: Want) -> None:
+        """Queue a cold model with a want; `changed` gives it its place."""
+        copy = self._copies.queue(model, record, self._clock.monotonic_s(), want, self._budget)
+        self._unestimated.append(copy)
+
+    def wanted_again(self, copy: Copy, record: ModelRecord, want: Want | None) -> None:
+        """Queue a model whose copy is gone, for those who want it still or while it is held."""
+        want = want or Want(self._clock.monotonic_s())
         want.asked = want.asked or bool(copy.holds)
-        self._unestimated.append(self._copies.queue(copy.model, record, now_s, want))
+        self.queue(copy.model, record, want)
         self.changed(copy.model)
+
+    def refuse_all(self, error: ModelMeshError) -> None:
+        """The runtime cannot load now: whoever waits for a queued load is told."""
+        for copy in list(self._queue):
+            self.tell(copy, error)
+            self.drop(copy)
 
     # --- the step -------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         """Start what may start, and make room for what may not. To be called after every change; idempotent."""
+        if not self.slots:
+            return
         self._start_estimates()
-        ledger = self._copies.ledger
+        ledger = self._budget.ledger
         if ledger.free_bytes < 0:
             lacking_bytes = -ledger.free_bytes - self._evictions.incoming_bytes
             if lacking_bytes > 0:
@@ -219,7 +221,7 @@ class Loads:
         estimate = copy.estimate
         if estimate is None:
             return False
-        if estimate.base_bytes and copy.estimated_capacity_bytes != self._copies.ledger.capacity_bytes:
+        if estimate.base_bytes and copy.estimated_capacity_bytes != self._budget.ledger.capacity_bytes:
             copy.estimate = None
             self._unestimated.appendleft(copy)
             return False
@@ -228,7 +230,7 @@ class Loads:
     def _set_aside(self, copy: Copy) -> bool:
         """Whether it cannot be loaded as things are, whoever is evicted; then it holds up nobody else. It is refused at
         once when it never fits, else when things stay like that for a while."""
-        ledger, want = self._copies.ledger, copy.want
+        ledger, want = self._budget.ledger, copy.want
         if copy.needed_bytes > ledger.capacity_bytes:
             self._refuse_queued(copy, self._too_large(copy, ledger.capacity_bytes))
             return True
@@ -245,7 +247,7 @@ class Loads:
     def _make_room(self, head: Copy, lacking_bytes: int) -> None:
         """Evict for the blocked loads, or for their head alone when that is all that can be had. What could not suffice is not
         begun: nobody is evicted in vain."""
-        ledger, want = self._copies.ledger, head.want
+        ledger, want = self._budget.ledger, head.want
         if want is None or want.why >= Why.SCALE:
             return
         urgent = want.why is Why.URGENT
@@ -266,7 +268,7 @@ class Loads:
         )
 
     def _no_room(self, copy: Copy, held_bytes: int) -> NoCapacity:
-        ledger = self._copies.ledger
+        ledger = self._budget.ledger
         usable, held, stray = map(format_size, (ledger.capacity_bytes, held_bytes, ledger.unattributed_bytes))
         return NoCapacity(
             f"Model {copy.model} needs {format_size(copy.needed_bytes)} to load. Of the {usable} models may use, {held} are "
@@ -285,7 +287,7 @@ class Loads:
                 self._spawn(self._estimate(copy), f"estimate {copy.model}")
 
     async def _estimate(self, copy: Copy) -> None:
-        record, capacity_bytes = self._record_of(copy.model), self._copies.ledger.capacity_bytes
+        record, capacity_bytes = self._record_of(copy.model), self._budget.ledger.capacity_bytes
         error: ModelMeshError | None = None
         estimate: Estimate | None = None
         try:
@@ -338,11 +340,12 @@ class Loads:
             f"Loading, because {_because(want)}; {format_size(estimate.size_bytes)} expected.",
             size_bytes=estimate.size_bytes,
             reserved_bytes=copy.needed_bytes,
-            free_bytes=self._copies.ledger.free_bytes,
+            free_bytes=self._budget.ledger.free_bytes,
             waiting=want.waiting,
             queued_s=queued_s,
             load_s=copy.load_s,
             queue=len(self._queue),
+            runtime=self._budget.runtime,
         )
         if copy is self._inline:
             self._inline = None
@@ -398,7 +401,7 @@ class Loads:
         self._failures.forget(copy.model)
         self.total += 1
         if want is not None and want.waiting:
-            self._thrash.loaded(copy.model, loaded.size_bytes, now_s)
+            self._budget.thrash.loaded(copy.model, loaded.size_bytes, now_s)
         self._measures.count("modelmesh_loadmodel")
         self._measures.observe("modelmesh_loadmodel_milliseconds", loaded.load_s * 1000)
         self._measures.observe("modelmesh_loaded_model_size_bytes", loaded.size_bytes)
@@ -412,7 +415,7 @@ class Loads:
             load_s=loaded.load_s,
             waited_s=now_s - want.since_s if want is not None else 0.0,
             waiting=copy.resumed,
-            free_bytes=self._copies.ledger.free_bytes,
+            free_bytes=self._budget.ledger.free_bytes,
         )
         self._on_loaded(copy, loaded)
         self._answer(want, None)
@@ -420,14 +423,14 @@ class Loads:
     def _failed(self, copy: Copy, error: ModelMeshError) -> None:
         """The load failed: whoever waits is told, what may be left of it is unloaded, its bytes are charged until then."""
         self._fail(copy, error)
-        self._tell(copy, error)
+        self.tell(copy, error)
         self._evictions.unload(copy)
 
     def _refuse_queued(self, copy: Copy, error: ModelMeshError) -> None:
         """A queued load cannot be."""
         if not isinstance(error, ModelNotFound | NoCapacity) or isinstance(error, ModelTooLarge):
             self._fail(copy, error)
-        self._tell(copy, error)
+        self.tell(copy, error)
         self.drop(copy)
 
     def _fail(self, copy: Copy, error: ModelMeshError) -> Standing:
@@ -448,7 +451,7 @@ class Loads:
 
     # --- telling those who wait -----------------------------------------------------------------------------
 
-    def _tell(self, copy: Copy, error: ModelMeshError) -> None:
+    def tell(self, copy: Copy, error: ModelMeshError) -> None:
         """Everybody who waits for this copy gets the error. What was asked for is not asked for any more."""
         want, copy.want = copy.want, None
         self._copies.unhold(copy.model, HOLD_UNTIL_USED)

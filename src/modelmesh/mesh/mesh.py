@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from modelmesh.clock import Clock
@@ -23,31 +24,28 @@ from modelmesh.errors import (
     RuntimeUnavailable,
 )
 from modelmesh.journal import Did, Journal
-from modelmesh.mesh.admission import Admission
 from modelmesh.mesh.asks import ASKED, Asks
 from modelmesh.mesh.control import Page, Registration
 from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
-from modelmesh.mesh.evictions import HOLD_UNTIL_USED, Evictions
+from modelmesh.mesh.evictions import HOLD_UNTIL_USED
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.faults import Faults
 from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.invariants import check
-from modelmesh.mesh.ledger import Ledger
-from modelmesh.mesh.loads import Loads
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.refusals import Refusals, thrashing_sentence
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.reports import Reports
-from modelmesh.mesh.runtime_events import RuntimeEvents
+from modelmesh.mesh.site import Shared, Site
+from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.usage import UsageReader
 from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
 from modelmesh.mesh.vmodel_rules import Setting
 from modelmesh.mesh.vmodels import VModels
-from modelmesh.policy.eviction import Residents
-from modelmesh.policy.shadow import Shadow
-from modelmesh.policy.thrash import Thrash
+from modelmesh.policy.runtimes import Constraint
+from modelmesh.policy.thrash import Thrashing
 from modelmesh.registry.mirror import ChangedIds
 from modelmesh.runtime.protocol import (
     Loaded,
@@ -57,7 +55,6 @@ from modelmesh.runtime.protocol import (
 log = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.02
-_RUNTIME_RETRY_S = 1.0
 HELD_WHEN_USED_MS = 3_600_000
 """A model is held until its first use when whoever has it loaded says that it was used this recently."""
 
@@ -73,7 +70,7 @@ class Mesh:
     def __init__(
         self,
         dataplane: DataPlane,
-        runtime: Runtime,
+        runtimes: Runtime | Sequence[Runtime],
         registrar: Registrar,
         clock: Clock,
         journal: Journal,
@@ -83,9 +80,9 @@ class Mesh:
         id: str = "local",
         version: str = "",
         vmodel_owner: str = "",
+        constraints: Mapping[str, Constraint] | None = None,
     ) -> None:
         self._dataplane = dataplane
-        self._runtime = runtime
         self._registrar = registrar
         self._mirror = registrar.mirror
         self._clock = clock
@@ -94,37 +91,31 @@ class Mesh:
         self._id = id
         self._version = version
         self.measures = Measures()
-        self._thrash = Thrash()
         self._thrashing = ""
-        self._shadow = Shadow(rng)
         self._histories = Histories(self._tuning.histories_max)
-        self._copies = Copies(dataplane, Ledger(), Residents(rng), self._histories)
+        self._copies = Copies(dataplane, self._histories)
         self._failures = Failures(clock, rng, self._tuning.failures_max, self._tuning.failure_stands_s)
-        self._refusals = Refusals(dataplane, clock, journal, self.measures, self._thrash, self._tuning)
-        self._names = Names(self._mirror, dataplane, self._refusals, self._tuning)
+        self._refusals = Refusals(dataplane, clock, journal, self.measures, self._thrashing_of, self._tuning)
+        self._names = Names(self._mirror, dataplane, self._refusals, self._tuning, self._serves_versions)
         self._reports = Reports(self._mirror, self._copies, self._failures, self._histories, clock, id)
-        self._usage = UsageReader(dataplane, self._copies, self._histories, self._shadow, clock, self._used)
-        self._evictions = Evictions(
-            self._copies, dataplane, runtime, clock, journal, self.measures, self._thrash, self._tuning,
+        self._usage = UsageReader(dataplane, self._copies, self._histories, clock, self._used)
+        shared = Shared(
+            dataplane, self._mirror, self._copies, self._failures, self._refusals, clock, journal, self.measures,
+            self._tuning, rng, count(1),
             spawn=self._spawn, settle=self._settle, settle_at=self._settle_at, on_gone=self._gone,
+            on_loaded=self._loaded, on_measured=self._learn,
             read_usage=lambda: self._usage.read(self._tuning.usage_fresh_s),
         )  # fmt: skip
-        self._loads = Loads(
-            self._copies, self._evictions, runtime, self._failures, self._refusals, clock, journal,
-            self.measures, self._thrash, self._tuning,
-            record_of=self._mirror.model, spawn=self._spawn, settle=self._settle, on_loaded=self._loaded,
-        )  # fmt: skip
+        chain = runtimes if isinstance(runtimes, Sequence) else (runtimes,)
+        self._sites = Sites(
+            [Site(runtime, shared) for runtime in chain], constraints or {}, self._mirror.model
+        )
         self._faults = Faults(
-            dataplane, registrar, self._copies, self._names, self._loads, self._evictions, self._failures,
+            dataplane, registrar, self._copies, self._names, self._sites, self._failures,
             self._refusals, clock, journal, self.measures, self._tuning,
             spawn=self._spawn, settle=self._settle,
         )  # fmt: skip
-        self._admission = Admission(self._copies, self._loads, dataplane, self._refusals, clock, self._tuning)
-        self._runtime_events = RuntimeEvents(
-            self._copies, self._evictions, self._failures, journal, self.measures,
-            on_gone=self._gone, on_measured=self._learn,
-        )  # fmt: skip
-        self._asks = Asks(self._mirror, self._copies, self._loads, self._evictions, settle=self._settle)
+        self._asks = Asks(self._mirror, self._copies, self._sites, settle=self._settle)
         self.transitions = VModels(registrar, self, clock, journal, default_owner=vmodel_owner)
         """Moves vmodels; the folder asks it too."""
         self._group: asyncio.TaskGroup | None = None
@@ -139,13 +130,9 @@ class Mesh:
     # --- life -----------------------------------------------------------------------------------------------
 
     async def start(self, *, ready: bool = True) -> None:
-        """Start the runtime and serve; without `ready`, the views say so only after `be_ready`. Raises RuntimeUnavailable,
-        SettingsError."""
-        info = await self._runtime.start()
-        self._names.runtime_serves_versions = info.serves_versions
-        self._copies.ledger.adopt(info.capacity_bytes, 0)
-        self._loads.slots = info.max_loads
-        self._loads.load_timeout_s = info.load_timeout_s
+        """Start the runtimes and serve; without `ready`, the views say so only after `be_ready`. Raises RuntimeUnavailable when
+        none can be started, SettingsError."""
+        await self._sites.start()
         self._started_wall_s = self._clock.wall_s()
         started = asyncio.Event()
         self._owner = asyncio.create_task(self._own(started), name="mesh")
@@ -177,7 +164,7 @@ class Mesh:
             await asyncio.sleep(_DRAIN_POLL_S)
 
     async def stop(self, grace_s: float) -> None:
-        """Drain, end all work, stop the runtime. Idempotent. Raises what ended the mesh before, if a bug did."""
+        """Drain, end all work, stop the runtimes. Idempotent. Raises what ended the mesh before, if a bug did."""
         ends_s = self._clock.monotonic_s() + grace_s
         await self.drain(grace_s)
         await self.transitions.stop()
@@ -187,7 +174,8 @@ class Mesh:
         if self._owner is not None:
             await asyncio.wait({self._owner})
         self._asks.stop(RuntimeUnavailable("The instance is stopping."))
-        await self._runtime.stop(max(ends_s - self._clock.monotonic_s(), 1.0))
+        left_s = max(ends_s - self._clock.monotonic_s(), 1.0)
+        await asyncio.gather(*(site.runtime.stop(left_s) for site in self._sites))
         if self._owner is not None and not self._owner.cancelled() and (error := self._owner.exception()):
             raise error
 
@@ -195,7 +183,8 @@ class Mesh:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                group.create_task(self._follow_runtime(), name="runtime events")
+                for site in self._sites:
+                    group.create_task(site.run(), name=f"runtime {site.offer.name}")
                 group.create_task(self._tick_forever(), name="mesh tick")
                 started.set()
                 await self._stopping.wait()
@@ -216,7 +205,11 @@ class Mesh:
         waited = self._faults.handle(events)
         self._settle()
         if waited:
-            self._admission.announce(waited)
+            self._announce(waited)
+
+    def _announce(self, only: Mapping[str, None] | None = None) -> None:
+        for site in self._sites:
+            site.admission.announce(only)
 
     def _settle(self) -> None:
         """Start what may start, publish what changed. Called again from within, it goes round once more."""
@@ -229,7 +222,8 @@ class Mesh:
         try:
             while self._unsettled:
                 self._unsettled = False
-                self._loads.step()
+                for site in self._sites:
+                    site.loads.step()
             self._copies.publish()
         finally:
             self._settling = False
@@ -254,38 +248,36 @@ class Mesh:
         now_s = self._clock.monotonic_s()
         self._usage.read()
         self._faults.refresh()
-        self._evictions.overdue()
-        self._loads.age()
-        self._follow_shadow()
+        for site in self._sites:
+            site.tick()
         self._follow_thrash(now_s)
         self._settle()
-        self._admission.announce()
-
-    def _follow_shadow(self) -> None:
-        ledger = self._copies.ledger
-        self._shadow.resize(ledger.capacity_bytes - ledger.unattributed_bytes, self._mirror.n_models)
-        if self._shadow.policy is not self._evictions.policy:
-            self._evictions.policy = self._shadow.policy
-            self._journal.record(
-                Did.WARNED,
-                "",
-                f"Eviction goes by {self._shadow.policy} from now on, which would have spent less time on loading lately.",
-                lru_load_s=self._shadow.lru_load_s,
-                rate_cost_load_s=self._shadow.rate_cost_load_s,
-            )
+        self._announce()
 
     def _follow_thrash(self, now_s: float) -> None:
-        seen = self._thrash.judge(now_s)
-        if seen is not None and not self._thrashing:
-            self._journal.record(
-                Did.WARNED,
-                "",
-                thrashing_sentence(seen),
-                loads=seen.loads,
-                returns=seen.returns,
-                lacking_bytes=seen.lacking_bytes,
-            )
-        self._thrashing = "" if seen is None else thrashing_sentence(seen)
+        said: list[str] = []
+        for site in self._sites:
+            seen = site.budget.thrash.judge(now_s)
+            if seen is None:
+                continue
+            said.append(thrashing_sentence(seen))
+            if not self._thrashing:
+                self._journal.record(
+                    Did.WARNED,
+                    "",
+                    said[-1],
+                    loads=seen.loads,
+                    returns=seen.returns,
+                    lacking_bytes=seen.lacking_bytes,
+                    runtime=site.offer.name,
+                )
+        self._thrashing = " ".join(said)
+
+    def _thrashing_of(self, model: str) -> Thrashing | None:
+        return self._sites.thrashing(model, self._copies.get(model), self._clock.monotonic_s())
+
+    def _serves_versions(self) -> bool:
+        return any(site.serves_versions for site in self._sites)
 
     # --- what the parts report ------------------------------------------------------------------------------
 
@@ -304,7 +296,7 @@ class Mesh:
         self._registrar.learned(copy.model, copy.size_bytes, round(copy.load_s * 1000), copy.content)
 
     def _gone(self, copy: Copy) -> None:
-        self._loads.requeue(copy)
+        self._sites.requeue(copy)
         self._asks.gone(copy.model)
 
     def _registry_changed(self, changed: ChangedIds) -> None:
@@ -329,9 +321,9 @@ class Mesh:
             return
         self._copies.unhold(copy.model, HOLD_UNTIL_USED)
         if copy.state is State.LOADED:
-            self._evictions.retire(copy, Purpose.UNREGISTERED, "it was unregistered")
+            self._sites.holding(copy).evictions.retire(copy, Purpose.UNREGISTERED, "it was unregistered")
         else:
-            self._loads.cancel(copy)
+            self._sites.cancel(copy)
 
     def _inherit(self, active: str, target: str) -> None:
         """The target of a vmodel takes over the use of the active model, so it is not the first to be evicted."""
@@ -344,19 +336,7 @@ class Mesh:
         if heir is None:
             self._histories.put(target, history)
         else:
-            self._copies.residents.refresh(heir)
-
-    async def _follow_runtime(self) -> None:
-        while True:
-            try:
-                events = await self._runtime.next_events()
-            except RuntimeUnavailable as error:
-                self._journal.record(Did.WARNED, "", f"The runtime tells nothing: {error}")
-                await asyncio.sleep(_RUNTIME_RETRY_S)
-                continue
-            for event in events:
-                self._runtime_events.handle(event)
-            self._settle()
+            heir.budget.residents.refresh(heir)
 
     # --- what vmodels and folders ask (`vmodels.Loader`) ----------------------------------------------------
 
@@ -508,25 +488,26 @@ class Mesh:
             started_wall_s=self._started_wall_s,
             ready=self._ready,
             draining=self._draining,
-            ledger=self._copies.ledger.view(),
+            ledger=self._sites.ledger(),
             models_registered=self._mirror.n_models,
             vmodels_registered=self._mirror.n_vmodels,
             models_loaded=self._copies.n_loaded,
             models_failed=len(self._failures.models()),
-            loads_queued=self._loads.n_queued,
-            loads_running=self._loads.n_running,
-            loads_total=self._loads.total,
-            load_failures_total=self._loads.failed_total,
-            evictions_total=self._evictions.total,
+            loads_queued=sum(site.loads.n_queued for site in self._sites),
+            loads_running=sum(site.loads.n_running for site in self._sites),
+            loads_total=sum(site.loads.total for site in self._sites),
+            load_failures_total=sum(site.loads.failed_total for site in self._sites),
+            evictions_total=sum(site.evictions.total for site in self._sites),
             faults_total=self._faults.total,
             refusals_total=self._refusals.total,
             thrashing=self._thrashing,
-            eviction_policy=str(self._evictions.policy),
+            eviction_policy=", ".join(dict.fromkeys(str(site.evictions.policy) for site in self._sites)),
+            runtimes=[site.view() for site in self._sites],
         )
 
     def check(self) -> None:
         """Raise InvariantBroken when the books contradict each other. Linear in the copies, for tests."""
-        check(self._copies, self._loads, self._evictions)
+        check(self._copies, self._sites)
 
     def copy(self, model: str) -> Copy | None:
         """The copy of a model, for tests; None when it is cold."""
@@ -537,4 +518,4 @@ class Mesh:
         return self._reports.oldest_use_wall_s()
 
     def memory(self) -> Sequence[tuple[str, int, int, int]]:
-        return self._runtime.memory()
+        return self._sites.memory()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from modelmesh.dataplane.protocol import DataPlane, Name, NameKind
 from modelmesh.errors import ModelMeshError, ModelNotFound
@@ -23,6 +23,7 @@ class Names:
         dataplane: DataPlane,
         refusals: Refusals,
         tuning: Tuning,
+        serves_versions: Callable[[], bool] = lambda: False,
     ) -> None:
         self._mirror = mirror
         self._dataplane = dataplane
@@ -32,8 +33,8 @@ class Names:
         """Name -> the model the data plane was told; empty: it was refused."""
         self._by_id: dict[str, dict[Name, None]] = {}
         """Id of a model or vmodel -> the told names whose answer depends on it."""
-        self.runtime_serves_versions = False
-        """What the runtime says of itself once it is started."""
+        self._serves_versions = serves_versions
+        """Whether a runtime that runs knows versions of its own."""
 
     def __len__(self) -> int:
         return len(self._told)
@@ -46,7 +47,7 @@ class Names:
             active = self._active(version_name(name.name, name.version))
             if active is not None:
                 return active
-        if name.version and not self.runtime_serves_versions:
+        if name.version and not self._serves_versions():
             return None
         if kind in (NameKind.MODEL, NameKind.MODEL_FIRST) and self._mirror.model(name.name) is not None:
             return name.name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, Name
 from modelmesh.errors import ModelMeshError, ModelTooLarge, NoCapacity, code_of, http_status_of
@@ -9,12 +11,13 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.failures import Standing
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.tuning import Tuning
-from modelmesh.policy.thrash import WINDOW_S, Thrash, Thrashing
+from modelmesh.policy.thrash import WINDOW_S, Thrashing
 from modelmesh.settings.sizes import format_size
 
 
 class Refusals:
-    """Counts, journals and passes on every refusal of this instance."""
+    """Counts, journals and passes on every refusal of this instance. `thrashing` tells of a model whether the working set of
+    its runtime does not fit."""
 
     def __init__(
         self,
@@ -22,14 +25,14 @@ class Refusals:
         clock: Clock,
         journal: Journal,
         measures: Measures,
-        thrash: Thrash,
+        thrashing: Callable[[str], Thrashing | None],
         tuning: Tuning,
     ) -> None:
         self._dataplane = dataplane
         self._clock = clock
         self._journal = journal
         self._measures = measures
-        self._thrash = thrash
+        self._thrashing = thrashing
         self._tuning = tuning
         self.total = 0
 
@@ -44,7 +47,7 @@ class Refusals:
             cache_s = min(remaining_s, self._tuning.failure_cache_s)
         text = str(error)
         for_now = isinstance(error, NoCapacity) and not isinstance(error, ModelTooLarge)
-        thrashing = self._thrash.judge(now_s) if for_now else None
+        thrashing = self._thrashing(model) if for_now else None
         if thrashing is not None:
             text = f"{text} {thrashing_sentence(thrashing)}"
         retry_after_ms = -1 if retry_after_s is None else round(retry_after_s * 1000)
@@ -82,7 +85,7 @@ class Refusals:
     def late(self, model: str, ready_in_s: float, patience_s: float, queue: int) -> None:
         """Those who wait for a model are being refused by the data plane: it cannot be ready in time."""
         self._count(1)
-        thrashing = self._thrash.judge(self._clock.monotonic_s())
+        thrashing = self._thrashing(model)
         self._journal.record(
             Did.REFUSED,
             model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from modelmesh.journal import Did, Journal
+from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.copies import Copies, Copy
 from modelmesh.mesh.evictions import Evictions
 from modelmesh.mesh.failures import Failures
@@ -23,10 +24,11 @@ from modelmesh.settings.sizes import format_size
 
 
 class RuntimeEvents:
-    """`on_gone` is told of a copy that was lost, `on_measured` of one whose size is known now."""
+    """Of one runtime. `on_gone` is told of a copy that was lost, `on_measured` of one whose size is known now."""
 
     def __init__(
         self,
+        budget: Budget,
         copies: Copies,
         evictions: Evictions,
         failures: Failures,
@@ -36,6 +38,7 @@ class RuntimeEvents:
         on_gone: Callable[[Copy], None],
         on_measured: Callable[[Copy], None],
     ) -> None:
+        self._budget = budget
         self._copies = copies
         self._evictions = evictions
         self._failures = failures
@@ -50,9 +53,9 @@ class RuntimeEvents:
             case TargetsChanged():
                 self._copies.change_targets(event)
             case CapacityChanged():
-                if event.capacity_bytes > self._copies.ledger.capacity_bytes:
+                if event.capacity_bytes > self._budget.ledger.capacity_bytes:
                     self._failures.forget_too_large()
-                self._copies.ledger.adopt(event.capacity_bytes, event.unattributed_bytes)
+                self._budget.ledger.adopt(event.capacity_bytes, event.unattributed_bytes)
             case Noted():
                 self._journal.record(event.did, event.model, event.reason)
             case CopyLost():
@@ -60,13 +63,18 @@ class RuntimeEvents:
             case SizeChanged():
                 self._resized(event)
             case ReplicasChanged():
-                copy = self._copies.get(event.model)
+                copy = self._own(event.model)
                 if copy is not None and copy.state is State.LOADED:
                     self._copies.set_replicas(copy, event.replicas)
                     self._evictions.moved(copy)
 
+    def _own(self, model: str) -> Copy | None:
+        """The copy of a model, if it is this runtime's."""
+        copy = self._copies.get(model)
+        return copy if copy is not None and copy.budget is self._budget else None
+
     def _copy_lost(self, event: CopyLost) -> None:
-        copy = self._copies.get(event.model)
+        copy = self._own(event.model)
         if copy is None or copy.state is not State.LOADED:
             return
         self._measures.count("modelmesh_copies_lost")
@@ -82,7 +90,7 @@ class RuntimeEvents:
         self._on_gone(copy)
 
     def _resized(self, event: SizeChanged) -> None:
-        copy = self._copies.get(event.model)
+        copy = self._own(event.model)
         if copy is None or copy.state not in (State.LOADED, State.UNLOADING):
             return
         before_bytes = copy.size_bytes

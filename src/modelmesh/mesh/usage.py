@@ -9,7 +9,6 @@ from modelmesh.dataplane.protocol import DataPlane, Usage
 from modelmesh.mesh.copies import Copies, Copy
 from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.views import State
-from modelmesh.policy.shadow import Shadow
 
 
 class UsageReader:
@@ -20,14 +19,12 @@ class UsageReader:
         dataplane: DataPlane,
         copies: Copies,
         histories: Histories,
-        shadow: Shadow,
         clock: Clock,
         on_used: Callable[[Copy, int], None],
     ) -> None:
         self._dataplane = dataplane
         self._copies = copies
         self._histories = histories
-        self._shadow = shadow
         self._clock = clock
         self._on_used = on_used
         self._busy: dict[str, Copy] = {}
@@ -52,8 +49,8 @@ class UsageReader:
             return
         now_s = self._clock.monotonic_s()
         copy.history.record(now_s)
-        self._copies.residents.refresh(copy)
-        self._shadow.used(copy.model, copy.size_bytes, copy.load_s, copy.history, now_s)
+        copy.budget.residents.refresh(copy)
+        copy.budget.shadow.used(copy.model, copy.size_bytes, copy.load_s, copy.history, now_s)
 
     def _take(self, row: Usage, now_s: float) -> None:
         copy = self._copies.get(row.model)
@@ -75,5 +72,5 @@ class UsageReader:
             if uses:
                 used_s = now_s - ago_s
                 copy.history.record(used_s, uses)
-                self._copies.residents.used(copy)
-                self._shadow.used(copy.model, copy.size_bytes, copy.load_s, copy.history, used_s)
+                copy.budget.residents.used(copy)
+                copy.budget.shadow.used(copy.model, copy.size_bytes, copy.load_s, copy.history, used_s)

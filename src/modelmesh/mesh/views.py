@@ -106,8 +106,22 @@ class LedgerView:
 
 
 @dataclass(frozen=True, slots=True)
+class RuntimeView:
+    """One runtime of the instance. No `model_types`: any. `reason`: why it does not run; empty while it runs or starts. `memory`
+    per server: (name, PSS bytes, base bytes, charged bytes)."""
+
+    name: str
+    model_types: Sequence[str]
+    labels: Sequence[str]
+    running: bool
+    reason: str
+    ledger: LedgerView
+    memory: Sequence[tuple[str, int, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceView:
-    """The instance at a glance. Totals count since its start."""
+    """The instance at a glance. Totals count since its start; the ledger sums up those of its runtimes."""
 
     id: str
     version: str
@@ -129,4 +143,5 @@ class InstanceView:
     thrashing: str
     """A sentence when the working set does not fit, with the bytes that would stop it; else empty."""
     eviction_policy: str
-    """The policy that decides now: "rate-cost" or "lru" (the shadow took over)."""
+    """The policy that decides now: "rate-cost" or "lru" (the shadow took over); of several runtimes the different ones."""
+    runtimes: Sequence[RuntimeView] = ()

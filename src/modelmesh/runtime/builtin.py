@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -21,8 +21,10 @@ from modelmesh.errors import (
     SettingsError,
 )
 from modelmesh.journal import Did
+from modelmesh.policy.runtimes import Offer
 from modelmesh.runtime.events import Events
 from modelmesh.runtime.facts import Facts
+from modelmesh.runtime.ids import Ids
 from modelmesh.runtime.loader import Hung, Loader
 from modelmesh.runtime.meter import MIB, Meter
 from modelmesh.runtime.placement import Candidate, choose
@@ -63,6 +65,9 @@ class BuiltinConfig:
     load_timeout_s: float = 60.0
     facts_path: Path | None = None
     """Where to keep what was learned about bases; None: not kept."""
+    labels: frozenset[str] = frozenset()
+    """What type constraints may require of it."""
+    ids: Ids = field(default_factory=Ids)
 
 
 @dataclass(slots=True, eq=False)
@@ -87,13 +92,20 @@ class BuiltinRuntime:
         self._promised: dict[Format, tuple[str, float]] = {}
         self._stopped = False
 
+    def offer(self) -> Offer:
+        """See `Runtime.offer`."""
+        return Offer("builtin", frozenset(formats()), self._config.labels)
+
     async def start(self) -> RuntimeInfo:
         """Start the workers. Raises RuntimeUnavailable, SettingsError."""
         config = self._config
+        self._stopped = False
         self._clock = LoopClock()
         self._facts = await asyncio.to_thread(Facts, config.facts_path)
-        self._supervisor = Supervisor(config.workers, self._facts, self._quarantine, self._events, self._tell)
-        self._loader = Loader(self._sizes, self._facts, config.load_timeout_s)
+        self._supervisor = Supervisor(
+            config.workers, self._facts, self._quarantine, self._events, self._tell, config.ids
+        )
+        self._loader = Loader(self._sizes, self._facts, config.load_timeout_s, config.ids)
         self._meter = Meter(
             config.budget_bytes,
             lambda: self._supervisor.seats,

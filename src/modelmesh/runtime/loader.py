@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from typing import Final
@@ -11,6 +10,7 @@ from typing import Final
 from modelmesh.dataplane.protocol import Replica
 from modelmesh.errors import Code, LoadFailed, LoadTimeout, RuntimeUnavailable
 from modelmesh.runtime.facts import Facts
+from modelmesh.runtime.ids import Ids
 from modelmesh.runtime.memory import Charge
 from modelmesh.runtime.protocol import ModelSpec
 from modelmesh.runtime.seat import Placed, Seat
@@ -41,11 +41,11 @@ class Hung(Exception):
 class Loader:
     """Knows how to load into a seat and out of it; not which seat, nor when."""
 
-    def __init__(self, sizes: Sizes, facts: Facts, load_timeout_s: float) -> None:
+    def __init__(self, sizes: Sizes, facts: Facts, load_timeout_s: float, ids: Ids) -> None:
         self._sizes = sizes
         self._facts = facts
         self._timeout_s = load_timeout_s
-        self._replica_ids = itertools.count(1)
+        self._ids = ids
 
     async def load(
         self, seat: Seat, spec: ModelSpec, format: Format, artefact: Artefact
@@ -92,7 +92,7 @@ class Loader:
         content = self._sizes.content_of(artefact)
         known = self._sizes.measured(content)
         account.reserved_bytes = (known or self._sizes.predicted(format, artefact.size_bytes)).peak_bytes
-        replica = Replica(next(self._replica_ids), seat.target_id)
+        replica = Replica(self._ids.replica(), seat.target_id)
         settled = self._sizes.settled(format, content)
         size_bytes = 0 if settled is None else settled.size_bytes
         command = Load(spec.id, replica.id, format.name, spec.path, content, size_bytes)

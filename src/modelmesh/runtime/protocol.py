@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from modelmesh.dataplane.protocol import Replica, Target
 from modelmesh.journal import Did
+from modelmesh.policy.runtimes import Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,12 @@ RuntimeEvent = CopyLost | CapacityChanged | SizeChanged | ReplicasChanged | Targ
 class Runtime(Protocol):
     """One owner, the event loop. Loads and unloads of one model are never overlapped by the caller."""
 
+    def offer(self) -> Offer:
+        """Its name, unique in the instance, the model types it serves (none: any) and its labels; the same before and after the
+        start."""
+
     async def start(self) -> RuntimeInfo:
-        """Start the servers. Raises RuntimeUnavailable or SettingsError with a sentence."""
+        """Start the servers. Raises RuntimeUnavailable, after which it may be called again, or SettingsError, with a sentence."""
 
     async def estimate(self, spec: ModelSpec) -> Estimate:
         """Quick and without side effects. Raises LoadFailed when the artefact is plainly unusable (missing, unknown
@@ -140,4 +145,4 @@ class Runtime(Protocol):
         """Per server: (name, PSS bytes, base bytes, charged bytes), as last measured; empty when it does not tell."""
 
     async def stop(self, grace_s: float) -> None:
-        """Stop the servers; after `grace_s` kill them. No process, socket or lock is left. Idempotent."""
+        """Stop the servers, also a start that failed; after `grace_s` kill them. Nothing is left. Idempotent."""

@@ -16,6 +16,7 @@ from modelmesh.journal import Did
 from modelmesh.runtime.deaths import Death, oom_kills
 from modelmesh.runtime.events import Events
 from modelmesh.runtime.facts import Facts
+from modelmesh.runtime.ids import Ids
 from modelmesh.runtime.protocol import CopyLost, Noted, TargetsChanged
 from modelmesh.runtime.quarantine import Quarantine
 from modelmesh.runtime.seat import Seat
@@ -41,6 +42,7 @@ class Supervisor:
         quarantine: Quarantine,
         events: Events,
         on_change: Callable[[str], None],
+        ids: Ids,
     ) -> None:
         self.seats: list[Seat] = []
         self.someone_ready = asyncio.Condition()
@@ -50,7 +52,7 @@ class Supervisor:
         self._events = events
         self._on_change = on_change
         self._clock = LoopClock()
-        self._target_ids = itertools.count(1)
+        self._ids = ids
         self._names = itertools.count(0)
         self._oom_kills = oom_kills()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,7 +122,8 @@ class Supervisor:
         self.seats.clear()
 
     async def _seat_worker(self, seat: Seat) -> None:
-        worker = WorkerProcess(f"{seat.name}-{next(self._target_ids)}", self._config)
+        target_id = self._ids.target()
+        worker = WorkerProcess(f"{seat.name}-{target_id}", self._config)
         await worker.start()
         try:
             reading = await asyncio.to_thread(footprint, worker.pid)
@@ -130,7 +133,7 @@ class Supervisor:
         if reading is not None:
             seat.account.found_idle(reading)
             self._facts.learn_idle_base(reading.pss_bytes)
-        seat.worker, seat.target_id = worker, next(self._target_ids)
+        seat.worker, seat.target_id = worker, target_id
         seat.started_at_s = self._clock.monotonic_s()
         target = Target(seat.target_id, f"unix:{worker.socket_path}", max_concurrency=TARGET_CONCURRENCY)
         self._events.put(TargetsChanged(add=(target,), remove=()))

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
+from typing import Final
 
 from modelmesh.dataplane.protocol import Replica, Target
 from modelmesh.errors import Code, LoadFailed, ModelMeshError, RuntimeUnavailable
+from modelmesh.policy.runtimes import Offer
+from modelmesh.runtime.ids import Ids
 from modelmesh.runtime.protocol import (
     CapacityChanged,
     CopyLost,
@@ -24,6 +26,8 @@ from modelmesh.runtime.protocol import (
     SizeChanged,
     TargetsChanged,
 )
+
+FAKE: Final = Offer("fake", frozenset({"fake"}))
 
 
 @dataclass(slots=True)
@@ -59,6 +63,8 @@ class FakeRuntime:
         targets: int = 2,
         load_timeout_s: float = 10.0,
         address: str = "unix:/fake/{}",
+        offer: Offer = FAKE,
+        ids: Ids | None = None,
     ) -> None:
         """`address` is that of a server; its number takes the place of the braces."""
         self._address = address
@@ -68,8 +74,10 @@ class FakeRuntime:
         self.load_timeout_s = load_timeout_s
         self.serves_versions = True
         self._n_targets = targets
-        self._target_ids = count(1)
-        self._replica_ids = count(1)
+        self._offer = offer
+        self._ids = ids or Ids()
+        self.start_error: ModelMeshError | None = None
+        """Starting fails with it."""
         self._events: list[RuntimeEvent] = []
         self._news = asyncio.Event()
         self.targets: list[int] = []
@@ -90,13 +98,18 @@ class FakeRuntime:
 
     # --- Runtime --------------------------------------------------------------------------------------------
 
+    def offer(self) -> Offer:
+        return self._offer
+
     async def start(self) -> RuntimeInfo:
+        if self.start_error is not None:
+            raise self.start_error
         for _ in range(self._n_targets):
             self.start_target()
         return RuntimeInfo(
             self.capacity_bytes,
             self.max_loads,
-            frozenset({"fake"}),
+            self._offer.model_types,
             self.load_timeout_s,
             self.serves_versions,
         )
@@ -140,7 +153,7 @@ class FakeRuntime:
         if artefact.base_bytes:
             self.bases.setdefault(spec.type, artefact.base_bytes)
         target = self.targets[len(self.loads) % len(self.targets)]
-        replicas = (Replica(next(self._replica_ids), target),)
+        replicas = (Replica(self._ids.replica(), target),)
         self.loaded[spec.id] = (artefact, replicas)
         size_bytes = estimate.size_bytes if artefact.provisional else artefact.size_bytes
         return Loaded(
@@ -202,7 +215,7 @@ class FakeRuntime:
 
     def start_target(self) -> int:
         """One more server."""
-        target = next(self._target_ids)
+        target = self._ids.target()
         self.targets.append(target)
         self.emit(TargetsChanged((Target(target, self._address.format(target)),), ()))
         return target
@@ -233,7 +246,7 @@ class FakeRuntime:
         if model in self.loaded and self.targets:
             artefact, old = self.loaded[model]
             others = [target for target in self.targets if target != old[0].target_id] or self.targets
-            replicas = (Replica(next(self._replica_ids), others[0]),)
+            replicas = (Replica(self._ids.replica(), others[0]),)
             self.loaded[model] = (artefact, replicas)
             self.emit(ReplicasChanged(model, replicas))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Self
 
 from modelmesh.clock import LoopClock
@@ -22,10 +22,12 @@ from modelmesh.mesh.control import Registration
 from modelmesh.mesh.mesh import Mesh
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.tuning import Tuning
+from modelmesh.policy.runtimes import Constraint, Offer
 from modelmesh.registry.mirror import Mirror
+from modelmesh.runtime.ids import Ids
 from modelmesh.store.memory import MemoryStore
 from modelmesh.testing.dataplane import FakeDataPlane, Request
-from modelmesh.testing.runtime import Artefact, FakeRuntime
+from modelmesh.testing.runtime import FAKE, Artefact, FakeRuntime
 
 WALL_START_S: Final = 1_700_000_000.0
 
@@ -42,6 +44,8 @@ class Stage:
         load_timeout_s: float = 10.0,
         tuning: Tuning | None = None,
         seed: int = 1,
+        offers: Sequence[Offer] = (FAKE,),
+        constraints: Mapping[str, Constraint] | None = None,
     ) -> None:
         self.artefacts: dict[str, Artefact] = {}
         self.clock = LoopClock(WALL_START_S)
@@ -49,23 +53,33 @@ class Stage:
         self.store = MemoryStore()
         self.mirror = Mirror()
         self.registrar = Registrar(self.store, self.mirror, self.clock, self.journal)
-        self.runtime = FakeRuntime(
-            lambda spec: self.artefacts.get(spec.path),
-            budget_bytes=budget_bytes,
-            max_loads=max_loads,
-            targets=targets,
-            load_timeout_s=load_timeout_s,
-        )
+        ids = Ids()
+        self.runtimes = [
+            FakeRuntime(
+                lambda spec: self.artefacts.get(spec.path),
+                budget_bytes=budget_bytes,
+                max_loads=max_loads,
+                targets=targets,
+                load_timeout_s=load_timeout_s,
+                offer=offer,
+                ids=ids,
+            )
+            for offer in offers
+        ]
+        """One per offer, alike, each with a budget of its own."""
+        self.runtime = self.runtimes[0]
         self.dataplane = FakeDataPlane(self._holds)
-        self.runtime.in_use = self.dataplane.in_flight
+        for runtime in self.runtimes:
+            runtime.in_use = self.dataplane.in_flight
         self.mesh = Mesh(
             self.dataplane,
-            self.runtime,
+            self.runtimes,
             self.registrar,
             self.clock,
             self.journal,
             random.Random(seed),
             tuning,
+            constraints=constraints,
         )
         self.dataplane.wake = lambda: self.mesh.handle_events(self.dataplane.take_events())
 
@@ -90,14 +104,14 @@ class Stage:
         await self.registrar.stop()
 
     def _holds(self, model: str, replica_id: int) -> bool:
-        loaded = self.runtime.loaded.get(model)
-        return loaded is not None and any(replica.id == replica_id for replica in loaded[1])
+        loaded = [runtime.loaded[model] for runtime in self.runtimes if model in runtime.loaded]
+        return any(replica.id == replica_id for _, replicas in loaded for replica in replicas)
 
-    async def register(self, model: str, artefact: Artefact | None = None) -> Artefact:
+    async def register(self, model: str, artefact: Artefact | None = None, type: str = "fake") -> Artefact:
         """Register a model made of `artefact`, under a path of its own."""
         path = f"{model}/{len(self.artefacts)}"
         self.artefacts[path] = artefact or Artefact()
-        await self.mesh.register(Registration(model, "fake", path))
+        await self.mesh.register(Registration(model, type, path))
         return self.artefacts[path]
 
     def ask(

@@ -326,7 +326,10 @@ def test_resolving_agrees_with_the_meaning_of_kinds() -> None:
         async with Stage() as stage:
             for id in ("a", "b", "c"):
                 await stage.register(id)
-            names = Names(stage.mirror, stage.dataplane, stage.mesh._refusals, Tuning())
+            versions: list[bool] = []
+            names = Names(
+                stage.mirror, stage.dataplane, stage.mesh._refusals, Tuning(), lambda: bool(versions)
+            )
             for _ in range(60):
                 vmodel = rng.choice(("a", "x", "a:1", "x:1"))
                 if rng.random() < 0.3:
@@ -347,9 +350,9 @@ def test_resolving_agrees_with_the_meaning_of_kinds() -> None:
                                 known = stage.mirror.model(id) is not None if space == "m" else False
                                 found = found or (record.active if record else id if known else None)
                             asked = Name(kind, name, version)
-                            names.runtime_serves_versions = True
+                            versions.append(True)
                             assert names.resolve(asked) == found
-                            names.runtime_serves_versions = False
+                            versions.clear()
                             versioned = stage.mirror.vmodel(f"{name}:1") if "v" in spaces else None
                             if version:
                                 found = versioned.active if versioned else None
