@@ -34,26 +34,39 @@ class Wire:
         self._behind = behind
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._passing: set[asyncio.Task[None]] = set()
 
     async def mend(self) -> None:
         self._server = await asyncio.start_unix_server(self._connected, str(self.path))
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_unix_connection(str(self._behind))
-        self._writers |= {writer, inner_writer}
+        passing = asyncio.create_task(self._pass(reader, writer))
+        self._passing.add(passing)
+        passing.add_done_callback(self._passing.discard)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends = {writer}
+        self._writers.add(writer)
         with suppress(OSError):
+            inner_reader, inner_writer = await asyncio.open_unix_connection(str(self._behind))
+            ends.add(inner_writer)
+            self._writers.add(inner_writer)
             await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
-        for end in (writer, inner_writer):
+        for end in ends:
             end.transport.abort()
-        self._writers -= {writer, inner_writer}
+        self._writers -= ends
 
     async def cut(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
         self.path.unlink(missing_ok=True)
-        for writer in list(self._writers):
-            writer.transport.abort()
+        for _ in range(3):  # what was accepted just now begins to pass, what is aborted closes its socket
+            for writer in list(self._writers):
+                writer.transport.abort()
+            if self._passing:
+                await asyncio.wait(self._passing, timeout=5.0)
+            await asyncio.sleep(0)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
