@@ -223,7 +223,14 @@ SERVER_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_messa
 
 @asynccontextmanager
 async def relay_face(
-    folder: Path, *, targets: int = 1, signals_loss: bool = True, max_concurrency: int = 0, **config: Any
+    folder: Path,
+    *,
+    targets: int = 1,
+    signals_loss: bool = True,
+    max_concurrency: int = 0,
+    methods: dict[str, tuple[int, ...]] | None = None,
+    allow_any_method: bool = True,
+    **config: Any,
 ) -> AsyncIterator[Face]:
     """A relay, `targets` model servers behind wires, and a control plane."""
     upstreams: list[Upstream] = []
@@ -243,7 +250,14 @@ async def relay_face(
     addresses = plane.start()
     plane.set_targets(
         [
-            Target(at + 1, f"unix:{upstream.wire.path}", max_concurrency, signals_loss)
+            Target(
+                at + 1,
+                f"unix:{upstream.wire.path}",
+                max_concurrency,
+                signals_loss,
+                tuple((methods or {}).items()),
+                allow_any_method,
+            )
             for at, upstream in enumerate(upstreams)
         ],
         [],

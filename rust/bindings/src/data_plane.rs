@@ -14,6 +14,7 @@ use relay::data_plane::{self, NewTarget};
 use relay::event::Event;
 use relay::name::{Name, NameKind};
 use relay::plane::Listed;
+use relay::replica::TargetMethods;
 use relay::rules::{MethodRules, Rule};
 use relay::status::{Code, Status};
 use relay::tee::Filter;
@@ -47,6 +48,8 @@ struct PyTarget {
     address: String,
     max_concurrency: u32,
     signals_loss: bool,
+    methods: Vec<(String, Vec<u32>)>,
+    allow_any_method: bool,
 }
 
 #[derive(FromPyObject)]
@@ -163,11 +166,18 @@ impl DataPlane {
     }
 
     fn set_targets(&self, add: Vec<PyTarget>, remove: Vec<u64>) -> PyResult<()> {
+        let listed = |(method, path): (String, Vec<u32>)| {
+            (format!("/{method}").into_boxed_str(), Arc::from(path))
+        };
         let target = |target: PyTarget| NewTarget {
             id: target.id,
             address: target.address,
             max_concurrency: target.max_concurrency,
             signals_loss: target.signals_loss,
+            methods: TargetMethods {
+                listed: target.methods.into_iter().map(listed).collect(),
+                allow_any: target.allow_any_method,
+            },
         };
         self.with(|relay| relay.set_targets(add.into_iter().map(target).collect(), &remove))
     }

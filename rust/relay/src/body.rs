@@ -5,9 +5,9 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 
-use crate::config::Config;
 use crate::connection::Incoming;
-use crate::frames::{Frames, PREFIX_BYTES, prefix};
+use crate::frames::{Frames, PREFIX_BYTES, parse_prefix, prefix};
+use crate::inject::Injection;
 use crate::plane::{Held, Plane};
 use crate::status::{Code, Status};
 use crate::tee::Captured;
@@ -22,7 +22,17 @@ pub struct Body<'a> {
     whole: bool,
     kept: Held<'a>,
     captured: Option<Captured>,
-    config: &'a Config,
+    injected: Option<Injected<'a>>,
+    plane: &'a Plane,
+}
+
+/// An injection at work on what was not sent yet.
+struct Injected<'a> {
+    injection: Injection<'a>,
+    /// Bytes that came and are in no changed message yet.
+    raw_bytes: usize,
+    /// The chunks that the message which is ready was made of; they stay until its first piece is taken.
+    ready_chunks: usize,
 }
 
 /// How the client left, as a status; it is not sent to anybody.
@@ -42,7 +52,8 @@ impl<'a> Body<'a> {
             whole: !streaming,
             kept: Held::none(&plane.gauges.kept_bytes),
             captured: None,
-            config: &plane.config,
+            injected: None,
+            plane,
         }
     }
 
@@ -59,7 +70,8 @@ impl<'a> Body<'a> {
             whole: true,
             kept: Held::none(&plane.gauges.kept_bytes),
             captured: None,
-            config: &plane.config,
+            injected: None,
+            plane,
         }
     }
 
@@ -74,6 +86,11 @@ impl<'a> Body<'a> {
         self.captured.take()
     }
 
+    /// Where it is counted.
+    pub fn plane(&self) -> &'a Plane {
+        self.plane
+    }
+
     /// Whether all of it has come.
     pub fn has_come(&self) -> bool {
         self.incoming.is_none()
@@ -81,7 +98,11 @@ impl<'a> Body<'a> {
 
     /// Whether all of it was passed on.
     pub fn is_sent(&self) -> bool {
-        self.has_come() && self.sent == self.chunks.len()
+        self.has_come()
+            && match &self.injected {
+                Some(injected) => injected.raw_bytes == 0 && !injected.injection.is_ready(),
+                None => self.sent == self.chunks.len(),
+            }
     }
 
     /// Whether it can be sent from its start.
@@ -105,23 +126,123 @@ impl<'a> Body<'a> {
             return false;
         }
         self.sent = 0;
+        self.injected = None;
         self.kept.clear();
         self.whole = self.whole && self.keep(self.held);
         true
     }
 
+    /// No attempt is made now: what one put into messages is dropped.
+    pub fn rest(&mut self) {
+        self.injected = None;
+    }
+
     fn keep(&mut self, more: usize) -> bool {
-        self.held <= self.config.kept_body_bytes_max
-            && self.kept.try_add(more, self.config.kept_bytes_max)
+        let config = &self.plane.config;
+        self.held <= config.kept_body_bytes_max && self.kept.try_add(more, config.kept_bytes_max)
+    }
+
+    /// From now on, until the next attempt, messages are sent as `injection` changes them. Returns when the first one is ready.
+    ///
+    /// # Errors
+    /// What the client is told when it cannot be changed, or held.
+    pub async fn inject(&mut self, mut injection: Injection<'a>) -> Result<(), Status> {
+        injection.hold(self.held)?;
+        self.injected = Some(Injected {
+            injection,
+            raw_bytes: self.held,
+            ready_chunks: 0,
+        });
+        std::future::poll_fn(|cx| self.poll_message(cx)).await
+    }
+
+    /// Until a changed message is ready, or (nothing is) the body is over.
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        loop {
+            let Some(injected) = &self.injected else {
+                return Poll::Ready(Ok(()));
+            };
+            let raw_bytes = injected.raw_bytes;
+            if raw_bytes >= PREFIX_BYTES
+                && let Some((_, length)) = parse_prefix(&self.joined(PREFIX_BYTES))
+                && raw_bytes >= PREFIX_BYTES + length
+            {
+                return Poll::Ready(self.change(PREFIX_BYTES + length));
+            }
+            match ready!(self.poll_fill(cx)) {
+                Some(Ok(more)) => {
+                    if self.whole && !self.keep(more) {
+                        self.let_go();
+                    }
+                    if let Some(injected) = &mut self.injected {
+                        injected.raw_bytes += more;
+                        injected.injection.hold(more)?;
+                    }
+                }
+                Some(Err(status)) => return Poll::Ready(Err(status)),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// Has the message changed that the next `bytes` are.
+    fn change(&mut self, bytes: usize) -> Result<(), Status> {
+        let frame = self.joined(bytes);
+        let (mut end, mut missing) = (self.sent, bytes);
+        while missing > 0 {
+            let chunk = &mut self.chunks[end];
+            end += 1;
+            if chunk.len() > missing {
+                let next = chunk.split_off(missing);
+                self.chunks.insert(end, next);
+                break;
+            }
+            missing -= chunk.len();
+        }
+        let ready_chunks = end - self.sent;
+        let Some(injected) = &mut self.injected else {
+            return Ok(());
+        };
+        injected.raw_bytes -= bytes;
+        injected.ready_chunks = ready_chunks;
+        injected.injection.change(&frame)
+    }
+
+    /// The next piece of a changed message; `None` when the body is over.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        if self
+            .injected
+            .as_ref()
+            .is_some_and(|injected| !injected.injection.is_ready())
+            && let Err(status) = ready!(self.poll_message(cx))
+        {
+            return Poll::Ready(Some(Err(status)));
+        }
+        let Some(injected) = &mut self.injected else {
+            return Poll::Ready(None);
+        };
+        let (piece, passed) = (
+            injected.injection.piece(),
+            std::mem::take(&mut injected.ready_chunks),
+        );
+        self.sent += passed;
+        if !self.whole {
+            self.drop_sent();
+        }
+        Poll::Ready(piece.map(Ok))
+    }
+
+    fn drop_sent(&mut self) {
+        for chunk in self.chunks.drain(..self.sent) {
+            self.held -= chunk.len();
+        }
+        self.sent = 0;
     }
 
     /// It will not be sent again: nothing more is kept.
     pub fn let_go(&mut self) {
         self.whole = false;
-        for chunk in self.chunks.drain(..self.sent) {
-            self.held -= chunk.len();
-        }
-        self.sent = 0;
+        self.drop_sent();
         self.kept.clear();
     }
 
@@ -158,6 +279,9 @@ impl<'a> Body<'a> {
 
     /// The next chunk to send; `None` at the end.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        if self.injected.is_some() {
+            return self.poll_piece(cx);
+        }
         if self.sent == self.chunks.len() {
             match ready!(self.poll_fill(cx)) {
                 Some(Ok(more)) => {
@@ -188,17 +312,31 @@ impl<'a> Body<'a> {
                 None => break,
             }
         }
-        match self.chunks.front() {
-            Some(first) if first.len() >= n.min(self.held) => Ok(first.slice(..n.min(first.len()))),
-            Some(_) => {
-                let mut joined = BytesMut::with_capacity(n.min(self.held));
-                for chunk in &self.chunks {
-                    let missing = n - joined.len();
-                    joined.extend_from_slice(&chunk[..missing.min(chunk.len())]);
-                }
-                Ok(joined.freeze())
-            }
-            None => Ok(Bytes::new()),
+        Ok(self.joined(n))
+    }
+
+    /// The next `n` bytes to send, or all that came if there are fewer. Copied unless they are in one chunk.
+    fn joined(&self, n: usize) -> Bytes {
+        let mut chunks = self.chunks.range(self.sent..);
+        let Some(first) = chunks.next() else {
+            return Bytes::new();
+        };
+        if first.len() >= n || self.sent + 1 == self.chunks.len() {
+            return first.slice(..n.min(first.len()));
         }
+        let mut joined = BytesMut::with_capacity(n.min(self.held));
+        joined.extend_from_slice(first);
+        for chunk in chunks {
+            let missing = n - joined.len();
+            if missing == 0 {
+                break;
+            }
+            joined.extend_from_slice(&chunk[..missing.min(chunk.len())]);
+        }
+        joined.freeze()
     }
 }
+
+#[cfg(test)]
+#[path = "inject_tests.rs"]
+mod tests;

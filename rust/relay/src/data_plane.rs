@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::event_loop::{Command, EventLoop, Listeners, Phase};
 use crate::metrics::{Histogram, Metric};
 use crate::plane::Plane;
-use crate::replica::{Address, Target};
+use crate::replica::{Address, Target, TargetMethods};
 use crate::status::Code;
 
 const BACKLOG: i32 = 1024;
@@ -30,7 +30,7 @@ pub struct Addresses {
 }
 
 /// A target as the control plane gives it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct NewTarget {
     /// Never reused.
     pub id: u64,
@@ -40,6 +40,8 @@ pub struct NewTarget {
     pub max_concurrency: u32,
     /// It says "not here" by a private trailer.
     pub signals_loss: bool,
+    /// What it takes.
+    pub methods: TargetMethods,
 }
 
 /// One replica's usage since the last reading.
@@ -168,6 +170,7 @@ impl DataPlane {
                     address,
                     new.max_concurrency,
                     new.signals_loss,
+                    new.methods,
                 ))
             })
             .collect();

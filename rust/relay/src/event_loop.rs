@@ -16,7 +16,7 @@ use crate::dispatch::Dispatcher;
 use crate::method::{Method, Methods};
 use crate::metrics::Histograms;
 use crate::plane::Plane;
-use crate::replica::{Address, Replica, Target};
+use crate::replica::{Address, Replica, Target, TargetMethods};
 use crate::socket::Socket;
 use crate::stream::Stream;
 use crate::tls::{Handshakes, Port};
@@ -99,7 +99,13 @@ impl EventLoop {
         phase: watch::Receiver<Phase>,
     ) -> io::Result<()> {
         let address = Address::Unix(plane.config.control_socket.clone());
-        let control = Arc::new(Target::new(CONTROL, address, 0, true));
+        let control = Arc::new(Target::new(
+            CONTROL,
+            address,
+            0,
+            true,
+            TargetMethods::default(),
+        ));
         // Nobody is told that the control plane lost itself.
         control.hide();
         let event_loop = Rc::new(EventLoop {

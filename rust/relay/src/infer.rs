@@ -10,6 +10,7 @@ use crate::attempt::{Attempt, Broken};
 use crate::body::Body;
 use crate::call::{Call, Stage};
 use crate::headers;
+use crate::inject::Injection;
 use crate::pick::{self, Pick};
 use crate::replica::{Replica, Route};
 use crate::status::{Code, Status};
@@ -106,6 +107,22 @@ impl Call<'_> {
         let replica = lease.replica.clone();
         if !body.rewind() {
             return Tried::Refused(unloaded(&replica));
+        }
+        let Some(id_path) = replica.target.id_path(&self.method.path) else {
+            return Tried::Refused(not_served(&replica, &self.method.path));
+        };
+        if !id_path.is_empty() {
+            self.stage.set(Stage::Reading);
+            let injection = Injection::new(
+                id_path,
+                replica.model.clone(),
+                &self.method.path,
+                headers::gzip(self.headers),
+                body.plane(),
+            );
+            if let Err(status) = body.inject(injection).await {
+                return Tried::Refused(status);
+            }
         }
         let upstream = self.event_loop.upstream(&replica.target);
         let binary_too = !replica.target.signals_loss;
@@ -228,6 +245,15 @@ impl Call<'_> {
             Pick::Full | Pick::Nobody => None,
         }
     }
+}
+
+fn not_served(replica: &Replica, path: &str) -> Status {
+    let sentence = format!(
+        "The model server of {} does not take {}; call a method that it lists.",
+        replica.model,
+        path.trim_start_matches('/')
+    );
+    Status::new(Code::Unimplemented, sentence)
 }
 
 fn unloaded(replica: &Replica) -> Status {

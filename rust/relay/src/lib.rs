@@ -2,7 +2,7 @@
 //!
 //! A request comes in by `connection` and `serve` (gRPC) or `dispatch` and `gather` (REST) and is led by `call`:
 //! `naming` says what it asks for, `waiting` finds it a slot,
-//! `infer` makes attempts, `answer` goes back. `plane` is what all loops share and the control plane writes;
+//! `infer` makes attempts (with `inject` where a model server reads the id in messages), `answer` goes back. `plane` is what all loops share and the control plane writes;
 //! `data_plane` starts and stops it all. Only `connection` and `upstream` know the HTTP/2 library.
 
 mod answer;
@@ -26,6 +26,7 @@ mod gate;
 mod gather;
 mod headers;
 mod infer;
+mod inject;
 mod method;
 pub mod metrics;
 pub mod name;

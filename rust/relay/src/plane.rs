@@ -60,7 +60,7 @@ pub struct Gauges {
     pub in_flight: AtomicUsize,
     /// Requests that wait for a name or a route.
     pub parked_requests: AtomicUsize,
-    /// The bytes of their bodies.
+    /// The bytes of their bodies, and of messages held to put an id into them.
     pub parked_bytes: AtomicUsize,
     /// Bytes of bodies kept for a replay.
     pub kept_bytes: AtomicUsize,
@@ -93,6 +93,12 @@ impl<'a> Held<'a> {
             self.gauge.fetch_sub(more, Ordering::Relaxed);
         }
         fits
+    }
+
+    /// Gives a part back.
+    pub fn give_back(&mut self, less: usize) {
+        self.amount -= less;
+        self.gauge.fetch_sub(less, Ordering::Relaxed);
     }
 
     /// Gives all back.

@@ -4,16 +4,20 @@ use super::*;
 use crate::circuit::FAILURES_MAX;
 use crate::event::Event;
 use crate::pick::{self, Lease, Pick, pick};
-use crate::replica::Address;
+use crate::replica::{Address, TargetMethods};
 
 fn plane(targets: &[(u64, u32)]) -> Plane {
     let plane = Plane::new(Config::default()).expect("descriptors");
     let address = || Address::parse("unix:/nowhere");
-    plane.add_targets(
-        targets
-            .iter()
-            .map(|(id, bound)| Arc::new(Target::new(*id, address(), *bound, true))),
-    );
+    plane.add_targets(targets.iter().map(|(id, bound)| {
+        Arc::new(Target::new(
+            *id,
+            address(),
+            *bound,
+            true,
+            TargetMethods::default(),
+        ))
+    }));
     plane
 }
 
@@ -164,7 +168,13 @@ fn not_here_and_lost_targets_are_skipped() {
 #[test]
 fn a_target_is_lost_with_its_last_connection_and_back_with_the_first() {
     let plane = plane(&[]);
-    let target = Target::new(7, Address::parse("unix:/nowhere"), 0, true);
+    let target = Target::new(
+        7,
+        Address::parse("unix:/nowhere"),
+        0,
+        true,
+        TargetMethods::default(),
+    );
     target.link_up(&plane.events);
     target.link_up(&plane.events);
     target.link_down(true, &plane.events);

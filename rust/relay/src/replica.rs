@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
+use ahash::AHashMap;
 use parking_lot::Mutex;
 
 use crate::circuit::Circuit;
@@ -30,6 +31,25 @@ impl Address {
     }
 }
 
+/// What a model server says of its methods.
+#[derive(Debug)]
+pub struct TargetMethods {
+    /// Paths as on the wire, and the way to the place in the message at which it reads the concrete id; empty: it does not.
+    pub listed: AHashMap<Box<str>, Arc<[u32]>>,
+    /// Whether it takes others too.
+    pub allow_any: bool,
+}
+
+impl Default for TargetMethods {
+    /// Every method, with untouched messages.
+    fn default() -> TargetMethods {
+        TargetMethods {
+            listed: AHashMap::new(),
+            allow_any: true,
+        }
+    }
+}
+
 /// A model server process.
 pub struct Target {
     /// Never reused.
@@ -40,6 +60,7 @@ pub struct Target {
     pub signals_loss: bool,
     /// Requests waiting for a slot here.
     pub queue: Arc<Queue>,
+    methods: TargetMethods,
     bound: u32,
     in_flight: AtomicU32,
     away: AtomicBool,
@@ -55,12 +76,19 @@ struct Links {
 
 impl Target {
     /// A target nobody is connected to yet. `bound` 0: any number in flight.
-    pub fn new(id: u64, address: Address, bound: u32, signals_loss: bool) -> Target {
+    pub fn new(
+        id: u64,
+        address: Address,
+        bound: u32,
+        signals_loss: bool,
+        methods: TargetMethods,
+    ) -> Target {
         Target {
             id,
             address,
             signals_loss,
             queue: Arc::default(),
+            methods,
             bound,
             in_flight: AtomicU32::new(0),
             away: AtomicBool::new(false),
@@ -72,6 +100,14 @@ impl Target {
     /// Whether requests may be sent there.
     pub fn is_there(&self) -> bool {
         !self.away.load(Ordering::SeqCst)
+    }
+
+    /// Where it reads the concrete id in messages of this method; empty: nowhere. `None`: it does not take the method.
+    pub fn id_path(&self, path: &str) -> Option<Arc<[u32]>> {
+        match self.methods.listed.get(path) {
+            Some(id_path) => Some(id_path.clone()),
+            None => (self.methods.allow_any || self.methods.listed.is_empty()).then(Arc::default),
+        }
     }
 
     /// Forgotten by the control plane.

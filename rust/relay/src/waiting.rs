@@ -20,7 +20,7 @@ use crate::space::{Key, Parked, Space, Ticket, Waiter, Wake};
 use crate::status::{Code, Status};
 
 /// What clients are told to wait when something is full.
-const PUSHBACK: Duration = Duration::from_millis(250);
+pub const PUSHBACK: Duration = Duration::from_millis(250);
 
 /// A slot, and the route it was found on.
 pub struct Found {
@@ -36,6 +36,7 @@ impl Call<'_> {
     /// # Errors
     /// What the client is told: refused, too late, or too much waits already.
     pub async fn find(&mut self, body: &mut Body<'_>) -> Result<Found, Status> {
+        body.rest();
         let mut place: Option<Place> = None;
         loop {
             let route = self.route(body).await?;

@@ -48,6 +48,12 @@ class Target:
     """`unix:/path` or `host:port`."""
     max_concurrency: int = 0
     signals_loss: bool = True
+    methods: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """What the server takes: full method names ("pkg.Service/Method"), each with the path of field numbers at which it reads the
+    concrete id in the request message; an empty path: messages go untouched. None listed: every method, messages untouched.
+    Otherwise those not listed are answered UNIMPLEMENTED (reference mesh.md 1.4)."""
+    allow_any_method: bool = True
+    """Methods that `methods` does not list are taken too, messages untouched."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,7 @@ class FakeDataPlane:
         self._fd = -1
         self._events: list[Event] = []
         self._targets: dict[int, Target] = {}
+        """What they list as methods does not matter: the requests here have none."""
         self._lost: set[int] = set()
         self.routes: dict[str, tuple[Replica, ...]] = {}
         self._replicas: dict[int, _Replica] = {}
@@ -119,7 +120,7 @@ class FakeDataPlane:
         """Those not answered yet."""
         self._draining = False
         self.method_rules: tuple[MethodRule, ...] | None = None
-        """Those in force; its requests have no methods."""
+        """Those in force; they do not matter here either."""
         self.allows_other_methods = True
         self.tls: Tls | None = None
         """What was set last; it has no ports to serve by it."""
