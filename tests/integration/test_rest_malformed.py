@@ -96,6 +96,77 @@ def test_a_refused_upload_gets_its_answer(face: RestFace) -> None:
         assert b"over the limit" in answer
 
 
+REFUSED_EARLY = [
+    (b"POST /v2/models/iris/infer HTTP/1.1\r\nContent-Encoding: br\r\n", 415),
+    (b"POST /v2/models/iris/infer HTTP/1.1\r\nGrpc-Timeout: soon\r\n", 400),
+    (b"POST /v2/models/iris/infer HTTP/1.1\r\nInference-Header-Content-Length: 9\r\n", 501),
+    (b"POST /v2/nothing HTTP/1.1\r\n", 404),
+    (b"POST /v2/health/live HTTP/1.1\r\n", 405),
+]
+LIVE = b"GET /v2/health/live HTTP/1.1\r\n" + HOST + b"\r\n"
+
+
+def answer_from(connection: socket.socket) -> tuple[bytes, bytes]:
+    """One answer: its head in lower case, and its body."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(65536) or pytest.fail(f"closed after {received!r}")
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    while len(body) < length:
+        body += connection.recv(65536) or pytest.fail(f"closed after {received!r}")
+    assert len(body) == length
+    return head.lower(), body
+
+
+@pytest.mark.parametrize(("head", "status"), REFUSED_EARLY)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Content-Length: 50000\r\n\r\n" + b" " * 50_000,
+        b"Transfer-Encoding: chunked\r\n\r\n" + (b"1000\r\n" + b" " * 0x1000 + b"\r\n") * 12 + b"0\r\n\r\n",
+    ],
+    ids=["sized", "chunked"],
+)
+def test_a_connection_outlives_a_small_refused_body(
+    face: RestFace, head: bytes, status: int, body: bytes
+) -> None:
+    with socket.create_connection(face.address, timeout=TIMEOUT_S) as connection:
+        for _ in range(3):
+            connection.sendall(head + HOST + body)
+            answered, error = answer_from(connection)
+            assert status_of(answered.upper()) == status
+            assert b"connection: close" not in answered
+            assert json.loads(error)["error"]
+        connection.sendall(LIVE)
+        assert answer_from(connection)[1] == b'{"live":true}'
+
+
+@pytest.mark.parametrize(("head", "status"), REFUSED_EARLY)
+@pytest.mark.parametrize(
+    ("begun", "rest"),
+    [
+        (b"Content-Length: 100\r\n\r\nhalf", b" " * 96),
+        (b"Content-Length: 3000000\r\n\r\n", b" " * 3_000_000),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nhel", b"lo\r\n0\r\n\r\n"),
+        (b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n", b"late"),
+    ],
+    ids=["sized", "large", "chunked", "expecting"],
+)
+def test_an_answer_before_the_end_of_a_body_says_close(
+    face: RestFace, head: bytes, status: int, begun: bytes, rest: bytes
+) -> None:
+    """The client that goes on sending is not reset: it is read until it has seen the end."""
+    with socket.create_connection(face.address, timeout=TIMEOUT_S) as connection:
+        connection.sendall(head + HOST + begun)
+        answered, error = answer_from(connection)
+        assert status_of(answered.upper()) == status
+        assert b"connection: close" in answered
+        assert json.loads(error)["error"]
+        connection.sendall(rest)
+        assert connection.recv(1) == b""
+
+
 def test_slow_and_silent_clients_disturb_nobody(face: RestFace) -> None:
     connections = []
     try:

@@ -39,6 +39,81 @@ enum Encoding {
     Deflate,
 }
 
+/// How much of a body nobody asked for is read, so that the connection can be used again.
+const READ_OUT_BYTES_MAX: u64 = 64 * 1024;
+
+/// How long that may take: the answer waits for it.
+const READ_OUT_MAX: Duration = Duration::from_millis(100);
+
+/// A body on its way in, of which it is known how far it was read.
+pub struct Upload<B> {
+    body: B,
+    stands: Stands,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stands {
+    /// More may come.
+    Open,
+    /// All of it was read.
+    Read,
+    /// Nothing more can be read of it.
+    Broken,
+}
+
+impl<B> Upload<B>
+where
+    B: Body<Data = Bytes, Error: Error> + Unpin,
+{
+    /// A body of which nothing was read yet.
+    pub fn new(body: B) -> Upload<B> {
+        Upload {
+            body,
+            stands: Stands::Open,
+        }
+    }
+
+    /// Whether nothing of it is left.
+    pub fn is_read(&self) -> bool {
+        self.stands == Stands::Read || (self.stands == Stands::Open && self.body.is_end_stream())
+    }
+
+    /// The next piece; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, B::Error> {
+        while self.stands == Stands::Open {
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+                Some(Err(error)) => {
+                    self.stands = Stands::Broken;
+                    return Err(error);
+                }
+                None => self.stands = Stands::Read,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads what is left of it, if that is little and there soon. Whether nothing is left: only then can the connection
+    /// carry another request.
+    pub async fn read_out(&mut self) -> bool {
+        if self.body.size_hint().lower() <= READ_OUT_BYTES_MAX {
+            let until = Instant::now() + READ_OUT_MAX;
+            let mut left = READ_OUT_BYTES_MAX;
+            while let Ok(Ok(Some(data))) = timeout_at(until, self.next()).await {
+                match left.checked_sub(data.len() as u64) {
+                    Some(less) => left = less,
+                    None => break,
+                }
+            }
+        }
+        self.is_read()
+    }
+}
+
 /// A body, and its share of what large bodies may hold, to be kept as long as the body.
 pub struct Received {
     /// The whole body, unpacked.
@@ -49,11 +124,11 @@ pub struct Received {
 /// The whole body, unpacked; neither what is sent nor what it unpacks to may be over `bytes_max`.
 pub async fn read(
     headers: &HeaderMap,
-    body: Incoming,
+    upload: &mut Upload<Incoming>,
     bytes_max: usize,
 ) -> Result<Received, Status> {
     let encoding = encoding(headers)?;
-    let mut received = collect(body, bytes_max).await?;
+    let mut received = collect(upload, bytes_max).await?;
     if encoding != Encoding::Identity {
         let packed = received.bytes;
         // It may be small and unpack to the limit, so it never runs on the loop.
@@ -63,11 +138,11 @@ pub async fn read(
     Ok(received)
 }
 
-async fn collect<B>(mut body: B, bytes_max: usize) -> Result<Received, Status>
+async fn collect<B>(upload: &mut Upload<B>, bytes_max: usize) -> Result<Received, Status>
 where
     B: Body<Data = Bytes, Error: Error> + Unpin,
 {
-    let announced = body.size_hint().lower();
+    let announced = upload.body.size_hint().lower();
     if announced > bytes_max as u64 {
         return Err(Status::too_large("request", announced, bytes_max as u64));
     }
@@ -77,12 +152,11 @@ where
     let mut all = BytesMut::new();
     loop {
         let until = end.min(Instant::now() + PAUSE_MAX);
-        let frame = timeout_at(until, body.frame())
+        let next = timeout_at(until, upload.next())
             .await
             .map_err(|_| too_slow())?;
-        let Some(frame) = frame else { break };
-        let Ok(data) = frame.map_err(|error| broken(&error))?.into_data() else {
-            continue;
+        let Some(data) = next.map_err(|error| broken(&error))? else {
+            break;
         };
         let len = first.len() + all.len() + data.len();
         if len > bytes_max {
@@ -274,17 +348,41 @@ mod tests {
         }
     }
 
-    fn collected(chunks: Vec<(u64, &'static [u8])>, bytes_max: usize) -> Result<Bytes, u16> {
+    /// A body that breaks off.
+    struct Broken;
+
+    impl Body for Broken {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, std::io::Error>>> {
+            Some(Err(std::io::ErrorKind::UnexpectedEof.into())).into()
+        }
+    }
+
+    /// A body of these chunks, each after so many milliseconds.
+    fn slow(chunks: Vec<(u64, &'static [u8])>) -> Upload<Slow> {
         let chunks = chunks
             .into_iter()
-            .map(|(pause_s, chunk)| (Duration::from_secs(pause_s), chunk))
+            .map(|(pause_ms, chunk)| (Duration::from_millis(pause_ms), chunk))
             .collect();
+        Upload::new(Slow(chunks, None))
+    }
+
+    fn block_on<T>(test: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
             .build()
             .unwrap();
-        let received = runtime.block_on(collect(Slow(chunks, None), bytes_max));
+        runtime.block_on(test)
+    }
+
+    fn collected(chunks: Vec<(u64, &'static [u8])>, bytes_max: usize) -> Result<Bytes, u16> {
+        let received = block_on(async { collect(&mut slow(chunks), bytes_max).await });
         received
             .map(|received| received.bytes)
             .map_err(|status| status.http_status())
@@ -293,13 +391,37 @@ mod tests {
     #[test]
     fn slow_bodies_are_taken_and_too_slow_ones_refused() {
         assert_eq!(
-            collected(vec![(0, b"ab"), (19, b"c"), (19, b"d")], 4),
+            collected(vec![(0, b"ab"), (19_000, b"c"), (19_000, b"d")], 4),
             Ok(Bytes::from_static(b"abcd"))
         );
         assert_eq!(collected(vec![], 4), Ok(Bytes::new()));
-        assert_eq!(collected(vec![(0, b"ab"), (21, b"c")], 4), Err(408));
-        assert_eq!(collected(vec![(19, b"a"); 20], 100), Err(408));
+        assert_eq!(collected(vec![(0, b"ab"), (21_000, b"c")], 4), Err(408));
+        assert_eq!(collected(vec![(19_000, b"a"); 20], 100), Err(408));
         assert_eq!(collected(vec![(0, b"ab"), (0, b"cde")], 4), Err(413));
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_read_out_when_it_is_little() {
+        static LARGE: [u8; READ_OUT_BYTES_MAX as usize + 1] =
+            [b' '; READ_OUT_BYTES_MAX as usize + 1];
+        let read_out = |chunks| block_on(async { slow(chunks).read_out().await });
+        assert!(read_out(vec![]));
+        assert!(read_out(vec![(0, b"a"), (99, b"b")]));
+        assert!(!read_out(vec![(0, b"a"), (101, b"b")]), "it comes too late");
+        assert!(!read_out(vec![(0, b"a"), (0, &LARGE)]), "it is too much");
+    }
+
+    #[test]
+    fn a_body_that_was_read_is_over_and_one_that_broke_never_is() {
+        block_on(async {
+            let mut upload = slow(vec![(0, b"a")]);
+            assert!(collect(&mut upload, 9).await.is_ok());
+            assert!(upload.read_out().await);
+            let mut upload = Upload::new(Broken);
+            let refused = collect(&mut upload, 9).await;
+            assert_eq!(refused.map(|_| ()).unwrap_err().http_status(), 400);
+            assert!(!upload.read_out().await);
+        });
     }
 
     #[test]

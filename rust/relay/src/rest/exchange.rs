@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use inference::infer::{InferRequest, InferResponse};
@@ -17,7 +17,7 @@ use inference::{Invalid, rest};
 use prost::Message;
 use tokio::sync::Semaphore;
 
-use super::body::Received;
+use super::body::{Received, Upload};
 use super::route::{Action, Endpoint, NoRoute, route};
 use super::{body, headers};
 use crate::dispatch::{self, Dispatcher};
@@ -56,18 +56,31 @@ impl From<Status> for Failure {
 /// Answer one request. Never fails: what goes wrong is an answer with `{"error": …}`.
 pub async fn answer(dispatcher: &Dispatcher, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
+    let mut upload = Upload::new(body);
     let answer = match route(&head.method, head.uri.path()) {
-        Ok(endpoint) => call(dispatcher, &head, body, endpoint).await,
+        Ok(endpoint) => call(dispatcher, &head, &mut upload, endpoint).await,
         Err(no_route) => Err(unrouted(no_route, &head)),
     };
     let mut response = match answer {
         Ok(answer) => respond(answer.status, answer.headers, answer.body),
         Err(failure) => refuse(failure),
     };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if !is_over(&head, &mut upload).await {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+}
+
+/// Whether the client has sent all of its request. If not, the connection ends with the answer, which has to say so: a
+/// client that sent its next request there would get a reset for it.
+async fn is_over(head: &Parts, upload: &mut Upload<Incoming>) -> bool {
+    if upload.is_read() {
+        return true;
+    }
+    // Reading asks a client that waits for "100 Continue" to send what is refused.
+    !head.headers.contains_key(EXPECT) && upload.read_out().await
 }
 
 fn respond(status: StatusCode, from: HeaderMap, body: Vec<u8>) -> Response<Full<Bytes>> {
@@ -117,7 +130,7 @@ fn unrouted(no_route: NoRoute, head: &Parts) -> Failure {
 async fn call(
     dispatcher: &Dispatcher,
     head: &Parts,
-    body: Incoming,
+    upload: &mut Upload<Incoming>,
     endpoint: Endpoint,
 ) -> Result<Answer, Failure> {
     let call = Call {
@@ -143,11 +156,11 @@ async fn call(
             action: Action::Infer,
             name,
             version,
-        } => call.infer(body, name, version).await,
-        Endpoint::RepositoryIndex => call.repository_index(body).await,
+        } => call.infer(upload, name, version).await,
+        Endpoint::RepositoryIndex => call.repository_index(upload).await,
         Endpoint::RepositoryLoad(name) => {
             call.repository_model(
-                body,
+                upload,
                 "/inference.GRPCInferenceService/RepositoryModelLoad",
                 &name,
             )
@@ -155,7 +168,7 @@ async fn call(
         }
         Endpoint::RepositoryUnload(name) => {
             call.repository_model(
-                body,
+                upload,
                 "/inference.GRPCInferenceService/RepositoryModelUnload",
                 &name,
             )
@@ -235,7 +248,7 @@ impl Call<'_> {
 
     async fn infer(
         &self,
-        body: Incoming,
+        upload: &mut Upload<Incoming>,
         name: String,
         version: String,
     ) -> Result<Answer, Failure> {
@@ -249,7 +262,7 @@ impl Call<'_> {
             return Err(Status::new(Code::Unimplemented, sentence).into());
         }
         let asked = headers::name(&self.head.headers, &name, &version)?;
-        let received = self.read(body).await?;
+        let received = self.read(upload).await?;
         let (parsed, name) = off_loop(received.bytes.len(), move || {
             let parsed = rest::parse_infer(&received.bytes, &name, &version);
             (parsed.map(InferRequest::encode), name)
@@ -279,8 +292,8 @@ impl Call<'_> {
         Ok(ok_if(true, reply.headers, body))
     }
 
-    async fn repository_index(&self, body: Incoming) -> Result<Answer, Failure> {
-        let body = self.read(body).await?;
+    async fn repository_index(&self, upload: &mut Upload<Incoming>) -> Result<Answer, Failure> {
+        let body = self.read(upload).await?;
         let request = rest::parse_index(&body.bytes).map_err(|invalid| self.malformed(&invalid))?;
         let reply = self
             .control("/inference.GRPCInferenceService/RepositoryIndex", &request)
@@ -294,21 +307,21 @@ impl Call<'_> {
 
     async fn repository_model(
         &self,
-        body: Incoming,
+        upload: &mut Upload<Incoming>,
         path: &'static str,
         name: &str,
     ) -> Result<Answer, Failure> {
-        let body = self.read(body).await?;
+        let body = self.read(upload).await?;
         let request = rest::parse_model_control(&body.bytes, name)
             .map_err(|invalid| self.malformed(&invalid))?;
         let reply = self.control(path, &request).await?;
         Ok(ok_if(true, reply.headers, b"{}".to_vec()))
     }
 
-    async fn read(&self, body: Incoming) -> Result<Received, Status> {
+    async fn read(&self, upload: &mut Upload<Incoming>) -> Result<Received, Status> {
         body::read(
             &self.head.headers,
-            body,
+            upload,
             self.dispatcher.config().message_bytes_max,
         )
         .await
