@@ -57,6 +57,29 @@ def test_headers_and_trailers_pass_but_private_ones_do_not(tmp_path: Path) -> No
     run(test())
 
 
+@pytest.mark.parametrize(
+    ("signals_loss", "pass_credentials", "passed"),
+    [(True, False, True), (False, False, False), (False, True, True)],
+)
+def test_credentials_pass_to_own_model_servers_or_where_the_config_says(
+    tmp_path: Path, signals_loss: bool, pass_credentials: bool, passed: bool
+) -> None:
+    credentials = {"authorization": "Bearer b", "proxy-authorization": "Basic p", "cookie": "c=1"}
+
+    async def test() -> None:
+        async with relay_face(tmp_path, signals_loss=signals_loss, pass_credentials=pass_credentials) as face:
+            face.serve("iris", Replica(1, 1))
+            headers = (("mm-model-id", "iris"), ("x-mine", "stays"), *credentials.items())
+            assert (await face.ask(headers=headers)).code == Code.OK
+            seen, _ = face.upstreams[0].requests[0]
+            assert seen["x-mine"] == "stays"
+            assert {name: seen[name] for name in credentials if name in seen} == (
+                credentials if passed else {}
+            )
+
+    run(test())
+
+
 def test_errors_of_the_model_pass_with_their_details(tmp_path: Path) -> None:
     async def serve(request: bytes, context: Context) -> bytes:
         context.set_trailing_metadata((("grpc-status-details-bin", b"rich"),))

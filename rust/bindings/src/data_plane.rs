@@ -40,6 +40,7 @@ struct PyConfig {
     gate_queue_max: usize,
     streams_per_connection_max: u32,
     retry_ratio: f64,
+    pass_credentials: bool,
 }
 
 #[derive(FromPyObject)]
@@ -133,6 +134,7 @@ impl DataPlane {
             gate_queue_max: config.gate_queue_max,
             streams_per_connection_max: config.streams_per_connection_max,
             retry_ratio: config.retry_ratio,
+            pass_credentials: config.pass_credentials,
         };
         let relay = Mutex::new(data_plane::DataPlane::new(config)?);
         Ok(Self {

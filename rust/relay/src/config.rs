@@ -36,6 +36,8 @@ pub struct Config {
     pub streams_per_connection_max: u32,
     /// Retries allowed per request, plus a floor of 10 per second.
     pub retry_ratio: f64,
+    /// Whether model servers that do not signal loss, which are not ours, are sent the credentials of clients.
+    pub pass_credentials: bool,
 }
 
 impl Default for Config {
@@ -56,6 +58,7 @@ impl Default for Config {
             gate_queue_max: 1024,
             streams_per_connection_max: 1024,
             retry_ratio: 0.1,
+            pass_credentials: false,
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{
+    AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION,
+};
 
 use crate::method::Method;
 use crate::name::{Name, NameKind};
@@ -24,6 +26,8 @@ pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+/// What clients prove themselves by.
+const CREDENTIALS: [HeaderName; 3] = [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE];
 
 /// A header value for an id: as it is when printable, else percent-encoded. Never indexed: ids would flush HPACK's table.
 pub fn id_header(id: &str) -> HeaderValue {
@@ -157,17 +161,20 @@ fn timeout_header(left: Duration) -> HeaderValue {
     value
 }
 
-/// What a model server is sent: everything but ids and private headers, with the concrete id and the time that is left.
+/// What a model server is sent: everything but ids and private headers, with the concrete id and the time that is left;
+/// the client's credentials only if told to.
 pub fn to_model(
     client: &HeaderMap,
     model: &str,
     id: &HeaderValue,
     binary_too: bool,
+    credentials: bool,
     deadline: Option<Instant>,
 ) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(client.keys_len() + 3);
     for (name, value) in client {
-        if !name.as_str().starts_with("mm-") && *name != LEGACY_ID && *name != GRPC_TIMEOUT {
+        let ours = name.as_str().starts_with("mm-") || *name == LEGACY_ID || *name == GRPC_TIMEOUT;
+        if !ours && (credentials || !CREDENTIALS.contains(name)) {
             headers.append(name.clone(), value.clone());
         }
     }
@@ -411,11 +418,12 @@ mod tests {
             ("traceparent", "00-1"),
             ("grpc-timeout", "1S"),
         ]);
-        let headers = to_model(&client, "m", &id_header("m"), false, None);
+        let headers = to_model(&client, "m", &id_header("m"), false, true, None);
         assert_eq!(headers.get("mm-model-id").expect("set"), "m");
         assert_eq!(headers.len(), 3);
         assert!(headers.contains_key("authorization") && headers.contains_key("traceparent"));
-        let headers = to_model(&client, "ü", &id_header("ü"), false, None);
+        let headers = to_model(&client, "ü", &id_header("ü"), false, false, None);
+        assert!(!headers.contains_key("authorization") && headers.contains_key("traceparent"));
         assert!(!headers.contains_key("mm-model-id"));
         assert_eq!(headers.get("mm-model-id-bin").expect("set"), "w7w");
         let mut trailers = map(&[("mm-execution-us", "12"), ("grpc-status", "0"), ("x", "y")]);

@@ -125,12 +125,14 @@ impl Call<'_> {
             }
         }
         let upstream = self.event_loop.upstream(&replica.target);
-        let binary_too = !replica.target.signals_loss;
+        let ours = replica.target.signals_loss;
+        let credentials = ours || self.plane.config.pass_credentials;
         let headers = headers::to_model(
             self.headers,
             &replica.model,
             &route.model_header,
-            binary_too,
+            !ours,
+            credentials,
             self.deadline,
         );
         let mut attempt = match Attempt::start(&upstream, &self.method.path, headers, body).await {

@@ -241,6 +241,8 @@ class DataPlaneConfig:
     streams_per_connection_max: int = 1024
     retry_ratio: float = 0.1
     """Retries allowed per request, plus a floor of 10 per second."""
+    pass_credentials: bool = False
+    """Whether targets that do not signal loss are sent `authorization`, `proxy-authorization` and `cookie` of clients."""
 
 
 @dataclass(frozen=True, slots=True)

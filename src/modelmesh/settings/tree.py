@@ -218,6 +218,16 @@ class Edges:
             "FILES",
         ),
     ]
+    pass_credentials: Annotated[
+        bool,
+        Setting(
+            "pass_credentials",
+            parsing.truth,
+            "false",
+            "true: model servers other than the built-in ones are sent authorization, proxy-authorization and cookie of clients.",
+            "BOOL",
+        ),
+    ]
     payload_processors: Annotated[
         str | None,
         Setting(
