@@ -48,6 +48,31 @@ def test_models_answer_over_their_sockets_as_in_process(iris: tuple[Path, Any]) 
     asyncio.run(scenario())
 
 
+def test_files_that_changed_since_they_were_seen_are_seen_again(
+    iris: tuple[Path, Any], tmp_path: Path
+) -> None:
+    first, other = iris[1], RandomForestClassifier(3, random_state=1).fit(FEATURES, (LABELS + 1) % 3)
+    path = tmp_path / "model.joblib"
+
+    async def scenario() -> None:
+        async with serving() as served:
+            for estimator in (first, other):
+                joblib.dump(estimator, path)
+                loaded = await served.load("iris", "sklearn", path)
+                answer = await served.infer("iris", FEATURES)
+                np.testing.assert_array_equal(answer["predict"], estimator.predict(FEATURES)[:, None])
+                await served.unload("iris")
+            spec = ModelSpec("iris", "sklearn", str(path))
+            estimate = await served.runtime.estimate(spec)
+            assert estimate.content == loaded.content
+            path.unlink()
+            with pytest.raises(LoadFailed) as gone:
+                await served.runtime.load(spec, estimate)
+            assert gone.value.code is Code.NOT_FOUND
+
+    asyncio.run(scenario())
+
+
 def test_a_bad_request_in_a_batch_fails_alone(iris: tuple[Path, Any]) -> None:
     path, estimator = iris
 

@@ -87,7 +87,7 @@ class Faults:
                         self._model_fault(event)
                         waited[event.model] = None
                     else:
-                        self._name_fault(event, told)
+                        self._name_fault(event, told, waited)
                 case Abandoned():
                     self._abandoned(event)
                 case Retired():
@@ -109,13 +109,36 @@ class Faults:
 
     # --- names ----------------------------------------------------------------------------------------------
 
-    def _name_fault(self, fault: Fault, told: list[tuple[Name, str]]) -> None:
+    def _name_fault(self, fault: Fault, told: list[tuple[Name, str]], waited: dict[str, None]) -> None:
         model = self._names.resolve(fault.name)
-        if model is not None:
-            told.append((fault.name, model))
-        else:
+        if model is None:
             self._unknown[fault.name] = fault.waiting
             self._confirm()
+            return
+        told.append((fault.name, model))
+        if self._foreseen(model, fault):
+            waited[model] = None
+
+    def _foreseen(self, model: str, fault: Fault) -> bool:
+        """Whether a cold model is wanted now. Those who asked for its name fault on it next; its load need not wait for
+        that. What cannot be loaded is refused then, not here."""
+        record = self._registrar.mirror.model(model)
+        if (
+            record is None
+            or self._copies.get(model) is not None
+            or self._failures.standing(model) is not None
+        ):
+            return False
+        try:
+            loads = self._sites.loads_of(model, record, None)
+        except ModelMeshError:
+            return False
+        want = loads.want(model, record)
+        if want is None:
+            return False
+        _join(want, fault.waiting, self._clock.monotonic_s() + fault.latest_deadline_in_ms / 1000)
+        loads.changed(model)
+        return True
 
     def _confirm(self) -> None:
         if self._unknown and not self._confirming:

@@ -49,13 +49,13 @@ class Names:
                 return active
         if name.version and not self._serves_versions():
             return None
-        if kind in (NameKind.MODEL, NameKind.MODEL_FIRST) and self._mirror.model(name.name) is not None:
+        if kind in (NameKind.MODEL, NameKind.MODEL_FIRST) and self._mirror.has_model(name.name):
             return name.name
         if kind is not NameKind.MODEL:
             active = self._active(name.name)
             if active is not None:
                 return active
-        if kind is NameKind.VMODEL_FIRST and self._mirror.model(name.name) is not None:
+        if kind is NameKind.VMODEL_FIRST and self._mirror.has_model(name.name):
             return name.name
         return None
 

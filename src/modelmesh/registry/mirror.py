@@ -6,6 +6,7 @@ revision kept with each record decides, so that applying is idempotent and never
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -71,12 +72,16 @@ class Mirror:
     def model(self, id: str) -> ModelRecord | None:
         """The record of a registered model, or None."""
         raw = self._models.get(id)
-        return None if raw is None else ModelRecord.decode(_split(raw)[1])
+        return None if raw is None else _model(raw)
+
+    def has_model(self, id: str) -> bool:
+        """Whether there is such a model, without decoding its record."""
+        return self._models.get(id) is not None
 
     def vmodel(self, id: str) -> VModelRecord | None:
         """The record of a vmodel, or None."""
         raw = self._vmodels.get(id)
-        return None if raw is None else VModelRecord.decode(_split(raw)[1])
+        return None if raw is None else _vmodel(raw)
 
     def has_vmodel(self, id: str) -> bool:
         """Whether there is such a vmodel, without decoding its record."""
@@ -214,6 +219,17 @@ class Mirror:
                 if not record.settled:
                     self._unsettled.add(vmodel)
         self._names.update(pairs)
+
+
+@functools.lru_cache(maxsize=512)
+def _model(raw: bytes) -> ModelRecord:
+    """A load asks for the same record several times."""
+    return ModelRecord.decode(_split(raw)[1])
+
+
+@functools.lru_cache(maxsize=512)
+def _vmodel(raw: bytes) -> VModelRecord:
+    return VModelRecord.decode(_split(raw)[1])
 
 
 def _split(raw: bytes) -> tuple[int, bytes]:

@@ -22,10 +22,12 @@ from modelmesh.errors import (
 )
 from modelmesh.journal import Did
 from modelmesh.policy.runtimes import Offer
+from modelmesh.runtime.control_channel import WorkerDied
 from modelmesh.runtime.events import Events
+from modelmesh.runtime.examined import Examinations, Examined
 from modelmesh.runtime.facts import Facts
 from modelmesh.runtime.ids import Ids
-from modelmesh.runtime.loader import Hung, Loader
+from modelmesh.runtime.loader import FilesChanged, Hung, Loader
 from modelmesh.runtime.meter import MIB, Meter
 from modelmesh.runtime.placement import Candidate, choose
 from modelmesh.runtime.protocol import Estimate, Loaded, ModelSpec, Noted, RuntimeEvent, RuntimeInfo
@@ -34,10 +36,9 @@ from modelmesh.runtime.replacing import Replacing
 from modelmesh.runtime.seat import Seat
 from modelmesh.runtime.sizes import Sizes
 from modelmesh.runtime.supervisor import Supervisor
-from modelmesh.runtime.worker_process import WorkerConfig, WorkerDied, WorkerProcess
-from modelmesh.worker.artefact import Artefact, read_artefact
+from modelmesh.runtime.worker_process import WorkerConfig, WorkerProcess
 from modelmesh.worker.formats.protocol import Format
-from modelmesh.worker.formats.table import formats, identify
+from modelmesh.worker.formats.table import formats
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ ATTEMPTS: Final = 3
 """Workers a load may lose to deaths that are not its fault."""
 PROMISE_S: Final = 120.0
 """How long a load that was promised the import of a format keeps others from being asked for its bytes too."""
-EXAMINED_MAX: Final = 1000
 
 
 def default_worker_count(budget_bytes: int, n_cores: int) -> int:
@@ -88,7 +88,7 @@ class BuiltinRuntime:
         self._sizes = Sizes()
         self._quarantine = Quarantine()
         self._orders: dict[str, _Order] = {}
-        self._examined: dict[ModelSpec, tuple[Format, Artefact]] = {}
+        self._examinations = Examinations()
         self._promised: dict[Format, tuple[str, float]] = {}
         self._stopped = False
 
@@ -159,15 +159,15 @@ class BuiltinRuntime:
 
     async def estimate(self, spec: ModelSpec) -> Estimate:
         """See `Runtime.estimate`."""
-        format, artefact = await asyncio.to_thread(_examine, spec)
-        self._remember(spec, format, artefact)
-        content = self._sizes.content_of(artefact)
+        examined = await self._examinations.of(spec)
+        format = examined.format
+        content = self._sizes.content_of(examined)
         known = self._sizes.measured(content)
-        weight = known or self._sizes.predicted(format, artefact.size_bytes)
+        weight = known or self._sizes.predicted(format, examined.size_bytes)
         alone = self._quarantine.runs_alone(spec.id, self._clock.monotonic_s())
         base_bytes = self._own_worker_bytes(format) if alone else self._base_bytes(spec, format)
         room_bytes = self._meter.capacity_bytes() - base_bytes
-        least_bytes = known.size_bytes if known is not None else min(artefact.size_bytes, weight.size_bytes)
+        least_bytes = known.size_bytes if known is not None else min(examined.size_bytes, weight.size_bytes)
         if least_bytes > room_bytes:
             raise self._too_large(spec, least_bytes, base_bytes, alone=alone)
         size_bytes = min(weight.size_bytes, room_bytes)
@@ -181,13 +181,6 @@ class BuiltinRuntime:
             load_s=weight.load_s,
             content=content,
         )
-
-    def _remember(self, spec: ModelSpec, format: Format, artefact: Artefact) -> None:
-        """Keep what was seen on disk for the load that follows; the worker looks again anyway."""
-        self._examined.pop(spec, None)
-        self._examined[spec] = format, artefact
-        while len(self._examined) > EXAMINED_MAX:
-            self._examined.pop(next(iter(self._examined)))
 
     def _own_worker_bytes(self, format: Format) -> int:
         return self._facts.idle_base_bytes() + self._facts.base_bytes(format, ())
@@ -249,28 +242,33 @@ class BuiltinRuntime:
                 del self._orders[order.spec.id]
 
     async def _load(self, spec: ModelSpec, *, may_import: bool) -> Loaded:
-        examined = self._examined.pop(spec, None)
-        format, artefact = examined if examined is not None else await asyncio.to_thread(_examine, spec)
         try:
             for _ in range(ATTEMPTS):
-                seat = await self._choose_seat(spec, format, may_import=may_import)
+                examined = await self._examinations.of(spec)
+                seat = await self._choose_seat(spec, examined.format, may_import=may_import)
                 worker = seat.worker
                 try:
-                    return await self._load_into(seat, spec, format, artefact)
+                    return await self._load_into(seat, spec, examined)
+                except FilesChanged:
+                    self._examinations.forget(spec)
                 except WorkerDied:
                     self._find_fault(spec, worker)
+        except LoadFailed:
+            self._examinations.forget(spec)
+            raise
         finally:
-            if self._promised.get(format, ("", 0.0))[0] == spec.id:
+            for format in [format for format, (model, _) in self._promised.items() if model == spec.id]:
                 del self._promised[format]
         raise LoadFailed(
-            f"{ATTEMPTS} workers ended while model {spec.id} was loading, for other reasons than this model.",
+            f"Model {spec.id} could not be loaded in {ATTEMPTS} attempts: each time its files changed meanwhile, or its worker "
+            "ended for other reasons than this model.",
             code=Code.UNAVAILABLE,
             model=spec.id,
         )
 
-    async def _load_into(self, seat: Seat, spec: ModelSpec, format: Format, artefact: Artefact) -> Loaded:
+    async def _load_into(self, seat: Seat, spec: ModelSpec, examined: Examined) -> Loaded:
         try:
-            placed, measured = await self._loader.load(seat, spec, format, artefact)
+            placed, measured = await self._loader.load(seat, spec, examined)
         except Hung as hung:
             if hung.loading:
                 self._supervisor.strike(spec.id, "its load never ended", alone=bool(seat.alone_for))
@@ -374,15 +372,6 @@ class BuiltinRuntime:
         await asyncio.gather(*orders, return_exceptions=True)
         await self._supervisor.stop(grace_s)
         await asyncio.to_thread(self._facts.save)
-
-
-def _examine(spec: ModelSpec) -> tuple[Format, Artefact]:
-    try:
-        artefact = read_artefact(spec.path)
-        return identify(spec.type, artefact)[0], artefact
-    except LoadFailed as failure:
-        failure.model = spec.id
-        raise
 
 
 def _mib(n_bytes: int) -> str:

@@ -9,15 +9,15 @@ from typing import Final
 
 from modelmesh.dataplane.protocol import Replica
 from modelmesh.errors import Code, LoadFailed, LoadTimeout, RuntimeUnavailable
+from modelmesh.runtime.control_channel import WorkerDied
+from modelmesh.runtime.examined import Examined
 from modelmesh.runtime.facts import Facts
 from modelmesh.runtime.ids import Ids
 from modelmesh.runtime.memory import Charge
 from modelmesh.runtime.protocol import ModelSpec
 from modelmesh.runtime.seat import Placed, Seat
 from modelmesh.runtime.sizes import Sizes, Weight
-from modelmesh.runtime.worker_process import WorkerDied
-from modelmesh.worker.artefact import Artefact
-from modelmesh.worker.control import Import, Load, LoadDone, Message, Refused, Unload
+from modelmesh.worker.control import Changed, Import, Load, LoadDone, Message, Refused, Unload
 from modelmesh.worker.formats.protocol import Format
 from modelmesh.worker.memory import Footprint, footprint
 
@@ -38,6 +38,10 @@ class Hung(Exception):
         self.loading = loading
 
 
+class FilesChanged(Exception):
+    """The files are not those that were examined; nothing was loaded."""
+
+
 class Loader:
     """Knows how to load into a seat and out of it; not which seat, nor when."""
 
@@ -47,11 +51,9 @@ class Loader:
         self._timeout_s = load_timeout_s
         self._ids = ids
 
-    async def load(
-        self, seat: Seat, spec: ModelSpec, format: Format, artefact: Artefact
-    ) -> tuple[Placed, bool]:
-        """Load a model and charge it. Returns it and whether its size is final. Raises LoadFailed; WorkerDied when the process
-        ended meanwhile; Hung after the load timeout."""
+    async def load(self, seat: Seat, spec: ModelSpec, examined: Examined) -> tuple[Placed, bool]:
+        """Load a model and charge it. Returns it and whether its size is final. Raises LoadFailed; FilesChanged when they are not
+        those that were examined; WorkerDied when the process ended meanwhile; Hung after the load timeout."""
         async with seat.turn:
             worker = seat.worker
             if worker is None or not seat.ready:
@@ -59,10 +61,10 @@ class Loader:
             seat.loading = spec
             seat.changes += 1
             try:
-                if format not in seat.formats:
-                    seat.importing = format
-                    await self._import(seat, format)
-                return await self._load(seat, spec, format, artefact)
+                if examined.format not in seat.formats:
+                    seat.importing = examined.format
+                    await self._import(seat, examined.format)
+                return await self._load(seat, spec, examined)
             except WorkerDied:
                 await worker.wait_buried()
                 raise
@@ -84,19 +86,19 @@ class Loader:
         seat.formats.append(format)
         seat.importing = None
 
-    async def _load(
-        self, seat: Seat, spec: ModelSpec, format: Format, artefact: Artefact
-    ) -> tuple[Placed, bool]:
+    async def _load(self, seat: Seat, spec: ModelSpec, examined: Examined) -> tuple[Placed, bool]:
         assert seat.worker is not None
-        worker, account = seat.worker, seat.account
-        content = self._sizes.content_of(artefact)
+        worker, account, format = seat.worker, seat.account, examined.format
+        content = self._sizes.content_of(examined)
         known = self._sizes.measured(content)
-        account.reserved_bytes = (known or self._sizes.predicted(format, artefact.size_bytes)).peak_bytes
+        account.reserved_bytes = (known or self._sizes.predicted(format, examined.size_bytes)).peak_bytes
         replica = Replica(self._ids.replica(), seat.target_id)
         settled = self._sizes.settled(format, content)
         size_bytes = 0 if settled is None else settled.size_bytes
-        command = Load(spec.id, replica.id, format.name, spec.path, content, size_bytes)
+        command = Load(spec.id, replica.id, format.name, spec.path, content, size_bytes, examined.fingerprint)
         done = await self._ask(seat, command, spec, loading=True)
+        if isinstance(done, Changed):
+            raise FilesChanged(spec.id)
         if not isinstance(done, LoadDone):
             raise LoadFailed(
                 f"The worker gave a wrong answer to the load of {spec.id}: {done}.", model=spec.id
@@ -106,7 +108,7 @@ class Loader:
         size_bytes = known.size_bytes if known is not None and not done.measured else done.size_bytes
         peak_bytes = done.peak_bytes or (settled.peak_bytes if settled is not None else size_bytes)
         weight = Weight(size_bytes, peak_bytes, done.load_s, done.file_bytes)
-        self._sizes.learn(format, artefact, done.content, weight, measured=measured)
+        self._sizes.learn(examined, done.content, weight, measured=measured)
         self._facts.largest_model_bytes = max(self._facts.largest_model_bytes, size_bytes)
         placed = Placed(spec, format, done.content, replica, peak_bytes, done.load_s)
         if seat.worker is not worker:

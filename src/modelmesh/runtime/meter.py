@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from modelmesh.runtime.control_channel import WorkerDied
 from modelmesh.runtime.events import Events
 from modelmesh.runtime.memory import Charge, capacity_bytes, unattributed_bytes
 from modelmesh.runtime.protocol import CapacityChanged, SizeChanged
 from modelmesh.runtime.seat import Seat
 from modelmesh.runtime.sizes import Sizes, Weight
-from modelmesh.runtime.worker_process import WorkerDied
 from modelmesh.worker.control import Measure, Measured
 from modelmesh.worker.memory import footprint
 

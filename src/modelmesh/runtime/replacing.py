@@ -9,15 +9,15 @@ from typing import Final
 
 from modelmesh.errors import ModelMeshError
 from modelmesh.journal import Did
+from modelmesh.runtime.control_channel import WorkerDied
 from modelmesh.runtime.events import Events
+from modelmesh.runtime.examined import examine
 from modelmesh.runtime.facts import Facts
-from modelmesh.runtime.loader import Hung, Loader
+from modelmesh.runtime.loader import FilesChanged, Hung, Loader
 from modelmesh.runtime.meter import MIB, Meter
 from modelmesh.runtime.protocol import CopyLost, Noted, ReplicasChanged
 from modelmesh.runtime.seat import Placed, Seat
 from modelmesh.runtime.supervisor import Supervisor
-from modelmesh.runtime.worker_process import WorkerDied
-from modelmesh.worker.artefact import read_artefact
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +113,12 @@ class Replacing:
                 return
             self.moving = model
             try:
-                artefact = await asyncio.to_thread(read_artefact, placed.spec.path)
-                moved, _ = await self._loader.load(successor, placed.spec, placed.format, artefact)
+                examined = await asyncio.to_thread(examine, placed.spec)
+                moved, _ = await self._loader.load(successor, placed.spec, examined)
                 self._events.put(ReplicasChanged(model, (moved.replica,)))
                 await asyncio.sleep(ROUTE_GRACE_S)
                 await self._loader.unload(seat, model)
-            except (ModelMeshError, WorkerDied, Hung) as error:
+            except (ModelMeshError, FilesChanged, WorkerDied, Hung) as error:
                 log.warning("Model %s could not be moved from %s: %s", model, seat.name, error)
                 if model not in successor.models and seat.models.pop(model, None) is not None:
                     seat.account.charges.drop(model)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from modelmesh.worker.artefact import Artefact
+from modelmesh.runtime.examined import Examined
 from modelmesh.worker.formats.protocol import Format
 
 Value = TypeVar("Value")
@@ -44,9 +44,9 @@ class Sizes:
         self._experience: dict[str, tuple[float, float]] = {}
         """Per format: bytes measured and bytes guessed, older ones fading."""
 
-    def content_of(self, artefact: Artefact) -> str:
+    def content_of(self, examined: Examined) -> str:
         """The content hash of files that were loaded before, unchanged; empty when unknown."""
-        return self._contents.get(artefact.fingerprint(), "")
+        return self._contents.get(examined.fingerprint, "")
 
     def measured(self, content: str) -> Weight | None:
         """What a model of this content weighed; None when none was measured."""
@@ -67,18 +67,17 @@ class Sizes:
         size_bytes = int(_guess(format, file_bytes) * factor)
         return Weight(size_bytes, _usual_peak_bytes(format, size_bytes), 0.0)
 
-    def learn(
-        self, format: Format, artefact: Artefact, content: str, weight: Weight, *, measured: bool
-    ) -> None:
+    def learn(self, examined: Examined, content: str, weight: Weight, *, measured: bool) -> None:
         """Remember a finished load; only measured sizes are believed later."""
-        _keep(self._contents, artefact.fingerprint(), content)
+        _keep(self._contents, examined.fingerprint, content)
         if not measured:
             return
         self.settle(content, weight)
+        format = examined.format
         measured_bytes, guessed_bytes = self._experience.get(format.name, (0.0, 0.0))
         self._experience[format.name] = (
             FACTOR_MEMORY * measured_bytes + weight.size_bytes,
-            FACTOR_MEMORY * guessed_bytes + _guess(format, artefact.size_bytes),
+            FACTOR_MEMORY * guessed_bytes + _guess(format, examined.size_bytes),
         )
 
     def settle(self, content: str, weight: Weight) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import signal
@@ -17,18 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from modelmesh.errors import RuntimeUnavailable, SettingsError
+from modelmesh.runtime.control_channel import ControlChannel, WorkerDied
 from modelmesh.runtime.deaths import Death
-from modelmesh.worker.control import (
-    LENGTH,
-    MESSAGE_BYTES_MAX,
-    Done,
-    Message,
-    Refused,
-    Serve,
-    Stop,
-    decode,
-    encode,
-)
+from modelmesh.worker.control import Done, Message, Refused, Serve, Stop
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +41,6 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 """Dense and countable: few heaps, no threads of libraries beside the worker's own, and Python's objects in the same
 heap as everything else, so that the allocator's count is a model's size and its pages can be given back
 (3–5 % of inference time, measured; without it Python keeps a megabyte for each survivor)."""
-
-
-class WorkerDied(Exception):
-    """The process ended before it answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +71,8 @@ class WorkerProcess:
         self.buried: asyncio.Future[Death] = loop.create_future()
         """Set by the supervisor once it knows what the death means."""
         self._config = config
-        self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Message]] = {}
+        self._channel = ControlChannel(name, self._end_of_channel)
         self._process: subprocess.Popen[bytes] | None = None
-        self._writer: asyncio.StreamWriter | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -126,8 +110,7 @@ class WorkerProcess:
     async def _introduce(self, ours: socket.socket) -> None:
         """Open the channel and tell the worker where to listen. Raises RuntimeUnavailable."""
         self._watch_exit()
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        self._tasks.append(asyncio.create_task(self._read(reader), name=f"{self.name} control"))
+        await self._channel.open(ours)
         serve = Serve(
             socket_path=str(self.socket_path),
             executing_path=str(self.executing_path),
@@ -180,47 +163,20 @@ class WorkerProcess:
     def _note_exit(self, return_code: int) -> None:
         if not self.exited.done():
             self.exited.set_result(return_code)
-        self._fail_waiting()
+        self._channel.fail()
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
-                (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-                if length > MESSAGE_BYTES_MAX:
-                    raise ValueError(f"a control message of {length} bytes")
-                number, message = decode(await reader.readexactly(length))
-                waiting = self._waiting.pop(number, None)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(message)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        except ValueError:
-            log.exception("%s broke the control protocol and is ended.", self.name)
-        if not self.exited.done():
+    def _end_of_channel(self) -> None:
+        """A worker without its channel is of no use any more."""
+        if self._process is not None and not self.exited.done():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL if self.ending else signal.SIGTERM)
-        self._fail_waiting()
-
-    def _fail_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            if not future.done():
-                future.set_exception(WorkerDied(self.name))
 
     async def ask(self, command: Message, timeout_s: float) -> Message:
         """Send a command and wait for its answer. Raises WorkerDied, TimeoutError (then the answer is still discarded
         when it comes)."""
-        if self._writer is None or self.exited.done():
+        if self.exited.done():
             raise WorkerDied(self.name)
-        number = next(self._numbers)
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
-        try:
-            self._writer.write(encode(number, command))
-            async with asyncio.timeout(timeout_s):
-                return await answer
-        finally:
-            self._waiting.pop(number, None)
+        return await self._channel.ask(command, timeout_s)
 
     async def wait_buried(self) -> Death | None:
         """What its death meant, once it is known; None when that takes too long, for it does not end."""
@@ -266,9 +222,5 @@ class WorkerProcess:
             if task is not asyncio.current_task():
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._fail_waiting()
-        if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(ConnectionError):
-                await self._writer.wait_closed()
-            self._writer = None
+        self._channel.fail()
+        await self._channel.close()

@@ -6,10 +6,11 @@ worker one answer per command, in any order: loads and imports run beside unload
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import struct
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final
 
 LENGTH: Final = struct.Struct(">I")
@@ -46,9 +47,9 @@ class Import(Message):
 
 @dataclass(frozen=True, slots=True)
 class Load(Message):
-    """Load a model and serve it. Answered with LoadDone or Refused. `content` is its content hash where known already:
+    """Load a model and serve it. Answered with LoadDone, Refused or Changed. `content` is its content hash where known already:
     it is not computed again then. `size_bytes` is what a model of this content weighs, all in the heap, where that is known:
-    it is not measured again then; else 0."""
+    it is not measured again then; else 0. `fingerprint` is that of the files meant; empty: whatever they are."""
 
     model: str
     handle: int
@@ -56,6 +57,7 @@ class Load(Message):
     path: str
     content: str
     size_bytes: int = 0
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,11 @@ class Stop(Message):
 @dataclass(frozen=True, slots=True)
 class Done(Message):
     """A command is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed(Message):
+    """The files are not those that were meant; nothing was loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,9 @@ class Refused(Message):
 
 def encode(number: int, message: Message) -> bytes:
     """A numbered message, framed."""
-    body = json.dumps([number, type(message).__name__, asdict(message)], separators=(",", ":")).encode()  # type: ignore[call-overload]
+    kind: Any = type(message)
+    values = {name: getattr(message, name) for name in _names(kind)}
+    body = _ENCODER.encode([number, kind.__name__, values]).encode()
     return LENGTH.pack(len(body)) + body
 
 
@@ -133,9 +142,17 @@ def decode(body: bytes) -> tuple[int, Message]:
     """The number and message of a frame's body. Raises ValueError for anything else."""
     number, kind, values = json.loads(body)
     message_type: Any = Message._kinds.get(kind)
-    if message_type is None or set(values) != {field.name for field in fields(message_type)}:
+    if message_type is None or values.keys() != _names(message_type).keys():
         raise ValueError(f"an unknown control message: {kind}")
     return int(number), message_type(**values)
+
+
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
+
+
+@functools.cache
+def _names(message_type: Any) -> dict[str, None]:
+    return dict.fromkeys(field.name for field in fields(message_type))
 
 
 def receive(channel: socket.socket) -> tuple[int, Message] | None:

@@ -21,6 +21,7 @@ from modelmesh.dataplane.model_server import Batch, ModelServer
 from modelmesh.errors import Code, LoadFailed, ModelMeshError, code_of
 from modelmesh.worker import memory
 from modelmesh.worker.control import (
+    Changed,
     Done,
     Import,
     Load,
@@ -167,9 +168,11 @@ class Worker:
         self._residents.import_format(command.format)
         return Done()
 
-    def _load(self, command: Load) -> LoadDone:
+    def _load(self, command: Load) -> LoadDone | Changed:
         self._residents.import_format(command.format)
         done = self._residents.load(command)
+        if isinstance(done, Changed):
+            return done
         model = self._residents.get(command.handle)
         assert model is not None
         try:

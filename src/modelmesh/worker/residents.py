@@ -15,7 +15,7 @@ from pathlib import Path
 from modelmesh.errors import Code, LoadFailed
 from modelmesh.worker import memory
 from modelmesh.worker.artefact import read_artefact, unreadable
-from modelmesh.worker.control import Load, LoadDone
+from modelmesh.worker.control import Changed, Load, LoadDone
 from modelmesh.worker.formats.protocol import Format, LoadedModel
 from modelmesh.worker.formats.table import format_named, missing_extra
 
@@ -93,10 +93,12 @@ class Residents:
         gc.freeze()
         self._trim()
 
-    def load(self, command: Load) -> LoadDone:
+    def load(self, command: Load) -> LoadDone | Changed:
         """Load a model and measure it. Raises LoadFailed, MemoryError."""
         format = format_named(command.format)
         artefact = read_artefact(command.path)
+        if command.fingerprint and artefact.fingerprint() != command.fingerprint:
+            return Changed()
         name = format.pick(artefact.names)
         if name is None:
             raise LoadFailed(f"The model's file vanished from {artefact.folder}.", code=Code.NOT_FOUND)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
-from modelmesh.dataplane.protocol import Name, NameKind, Route
-from modelmesh.errors import Code, ModelNotFound, RuntimeUnavailable
+from modelmesh.dataplane.protocol import Fault, Name, NameKind, Route
+from modelmesh.errors import Code, LoadFailed, ModelNotFound, RuntimeUnavailable
 from modelmesh.journal import Did
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.names import Names
@@ -40,6 +40,26 @@ def test_unknown_names_share_one_read_of_the_store_and_are_remembered_a_second()
             await asyncio.sleep(1.1)
             await stage.ask("unknown1").answer
             assert reads == 2
+
+    run(scene())
+
+
+def test_a_cold_model_is_loaded_when_its_name_is_asked_for_unless_it_just_failed() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            await stage.register("cold")
+            await stage.register("broken", Artefact(error=LoadFailed("It cannot be read.")))
+            assert (await stage.ask("broken").answer).code is not Code.OK
+            await stage.until(lambda: stage.mesh.model("broken").state is State.FAILED)
+            events = [
+                Fault(Name(NameKind.MODEL_FIRST, model), "", 1, 5000, 5000) for model in ("cold", "broken")
+            ]
+            stage.mesh.handle_events(events)
+            assert [stage.mesh.model(model).state for model in ("cold", "broken")] == [
+                State.QUEUED,
+                State.FAILED,
+            ]
+            await stage.until(lambda: stage.mesh.model("cold").state is State.LOADED)
 
     run(scene())
 

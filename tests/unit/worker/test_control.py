@@ -9,6 +9,7 @@ import pytest
 
 from modelmesh.worker import control
 from modelmesh.worker.control import (
+    Changed,
     Done,
     Import,
     Load,
@@ -29,6 +30,7 @@ MESSAGES: list[Message] = [
     Serve("/tmp/a.sock", "/tmp/a.run", 1, 256, 1 << 20, 1 << 24),
     Import("sklearn"),
     Load("iris@1", 7, "sklearn", "/models/ïris", ""),
+    Changed(),
     Unload("iris@1", 30.0),
     Measure(1 << 20),
     Stop(5.0),
