@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, Literal, Self
 
 
 class Code(IntEnum):
@@ -73,6 +73,13 @@ class PayloadTooLarge(InvalidInput):
 
 class ModelNotFound(ModelMeshError):
     """No model or vmodel has this name."""
+
+    @classmethod
+    def named(cls, name: str, *, what: Literal["model", "vmodel"] = "model", version: str = "") -> Self:
+        """The error of a name that is not registered. Clients of the predecessor compare the first words."""
+        asked = f"{name}, version {version}" if version else name
+        see = "modelmesh list" if what == "model" else "modelmesh vmodel list"
+        return cls(f"{what} not found: {asked}; see what is registered with: {see}", model=name)
 
 
 class AlreadyExists(ModelMeshError):

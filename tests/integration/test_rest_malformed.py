@@ -53,6 +53,7 @@ def sized(length: bytes, body: bytes = b"") -> bytes:
         (b"GET /v2 HTTP/1.1\r\n" + HOST + b"X: \x00\r\n\r\n", 400),
         (b"GET /v2 HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 70_000 + b"\r\n\r\n", 431),
         (b"GET /v2 HTTP/1.1\r\n" + HOST + b"X: a\r\n" * 1000 + b"\r\n", 431),
+        (b"GET /" + b"v" * 70_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 431),
         (sized(b"-5"), 400),
         (sized(b"5x"), 400),
         (sized(b"5\r\nContent-Length: 6", b"hello"), 400),
@@ -64,7 +65,21 @@ def sized(length: bytes, body: bytes = b"") -> bytes:
     ],
 )
 def test_malformed_requests(face: RestFace, data: bytes, status: int) -> None:
-    assert status_of(face.talk(data)) == status
+    answer = face.talk(data)
+    assert status_of(answer) == status
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\ncontent-type: application/json\r\n" in head
+    assert b"\r\ncontent-length: %d\r\n" % len(body) in head
+    assert b"\r\nconnection: close" in head
+    assert json.loads(body)["error"].endswith(".")
+
+
+def test_what_is_malformed_after_good_requests_is_told_after_their_answers(face: RestFace) -> None:
+    good = sized(str(len(BODY)).encode(), BODY)
+    answers = face.talk(good * 2 + b"GARBAGE\r\n\r\n")
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+    assert b"HTTP/1.1 400 Bad Request" in answers
+    assert "no HTTP/1.1 request" in json.loads(answers.rpartition(b"\r\n\r\n")[2])["error"]
 
 
 def test_pipelined_requests_are_answered_in_order(face: RestFace) -> None:

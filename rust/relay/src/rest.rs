@@ -2,13 +2,14 @@
 //! and goes through the same door ([`Dispatcher`]); the answer becomes JSON.
 //!
 //! `route` knows the paths, `headers` what is read from and passed on in headers, `body` how much of a body is taken and
-//! for how long, `exchange` what one call is. Here: the life of one connection.
+//! for how long, `exchange` what one call is, `worded` what is said where there was no call. Here: the life of one connection.
 
 mod body;
 mod exchange;
 mod headers;
 mod lingering;
 mod route;
+mod worded;
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -27,6 +28,7 @@ use crate::dispatch::Dispatcher;
 use crate::socket::Socket;
 use crate::stream::Stream;
 use lingering::Lingering;
+use worded::Worded;
 
 /// How long a connection may be idle, and how long the head of a request may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
@@ -44,6 +46,7 @@ pub async fn serve_connection(stream: Stream, dispatcher: Dispatcher) {
     let service = service_fn(async |request| {
         Ok::<_, Infallible>(exchange::answer(&dispatcher, request).await)
     });
+    let stream = Worded::new(Lingering::new(stream), header_bytes_max);
     // Not `pipeline_flush`: with it an answer is held back while unread request bytes are buffered, and lost when the
     // connection closes because of them (seen with hyper 1.12).
     let mut connection = pin!(
@@ -52,7 +55,7 @@ pub async fn serve_connection(stream: Stream, dispatcher: Dispatcher) {
             .header_read_timeout(HEAD_TIMEOUT)
             .max_header_size(header_bytes_max)
             .max_buf_size(READ_BUFFER_BYTES.max(header_bytes_max))
-            .serve_connection(TokioIo::new(Lingering::new(stream)), service)
+            .serve_connection(TokioIo::new(stream), service)
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -67,7 +67,7 @@ class Asks:
         """Have a model loaded. None when it is; else what tells when, which must be awaited or withdrawn."""
         record = self._mirror.model(model)
         if record is None:
-            raise ModelNotFound(f"model not found: {model}", model=model)
+            raise ModelNotFound.named(model)
         if self._stopped is not None:
             raise self._stopped
         if hold:

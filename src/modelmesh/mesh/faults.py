@@ -187,9 +187,7 @@ class Faults:
         """Requests wait for a model."""
         record = self._registrar.mirror.model(model)
         if record is None:
-            self._refusals.model(
-                model, ModelNotFound(f"model not found: {model}", model=model), None, waiting
-            )
+            self._refusals.model(model, ModelNotFound.named(model), None, waiting)
             return
         copy = self._copies.get(model)
         if copy is not None and copy.state is State.LOADED and self._serve(copy, waiting, latest_deadline_s):

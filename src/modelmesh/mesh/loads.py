@@ -292,7 +292,7 @@ class Loads:
         estimate: Estimate | None = None
         try:
             if record is None:
-                raise _not_found(copy.model)
+                raise ModelNotFound.named(copy.model)
             async with asyncio.timeout(self._tuning.estimate_timeout_s):
                 estimate = await self._runtime.estimate(_spec(copy.model, record))
         except TimeoutError:
@@ -361,7 +361,7 @@ class Loads:
         loaded: Loaded | None = None
         try:
             if record is None or estimate is None or copy.cancelled:
-                raise _not_found(copy.model)
+                raise ModelNotFound.named(copy.model)
             copy.calling = True
             async with asyncio.timeout(self.load_timeout_s):
                 loaded = await self._runtime.load(_spec(copy.model, record), estimate)
@@ -375,7 +375,7 @@ class Loads:
             if not copy.cancelled or task is None:
                 raise
             task.uncancel()
-            error = _not_found(copy.model)
+            error = ModelNotFound.named(copy.model)
         except ModelMeshError as raised:
             error = raised
         except Exception as raised:
@@ -506,10 +506,6 @@ def refined(estimate: Estimate, record: ModelRecord) -> Estimate:
 
 def _spec(model: str, record: ModelRecord) -> ModelSpec:
     return ModelSpec(id=model, type=record.type, path=record.path, key=record.key)
-
-
-def _not_found(model: str) -> ModelNotFound:
-    return ModelNotFound(f"model not found: {model}", model=model)
 
 
 def _because(want: Want) -> str:

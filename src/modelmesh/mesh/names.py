@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from modelmesh.dataplane.protocol import DataPlane, Name, NameKind
 from modelmesh.errors import ModelMeshError, ModelNotFound
@@ -64,10 +65,9 @@ class Names:
         return None if record is None else record.active
 
     def not_found(self, name: Name) -> ModelNotFound:
-        """The error of a name that means nothing. Clients of the predecessor compare the first words."""
-        what = "vmodel" if name.kind is NameKind.VMODEL else "model"
-        asked = f"{name.name}, version {name.version}" if name.version else name.name
-        return ModelNotFound(f"{what} not found: {asked}", model=name.name)
+        """The error of a name that means nothing."""
+        what: Literal["model", "vmodel"] = "vmodel" if name.kind is NameKind.VMODEL else "model"
+        return ModelNotFound.named(name.name, what=what, version=name.version)
 
     def tell(self, answers: Iterable[tuple[Name, str]]) -> None:
         """Answer what the data plane asked."""

@@ -47,7 +47,7 @@ class Reports:
         """Raises ModelNotFound when it is not registered."""
         record = self._mirror.model(model)
         if record is None:
-            raise ModelNotFound(f"model not found: {model}", model=model)
+            raise ModelNotFound.named(model)
         return self._view(model, record)
 
     def models(self, prefix: str, state: State | None, after: str, limit: int) -> Page:

@@ -123,7 +123,7 @@ class Sites:
             return
         try:
             if record is None:
-                raise ModelNotFound(f"model not found: {copy.model}", model=copy.model)
+                raise ModelNotFound.named(copy.model)
             loads = self.serving(copy.model, record).loads
         except ModelMeshError as error:
             self.holding(copy).loads.tell(copy, error)

@@ -193,7 +193,7 @@ class VModels:
         """Raises ModelNotFound when there is none, or an owner is given and it is another's."""
         record = self._mirror.vmodel(vmodel)
         if record is None or (owner and record.owner != owner):
-            raise ModelNotFound(f"vmodel not found: {vmodel}", model=vmodel)
+            raise ModelNotFound.named(vmodel, what="vmodel")
         return self._view(vmodel, record)
 
     def views(self, *, prefix: str = "", after: str = "", limit: int = 100) -> list[VModelView]:

@@ -114,7 +114,7 @@ class FakeControlPlane:
 
     async def status(self, model: str) -> ModelView:
         if model not in self.registered:
-            raise ModelNotFound(f"model not found: {model}", model=model)
+            raise ModelNotFound.named(model)
         return self._view(model)
 
     async def ensure(self, model: str, *, last_used_ms: int = 0, sync: bool = False) -> ModelView:

@@ -165,7 +165,8 @@ def test_a_deleted_vmodel_is_forgotten_and_its_parked_requests_are_told() -> Non
             await asyncio.sleep(0.1)
             await stage.mesh.delete_vmodel("v")
             answer = await parked.answer
-            assert (answer.code, answer.message) == (Code.NOT_FOUND, "vmodel not found: v")
+            assert answer.code is Code.NOT_FOUND
+            assert answer.message == "vmodel not found: v; see what is registered with: modelmesh vmodel list"
 
     run(scene())
 
