@@ -22,7 +22,7 @@ from modelmesh.cli import logs
 from modelmesh.cli.exits import CommandFailed, Exit
 from modelmesh.errors import ModelMeshError, SettingsError
 from modelmesh.instance.termination_message import leave_message, message_path
-from modelmesh.ops.listener import Listener
+from modelmesh.ops.ports import Ports
 from modelmesh.settings import predecessor
 from modelmesh.settings.sizes import format_size
 from modelmesh.settings.sources import described, read_settings
@@ -76,16 +76,16 @@ def parser() -> ArgumentParser:
 async def run(settings: Settings) -> None:
     """Serve until a signal comes. Raises CommandFailed when it cannot start, or when a bug ends it."""
     signals = _Signals()
-    listener = Listener(settings.network.host, settings.network.ops_port)
+    ports = Ports(settings)
     from modelmesh.instance.instance import Instance
 
-    instance = Instance(settings, [_management, lambda started: _ops(started, listener)])
+    instance = Instance(settings, [_management, lambda started: _ops(started, ports)])
     try:
         try:
-            await _until_signal(instance, signals, lambda: _listening(instance, listener))
+            await _until_signal(instance, signals, lambda: _listening(instance, ports))
         finally:
             await _stop(instance, signals)
-            listener.close()
+            ports.close()
     except ModelMeshError as error:
         raise CommandFailed(str(error), Exit.NOT_STARTED) from error
     except Exception as error:
@@ -116,7 +116,7 @@ async def _until_signal(instance: Instance, signals: _Signals, listening: Callab
     if ready_file is not None:
         from modelmesh.instance.ready_file import remove_ready_file, write_ready_file
 
-        grpc, rest, ops = listening()
+        grpc, rest, ops, _ = listening()
         write_ready_file(ready_file, grpc=grpc, rest=rest, ops=ops)
     greeting = asyncio.create_task(_greet(instance, listening()), name="greeting")
     try:
@@ -172,31 +172,30 @@ async def _management(instance: Instance) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _ops(instance: Instance, listener: Listener) -> AsyncIterator[None]:
+async def _ops(instance: Instance, ports: Ports) -> AsyncIterator[None]:
     await _import("starlette.applications", "uvicorn", "modelmesh.ops.server")
     from modelmesh.ops.parts import Parts
-    from modelmesh.ops.server import OpsServer
 
     folder = instance.settings.models.folder
-    server = OpsServer(listener)
-    await server.start(
-        Parts(
-            control=instance.mesh,
-            relay=instance.dataplane,
-            measures=instance.mesh.measures,
-            admit=instance.admit,
-            drain=instance.drain,
-            listening=lambda: _listening(instance, listener),
-            oldest_use_wall_s=instance.mesh.oldest_use_wall_s,
-            clock=instance.clock,
-            folder=str(folder or ""),
-            budget_bytes=instance.settings.memory.budget_bytes,
-        )
+    metrics = instance.settings.metrics
+    parts = Parts(
+        control=instance.mesh,
+        relay=instance.dataplane,
+        measures=instance.mesh.measures,
+        admit=instance.admit,
+        drain=instance.drain,
+        ended=instance.ended,
+        listening=lambda: _listening(instance, ports),
+        oldest_use_wall_s=instance.mesh.oldest_use_wall_s,
+        clock=instance.clock,
+        folder=str(folder or ""),
+        budget_bytes=instance.settings.memory.budget_bytes,
+        export=metrics.export,
+        info_metric=metrics.info,
+        log_scrapes=metrics.log_scrapes,
     )
-    try:
+    async with ports.serving(parts, instance.journal):
         yield
-    finally:
-        await server.stop()
 
 
 async def _import(*modules: str) -> None:
@@ -207,7 +206,7 @@ async def _import(*modules: str) -> None:
         await asyncio.sleep(0)
 
 
-def _listening(instance: Instance, listener: Listener) -> Listening:
+def _listening(instance: Instance, ports: Ports) -> Listening:
     from modelmesh.ops.parts import Listening
 
     addresses = instance.addresses
@@ -215,7 +214,8 @@ def _listening(instance: Instance, listener: Listener) -> Listening:
     return Listening(
         grpc=addresses.grpc,
         rest=f"{scheme}://{addresses.rest}" if addresses.rest else "",
-        ops=f"http://{listener.address}",
+        ops=ports.ops,
+        others=ports.others,
     )
 
 
@@ -232,6 +232,7 @@ async def _greet(instance: Instance, listening: Listening) -> None:
         f"  REST  {listening.rest}",
         f"  gRPC  {listening.grpc}{' (TLS)' if settings.edges.tls_cert else ''}",
         f"  ops   {listening.ops}  (admin API and its docs, /metrics, /ready)",
+        *(f"  {name}  {url}" for name, url in listening.others.items()),
     )
     first = instance.mesh.models(limit=_TRIED_FOR_CURL).models
     if first:

@@ -69,6 +69,7 @@ class Instance:
         self._serving = AsyncExitStack()
         """The mesh with its runtime and folder, whose start is the longest: begun first, ended first."""
         self._drained: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
         self._keeper: FolderKeeper | None = None
 
     async def start(self) -> None:
@@ -153,6 +154,17 @@ class Instance:
                 self.mesh.drain(self.settings.lifecycle.grace_s), name="drain"
             )
         await asyncio.shield(self._drained)
+        self._ended.set()
+
+    async def ended(self) -> bool:
+        """Wait until nothing is in flight any more and nothing will be; False when twice the grace period went by without that.
+        Begins nothing."""
+        try:
+            async with asyncio.timeout(2 * self.settings.lifecycle.grace_s):
+                await self._ended.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def stop(self) -> None:
         """Finish what is in flight within the grace period, then stop everything in the reverse order of the start. Cancelled, it
@@ -163,7 +175,10 @@ class Instance:
             await self._stack.aclose()
 
     async def _stop_mesh(self) -> None:
-        await self.mesh.stop(self.settings.lifecycle.grace_s)
+        try:
+            await self.mesh.stop(self.settings.lifecycle.grace_s)
+        finally:
+            self._ended.set()
 
     def _follow_dataplane(self) -> None:
         loop, descriptor = asyncio.get_running_loop(), self.dataplane.fileno()

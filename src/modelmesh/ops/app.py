@@ -1,5 +1,5 @@
-"""The ASGI application of the ops port. Probes are there at once; metrics and the admin API bring their libraries along
-when they are first asked for, so that an instance nobody asks starts fast and stays small."""
+"""The ASGI applications of the HTTP ports; the ops port's is the whole. Probes are there at once; metrics and the admin API bring
+their libraries along when they are first asked for, so that an instance nobody asks starts fast and stays small."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelmesh import __version__
@@ -32,24 +32,43 @@ class Lazy:
         await application(scope, receive, send)
 
 
-def create_app(parts: Parts) -> Starlette:
+def ops_app(parts: Parts) -> Starlette:
     """The whole ops port of one instance."""
+    return _app(
+        *health.probes(parts),
+        *health.drain(parts),
+        *_metrics(parts),
+        Route("/", lambda request: RedirectResponse("/docs")),
+        Mount("/", Lazy(lambda: _admin_app(parts))),
+    )
 
+
+def probe_app(parts: Parts) -> Starlette:
+    """/ready and /live."""
+    return _app(*health.probes(parts))
+
+
+def prestop_app(parts: Parts) -> Starlette:
+    """/prestop, for the containers beside this one."""
+    return _app(*health.await_end(parts))
+
+
+def metrics_app(parts: Parts) -> Starlette:
+    """/metrics."""
+    return _app(*_metrics(parts))
+
+
+def _app(*routes: BaseRoute) -> Starlette:
+    return Starlette(routes=routes, exception_handlers={404: answer_error, 405: answer_error})
+
+
+def _metrics(parts: Parts) -> list[Route]:
     async def metrics(request: Request) -> Response:
         from modelmesh.ops.metrics import exposition
 
         return exposition(parts, request)
 
-    return Starlette(
-        routes=[
-            *health.routes(parts),
-            Route("/metrics", metrics),
-            Route("/metrics/", metrics),
-            Route("/", lambda request: RedirectResponse("/docs")),
-            Mount("/", Lazy(lambda: _admin_app(parts))),
-        ],
-        exception_handlers={404: answer_error, 405: answer_error},
-    )
+    return [Route("/metrics", metrics), Route("/metrics/", metrics)]
 
 
 def _admin_app(parts: Parts) -> Starlette:
@@ -72,11 +91,8 @@ def _admin_app(parts: Parts) -> Starlette:
 
         return Route(operation.path.replace("{id}", "{id:path}"), endpoint, methods=[operation.method])
 
-    return Starlette(
-        routes=[
-            Route("/openapi.json", read_document),
-            Route("/docs", docs_page),
-            *(route(operation) for operation in offered),
-        ],
-        exception_handlers={404: answer_error, 405: answer_error},
+    return _app(
+        Route("/openapi.json", read_document),
+        Route("/docs", docs_page),
+        *(route(operation) for operation in offered),
     )

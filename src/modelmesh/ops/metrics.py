@@ -7,8 +7,10 @@ scrape reads what the relay, the control plane and the ledger say of themselves.
 from __future__ import annotations
 
 import gzip
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import Final
 
 from prometheus_client.exposition import generate_latest
@@ -19,6 +21,8 @@ from starlette.responses import Response
 
 from modelmesh.mesh.measures import AGES_MS, MILLISECONDS, SIZES_BYTES
 from modelmesh.ops.parts import Parts
+
+_log = logging.getLogger(__name__)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 MESSAGE_BYTES: Final = tuple(128.0 * 4**power for power in range(8))
@@ -166,6 +170,7 @@ _COUNTERS: Final = {
 """The control plane's counters, and the families that show them."""
 
 Labels = Mapping[str, str]
+LabelPairs = tuple[tuple[str, str], ...]
 Values = Iterable[tuple[Labels, float]]
 
 
@@ -177,6 +182,7 @@ class InstanceCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._histograms()
+        yield from self._info()
         for name, values in self._scalars().items():
             family = TABLE[name]
             metric = Metric(_bare(family), family.says, family.kind)
@@ -190,13 +196,16 @@ class InstanceCollector(Collector):
             for family in TABLE.values()
             if family.kind == "histogram"
         }
-        for seen in self._parts.relay.histograms():
-            if seen.metric in metrics:
-                labels = {"method": seen.method, "code": seen.code.name} if TABLE[seen.metric].labels else {}
-                _add_histogram(metrics[seen.metric], labels, seen.counts, seen.sum)
-        for name, observed in self._parts.measures.histograms.items():
-            _add_histogram(metrics[name], {}, observed.counts, observed.sum)
+        for (name, labels), (counts, total) in histograms(self._parts).items():
+            _add_histogram(metrics[name], dict(labels), counts, total)
         yield from metrics.values()
+
+    def _info(self) -> Iterator[Metric]:
+        told = self._parts.info_metric
+        if told is not None:
+            metric = Metric(told.name, "What runs here, as its environment says.", "gauge")
+            metric.add_sample(told.name, dict(told.labels), 1)
+            yield metric
 
     def _scalars(self) -> dict[str, Values]:
         parts = self._parts
@@ -250,6 +259,24 @@ class InstanceCollector(Collector):
         return {name: [({}, float(value))] for name, value in (single | counted).items()} | several
 
 
+def histograms(parts: Parts) -> dict[tuple[str, LabelPairs], tuple[list[int], float]]:
+    """Counts per bucket (not cumulated) and sum of each series, by name and labels. Methods that share a label are one series."""
+    series: dict[tuple[str, LabelPairs], tuple[list[int], float]] = {}
+    for seen in parts.relay.histograms():
+        family = TABLE.get(seen.metric)
+        if family is None:
+            continue
+        labels: LabelPairs = ()
+        if family.labels:
+            method = seen.method if parts.export.full_methods else seen.method.rpartition("/")[2]
+            labels = (("method", method), ("code", seen.code.name))
+        counts, total = series.get((seen.metric, labels), ([0] * len(seen.counts), 0.0))
+        series[seen.metric, labels] = (list(map(add, counts, seen.counts)), total + seen.sum)
+    for name, observed in parts.measures.histograms.items():
+        series[name, ()] = (observed.counts, observed.sum)
+    return series
+
+
 class _Only(Collector):
     """The families with one of these names, as asked for by `name[]`."""
 
@@ -264,6 +291,8 @@ class _Only(Collector):
 
 def exposition(parts: Parts, request: Request) -> Response:
     """The answer to a scrape; gzip when accepted."""
+    if parts.log_scrapes:
+        _log.info("Metrics were scraped by %s.", request.client.host if request.client else "somebody")
     collector: Collector = InstanceCollector(parts)
     if names := request.query_params.getlist("name[]"):
         collector = _Only(collector, frozenset(names))

@@ -1,22 +1,22 @@
-"""The ops server: uvicorn inside our event loop, on a socket that was bound before."""
+"""An HTTP server: uvicorn inside our event loop, on a socket that was bound before."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Iterator
 from typing import Final
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from modelmesh.ops.app import create_app
 from modelmesh.ops.listener import Listener
-from modelmesh.ops.parts import Parts
 
 _STREAMS_CLOSE_IN_S: Final = 1
 
 
-class OpsServer:
+class HTTPServer:
     """Serves on a listener, and owns it, from `start` to `stop`."""
 
     def __init__(self, listener: Listener) -> None:
@@ -24,10 +24,10 @@ class OpsServer:
         self._server: _Embedded | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, parts: Parts) -> None:
-        """Returns when connections are accepted."""
+    async def start(self, application: ASGIApp, tls: ssl.SSLContext | None = None) -> None:
+        """Returns when connections are accepted. `tls` None: plain text."""
         config = uvicorn.Config(
-            create_app(parts),
+            application,
             http="h11",
             ws="none",
             loop="none",
@@ -38,9 +38,12 @@ class OpsServer:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=_STREAMS_CLOSE_IN_S,
         )
+        config.load()
+        config.ssl = tls
         self._server = _Embedded(config)
         self._task = asyncio.create_task(
-            self._server.serve(sockets=[self._listener.socket]), name="ops server"
+            self._server.serve(sockets=[self._listener.socket]),
+            name=f"HTTP server at {self._listener.address}",
         )
         while not self._server.started:
             if self._task.done():

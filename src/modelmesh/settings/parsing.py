@@ -21,6 +21,11 @@ def port(value: str) -> int:
     return int(value)
 
 
+def optional_port(value: str) -> int | None:
+    """None for `none`, in any case: the predecessor writes it in capitals."""
+    return None if value.strip().lower() == "none" else port(value)
+
+
 def count(value: str) -> int:
     if not value.isdigit() or not 1 <= int(value) <= 1024:
         raise ValueError("is not a number from 1 to 1024")

@@ -61,6 +61,8 @@ class Carried:
     translate: Callable[[str], str] = _same
     says: str = ""
     """What differs, if anything."""
+    in_pod: str = ""
+    """What it is in a pod of the predecessor's manifests when it is not set, written as its value would be; empty: as ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,9 @@ _STORE: Final = (
 _RUNTIME: Final = (
     "runtimes outside of this program are not supported yet. Unset it to serve with the built-in runtime"
 )
+
+_POD: Final = "WKUBE_POD_NAME"
+"""Set by the predecessor's manifests, and required there."""
 
 TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
     # The registry.
@@ -122,10 +127,13 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
         "connections are not closed for their age; not carried yet",
     ),
     Ignored(("MM_MULTI_PARALLELISM",), "calls of several models at once are not carried yet"),
-    Ignored(
-        ("MM_PROBE_PORT",), "/ready and /live are on the ops port (8089 by default); --ops-port moves them"
+    Carried(("MM_PROBE_PORT",), "probe_port", says="The ops port (8089 by default) answers them too."),
+    Carried(
+        ("MM_PRESTOP_WAIT_PORT",),
+        "prestop_port",
+        says="Unset: 8090 where `WKUBE_POD_NAME` is set, else no such port.",
+        in_pod="8090",
     ),
-    Ignored(("MM_PRESTOP_WAIT_PORT",), "/prestop is on the ops port; a port of its own is not carried yet"),
     Carried(
         ("WKUBE_POD_IPADDR",), "host", _pod_address, "All interfaces, since a pod is called from outside."
     ),
@@ -162,12 +170,13 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
     Carried(("MM_AUTO_REGISTER_MODEL_PATH", "MM_AUTO_REGISTER_MODELS_PATH"), "static_models_path"),
     Carried(("MM_DEFAULT_VMODEL_OWNER",), "vmodel_owner"),
     # What is told.
-    Ignored(
+    Carried(
         ("MM_METRICS",),
-        "/metrics is on the ops port, with the predecessor's names; statsd is not carried yet",
+        "metrics",
+        says="Unset: nothing is sent to statsd. A wrong parameter stops the start. The ops port answers /metrics too.",
     ),
-    Ignored(("MM_INFO_METRICS",), "not carried yet; modelmesh_info tells the instance and its version"),
-    Ignored(("MM_LOG_PROMETHEUS_REQS",), "scrapes are not logged; not carried yet"),
+    Carried(("MM_INFO_METRICS",), "info_metric"),
+    Carried(("MM_LOG_PROMETHEUS_REQS",), "log_scrapes"),
     Ignored(
         ("MM_LOG_EACH_INVOKE",),
         "calls are moved without being looked at one by one; a logger URI in MM_PAYLOAD_PROCESSORS logs them",
@@ -203,7 +212,7 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
     Ignored(("MM_INTERNAL_TRUST_CERTS", "MM_TRUST_CERTS"), _PEERS),
     Ignored(("MM_SEND_DEST_ID",), _PEERS),
     # Where it runs.
-    Carried(("WKUBE_POD_NAME",), "instance_id", _pod_name, "Its last 12 characters, as there."),
+    Carried((_POD,), "instance_id", _pod_name, "Its last 12 characters, as there."),
     Ignored(("WKUBE_NODE_IP",), _PEERS),
     Ignored(("WKUBE_NODE_NAME",), _PEERS),
     Ignored(("WKUBE_SERVICE_NAME",), _PEERS),
@@ -242,15 +251,15 @@ def carried(setting: str, environment: Mapping[str, str]) -> tuple[str, str] | N
     """The variable that gives this setting a value, and the value in our own writing; None when none is set. Raises SettingsError
     with a sentence that names the variable."""
     for row in TABLE:
-        if (
-            isinstance(row, Carried)
-            and row.setting == setting
-            and (name := _set_name(row.names, environment))
-        ):
+        if not isinstance(row, Carried) or row.setting != setting:
+            continue
+        if name := _set_name(row.names, environment):
             try:
                 return name, row.translate(environment[name])
             except ValueError as error:
                 raise SettingsError(f'{name}: "{environment[name]}" {error}.') from error
+        if row.in_pod and environment.get(_POD):
+            return row.names[0], row.translate(row.in_pod)
     return None
 
 

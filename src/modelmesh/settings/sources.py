@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 from modelmesh.errors import SettingsError
-from modelmesh.settings import parsing, predecessor
+from modelmesh.settings import exporting, parsing, predecessor
 from modelmesh.settings.machine import cores
-from modelmesh.settings.tree import Edges, Lifecycle, Logs, Memory, Models, Network, Setting, Settings, State
+from modelmesh.settings.tree import (
+    Edges,
+    Lifecycle,
+    Logs,
+    Memory,
+    Metrics,
+    Models,
+    Network,
+    Setting,
+    Settings,
+    State,
+)
 
 ENVIRONMENT_PREFIX: Final = "MODELMESH_"
 _CONCERNS: Final = {
@@ -24,6 +35,7 @@ _CONCERNS: Final = {
     "state": State,
     "lifecycle": Lifecycle,
     "logs": Logs,
+    "metrics": Metrics,
 }
 _BYTES_PER_WORKER: Final = 512 * 2**20
 
@@ -79,6 +91,7 @@ def default_state(folder: Path | None, environment: Mapping[str, str]) -> Path:
 def _derive(concerns: dict[str, dict[str, Any]], environment: Mapping[str, str]) -> None:
     """Fill in what was left open and follows from the rest."""
     models, memory, state = concerns["models"], concerns["memory"], concerns["state"]
+    metrics = concerns["metrics"]
     if state["read_only"] and models["folder"] is not None:
         raise SettingsError(
             "read_only: serving a folder registers its models, which a read-only registry does not allow; leave out one of both."
@@ -91,6 +104,11 @@ def _derive(concerns: dict[str, dict[str, Any]], environment: Mapping[str, str])
         state["path"] = default_state(models["folder"], environment)
     elif state["path"] == parsing.MEMORY:
         state["path"] = None
+    if metrics["info"] is not None:
+        try:
+            metrics["info"] = exporting.filled_in(metrics["info"], environment)
+        except ValueError as error:
+            raise SettingsError(f"info_metric: {metrics['info'].name} {error}.") from error
 
 
 def _value(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from modelmesh.settings import parsing
+from modelmesh.settings import exporting, parsing
+from modelmesh.settings.exporting import Export, InfoMetric
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,24 @@ class Network:
     ]
     ops_port: Annotated[
         int, Setting("ops_port", parsing.port, "8089", "Health, metrics and the admin API. 0: any free port.")
+    ]
+    probe_port: Annotated[
+        int | None,
+        Setting(
+            "probe_port",
+            parsing.optional_port,
+            "none",
+            "/ready and /live on a port of their own, besides the ops port. none: no such port.",
+        ),
+    ]
+    prestop_port: Annotated[
+        int | None,
+        Setting(
+            "prestop_port",
+            parsing.optional_port,
+            "none",
+            "/prestop for containers beside this one: answered once this one has stopped serving. none: no such port.",
+        ),
     ]
     message_bytes_max: Annotated[
         int,
@@ -377,6 +396,37 @@ class Logs:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """Where metrics go besides /metrics of the ops port."""
+
+    export: Annotated[
+        Export,
+        Setting(
+            "metrics",
+            exporting.export,
+            "disabled",
+            'Metrics by other ways than the ops port, in the predecessor\'s form: "prometheus:port=2112;scheme=http", '
+            '"statsd:port=8126", or disabled.',
+            "WAY",
+        ),
+    ]
+    info: Annotated[
+        InfoMetric | None,
+        Setting(
+            "info_metric",
+            exporting.info_metric,
+            "",
+            "A constant metric whose labels are environment variables: name;label=VARIABLE,label=VARIABLE. Default: none.",
+            "TEXT",
+        ),
+    ]
+    log_scrapes: Annotated[
+        bool,
+        Setting("log_scrapes", parsing.truth, "false", "true: one line of the log per scrape.", "BOOL"),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of them. Made by `sources.read_settings`, once, at the start; passed down, never read again."""
 
@@ -387,3 +437,4 @@ class Settings:
     state: State
     lifecycle: Lifecycle
     logs: Logs
+    metrics: Metrics

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from starlette.applications import Starlette
 
 from modelmesh.dataplane.protocol import Histogram, RelayStats
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.measures import Measures
+from modelmesh.ops.app import ops_app
 from modelmesh.ops.listener import Listener
 from modelmesh.ops.parts import Listening, Parts
-from modelmesh.ops.server import OpsServer
+from modelmesh.ops.server import HTTPServer
 from modelmesh.testing.control import FakeControlPlane
 
 
@@ -36,6 +39,9 @@ def parts_over(control: FakeControlPlane, relay: QuietRelay | None = None, *, re
     async def drain() -> None:
         control.draining = True
 
+    async def ended() -> bool:
+        return control.draining
+
     def admit(registration: Registration) -> Registration:
         return registration
 
@@ -45,6 +51,7 @@ def parts_over(control: FakeControlPlane, relay: QuietRelay | None = None, *, re
         measures=Measures(),
         admit=admit,
         drain=drain,
+        ended=ended,
         listening=lambda: Listening("127.0.0.1:8033", rest, "http://127.0.0.1:8089"),
         oldest_use_wall_s=lambda: 0.0,
         clock=control.clock,
@@ -54,14 +61,14 @@ def parts_over(control: FakeControlPlane, relay: QuietRelay | None = None, *, re
 
 
 @contextmanager
-def served_ops(parts: Parts) -> Iterator[str]:
-    """The URL of an ops port that is up while the context is open."""
+def served_ops(parts: Parts, application: Callable[[Parts], Starlette] = ops_app) -> Iterator[str]:
+    """The URL of an ops port, or one of the others, that is up while the context is open."""
     up, down, urls = threading.Event(), asyncio.Event(), list[str]()
 
     async def serve() -> None:
         listener = Listener("127.0.0.1", 0)
-        server = OpsServer(listener)
-        await server.start(parts)
+        server = HTTPServer(listener)
+        await server.start(application(parts))
         urls.append(f"http://{listener.address}")
         loops.append(asyncio.get_running_loop())
         up.set()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from modelmesh.dataplane.protocol import Histogram, RelayStats
 from modelmesh.errors import Code
 from modelmesh.ops.metrics import CONTENT_TYPE, TABLE
+from modelmesh.settings.exporting import Export, InfoMetric
 from modelmesh.testing.control import FakeControlPlane
 from modelmesh.testing.ops import QuietRelay, parts_over, served_ops
 
@@ -19,9 +23,12 @@ METHOD = "inference.GRPCInferenceService/ModelInfer"
 
 
 def scrape(
-    relay: QuietRelay | None = None, control: FakeControlPlane | None = None, query: str = ""
+    relay: QuietRelay | None = None,
+    control: FakeControlPlane | None = None,
+    query: str = "",
+    **shown: Any,
 ) -> httpx.Response:
-    parts = parts_over(control or FakeControlPlane(), relay)
+    parts = replace(parts_over(control or FakeControlPlane(), relay), **shown)
     parts.measures.observe("modelmesh_loadmodel_milliseconds", 7.0)
     parts.measures.count("modelmesh_loadmodel_failure", 3)
     with served_ops(parts) as url:
@@ -42,7 +49,7 @@ def test_all_families_are_shown_and_documented() -> None:
     shown = re.findall(r"^# TYPE (\w+) (\w+)$", response.text, re.MULTILINE)
     assert dict(shown) == {family.name: family.kind for family in TABLE.values()}
     page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(modelmesh_\w+)` \| (\w+) \| ([^|]*) \|", page, re.MULTILINE)
     assert {name: (kind, labels) for name, kind, labels in rows} == {
         family.name: (family.kind, ", ".join(family.labels) or "-") for family in TABLE.values()
     }
@@ -57,7 +64,7 @@ def test_histograms_of_the_relay_are_cumulated_and_labelled() -> None:
         Histogram("something_newer", METHOD, Code.OK, [1], 1.0),
     ]
     seen = samples(scrape(relay).text)
-    labels = (("code", "NOT_FOUND"), ("method", METHOD))
+    labels = (("code", "NOT_FOUND"), ("method", "ModelInfer"))
     name = "modelmesh_invoke_model_milliseconds"
     buckets = {dict(key[1])["le"]: value for key, value in seen.items() if key[0] == f"{name}_bucket"}
     assert (buckets["0.5"], buckets["1.0"], buckets["300000.0"], buckets["+Inf"]) == (1, 3, 3, 6)
@@ -65,7 +72,12 @@ def test_histograms_of_the_relay_are_cumulated_and_labelled() -> None:
     assert seen[(f"{name}_sum", labels)] == 12.5
     assert seen[("modelmesh_cache_miss_milliseconds_count", ())] == 1
     assert (
-        seen[("modelmesh_request_size_bytes_bucket", (("code", "OK"), ("le", "128.0"), ("method", METHOD)))]
+        seen[
+            (
+                "modelmesh_request_size_bytes_bucket",
+                (("code", "OK"), ("le", "128.0"), ("method", "ModelInfer")),
+            )
+        ]
         == 4
     )
 
@@ -112,3 +124,33 @@ def test_compressed_only_when_accepted() -> None:
     assert packed.headers["content-encoding"] == "gzip"
     assert "content-encoding" not in plain.headers
     assert packed.text == plain.text
+
+
+def test_methods_of_one_short_name_are_one_series_unless_full_names_are_wanted() -> None:
+    relay = QuietRelay()
+    name, other = "modelmesh_invoke_model_milliseconds", "other.Service/ModelInfer"
+    counts = [1, *[0] * 19]
+    relay.observed = [Histogram(name, method, Code.OK, counts, 2.0) for method in (METHOD, other)]
+
+    def of(method: str, seen: dict[Any, float]) -> tuple[float, float]:
+        labels = (("code", "OK"), ("method", method))
+        return seen[f"{name}_count", labels], seen[f"{name}_sum", labels]
+
+    assert of("ModelInfer", samples(scrape(relay).text)) == (2, 4.0)
+    full = samples(scrape(relay, export=Export(full_methods=True)).text)
+    assert of(METHOD, full) == of(other, full) == (1, 2.0)
+    assert counts[0] == 1
+
+
+def test_the_info_metric_is_one_with_labels() -> None:
+    told = InfoMetric("assistant:relabel", (("slot", "blue"), ("group", "")))
+    seen = samples(scrape(info_metric=told).text)
+    assert seen["assistant:relabel", (("group", ""), ("slot", "blue"))] == 1
+
+
+def test_scrapes_are_logged_when_wanted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "modelmesh")
+    scrape()
+    assert not caplog.messages
+    scrape(log_scrapes=True)
+    assert caplog.messages == ["Metrics were scraped by 127.0.0.1."]

@@ -147,6 +147,18 @@ def test_units_and_forms_are_translated() -> None:
     assert read_settings({}, {"WKUBE_POD_IPADDR": "fd00::7"}).network.host == "::"
 
 
+def test_ports_beside_the_ops_port_are_as_the_manifests_expect() -> None:
+    def ports(**environment: str) -> tuple[int | None, int | None]:
+        network = read_settings({}, environment).network
+        return network.probe_port, network.prestop_port
+
+    assert ports() == (None, None)
+    assert ports(WKUBE_POD_NAME="pod") == (None, 8090)
+    assert ports(WKUBE_POD_NAME="pod", MM_PRESTOP_WAIT_PORT="NONE") == (None, None)
+    assert ports(MM_PROBE_PORT="9000", MM_PRESTOP_WAIT_PORT="9001") == (9000, 9001)
+    assert ports(MM_PROBE_PORT="NONE", MODELMESH_PROBE_PORT="9002") == (9002, None)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
