@@ -29,6 +29,10 @@ $(VENV)/.built: pyproject.toml $(RUST_SOURCES) | $(BIN)/uv $(VENV)/.rust
 	$(UV) pip install -q -e '.[all]' --group examples
 	@touch $@
 
+$(VENV)/.etcd: | $(BIN)/uv
+	@bash scripts/install-etcd $(BIN)
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.built
 	$(UV) pip install -q --group dev
 	@touch $@
@@ -42,7 +46,7 @@ test: test-rust test-python  ## Install what the tests need and run them all
 test-rust: | $(VENV)/.rust
 	cd rust && cargo test --workspace --exclude bindings -q
 
-test-python: $(VENV)/.dev
+test-python: $(VENV)/.dev $(VENV)/.etcd
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev  ## Formatting, lint and the import contract, both languages

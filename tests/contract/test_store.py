@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from modelmesh.errors import InvalidInput, LeaseLost, StoreUnavailable
+from modelmesh.store.etcd import EtcdStore
+from modelmesh.store.etcd_connection import read_connection
 from modelmesh.store.memory import MemoryStore
 from modelmesh.store.protocol import Change, Compacted, Revision, Store, Txn
 from modelmesh.store.sqlite import SQLiteStore
+from modelmesh.testing import etcd
 
 Scenario = Callable[[Store], Awaitable[None]]
 KEPT = 50
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], None]:
-    """Run a scenario on a fresh store of each kind, which is closed afterwards."""
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[etcd.Etcd]:
+    if why := etcd.missing():
+        pytest.skip(why)
+    with etcd.Etcd(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
+def kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def run(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], None]:
+    """Run a scenario on a fresh store, which is closed afterwards."""
+    cluster: etcd.Etcd | None = request.getfixturevalue("cluster") if kind == "etcd" else None
 
     def make() -> Store:
-        if request.param == "memory":
+        if kind == "memory":
             return MemoryStore(kept_changes=KEPT)
-        return SQLiteStore(tmp_path / "state" / "registry.db", kept_changes=KEPT)
+        if kind == "sqlite":
+            return SQLiteStore(tmp_path / "state" / "registry.db", kept_changes=KEPT)
+        assert cluster is not None
+        return EtcdStore(read_connection(cluster.endpoints), f"/test/{uuid.uuid4().hex}/")
 
     def run(scenario: Scenario) -> None:
         async def main() -> None:
@@ -43,6 +65,15 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], 
     return run
 
 
+@pytest.fixture
+def forget(kind: str, request: pytest.FixtureRequest) -> Callable[[Revision], None]:
+    """Forget the changes before a revision, as etcd does when it is told to; the others do by themselves."""
+    if kind == "etcd":
+        cluster: etcd.Etcd = request.getfixturevalue("cluster")
+        return lambda revision: print(cluster.ctl("compact", str(revision)))
+    return lambda revision: None
+
+
 async def put(store: Store, **values: str) -> Revision:
     commit = await store.commit(Txn(puts={key: value.encode() for key, value in values.items()}))
     assert commit.succeeded
@@ -56,12 +87,14 @@ async def contents(store: Store, prefix: str = "") -> dict[str, bytes]:
 @asynccontextmanager
 async def watching(
     store: Store, prefix: str, after: Revision
-) -> AsyncIterator[Callable[[Revision], Awaitable[list[Change]]]]:
-    """Gives a function that returns all changes seen once the watch has reached a revision."""
+) -> AsyncIterator[Callable[..., Awaitable[list[Change]]]]:
+    """Gives a function that returns all changes seen once the watch has reached one that the store has told, or will tell."""
     seen: list[Change] = []
     watch = store.watch(prefix, after)
 
-    async def until(revision: Revision) -> list[Change]:
+    async def until(revision: Revision, *, told: bool = True) -> list[Change]:
+        if told:
+            assert await store.revision() >= revision
         async for batch in watch:
             assert all(change.revision <= batch.revision for change in batch.changes)
             seen.extend(batch.changes)
@@ -215,19 +248,24 @@ def test_a_waiting_watch_is_woken(run: Callable[[Scenario], None]) -> None:
     async def scenario(store: Store) -> None:
         start = await store.revision()
         async with watching(store, "", start) as until, watching(store, "z", start) as nothing:
-            waiting = asyncio.gather(until(Revision(start + 1)), nothing(Revision(start + 1)))
+            next_one = Revision(start + 1)
+            waiting = asyncio.gather(until(next_one, told=False), nothing(next_one, told=False))
             await asyncio.sleep(0.01)
             revision = await put(store, a="1")
+            assert await store.revision() == revision
             assert await waiting == [[Change("a", b"1", revision)], []]
 
     run(scenario)
 
 
-def test_a_watch_too_far_behind_is_told(run: Callable[[Scenario], None]) -> None:
+def test_a_watch_too_far_behind_is_told(
+    run: Callable[[Scenario], None], forget: Callable[[Revision], None]
+) -> None:
     async def scenario(store: Store) -> None:
         start = await store.revision()
         for n in range(3):
             await store.commit(Txn(puts={f"k{n}-{i}": b"" for i in range(KEPT)}))
+        forget(await store.revision())
         with pytest.raises(Compacted):
             async with watching(store, "", start) as until:
                 await until(await store.revision())
@@ -281,5 +319,19 @@ def test_a_key_that_is_not_unicode_is_refused(run: Callable[[Scenario], None]) -
     async def scenario(store: Store) -> None:
         with pytest.raises(InvalidInput):
             await store.commit(Txn(puts={"bad\udc80": b""}))
+
+    run(scenario)
+
+
+def test_the_largest_transaction_is_taken(run: Callable[[Scenario], None]) -> None:
+    async def scenario(store: Store) -> None:
+        keys = [f"k{n:05}" for n in range(store.txn_keys_max)]
+        assert len(keys) >= 100
+        new = Txn(compares=dict.fromkeys(keys, 0), puts=dict.fromkeys(keys, b"1"))
+        assert (await store.commit(new)).succeeded
+        assert len(await contents(store)) == len(keys)
+        again = await store.commit(new)
+        assert not again.succeeded
+        assert again.current.keys() == set(keys)
 
     run(scenario)

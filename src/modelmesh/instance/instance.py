@@ -24,6 +24,7 @@ from modelmesh.instance.model_root import ModelRoot
 from modelmesh.instance.runtime_dir import RuntimeDir
 from modelmesh.instance.static_models import read_static_models, register_static_models
 from modelmesh.journal import Did, Entry, Journal
+from modelmesh.mesh.coexistence import Coexistence
 from modelmesh.mesh.folder import FolderKeeper
 from modelmesh.mesh.mesh import Mesh
 from modelmesh.mesh.registrar import Registrar
@@ -77,7 +78,7 @@ class Instance:
         StoreUnavailable, RuntimeUnavailable, or FailedPrecondition for a static model that cannot be had, with a sentence;
         what had been started is stopped by `stop`."""
         settings, stack = self.settings, self._stack
-        static_models = [] if settings.state.read_only else read_static_models(settings.models)
+        static_models = read_static_models(settings.models)
         self.clock = LoopClock()
         self.journal = Journal(self.clock, sink=self._journal_sink())
         runtime_dir = RuntimeDir()
@@ -95,7 +96,13 @@ class Instance:
             read_only=settings.state.read_only,
         )
         stack.push_async_callback(registrar.stop)
+        if settings.state.store is not None:
+            coexistence = Coexistence(store, registrar, self.journal)
+            stack.push_async_callback(coexistence.stop)
+            await coexistence.start()
         await registrar.start()
+        if registrar.read_only:
+            static_models = []
 
         runtime = _build_runtime(settings, runtime_dir.path)
         self.dataplane = _build_dataplane(settings, self.control_socket)
@@ -220,13 +227,20 @@ def _scanner(folder: Path) -> FolderScanner:
 
 
 def _build_store(settings: Settings) -> Store:
-    if settings.state.path is None:
+    state = settings.state
+    if state.store is not None:
+        from modelmesh.store.etcd import EtcdStore
+        from modelmesh.store.etcd_connection import read_connection
+
+        connection = read_connection(state.store)
+        return EtcdStore(connection, f"{connection.root_prefix}/{state.store_prefix}/{state.service}/")
+    if state.path is None:
         from modelmesh.store.memory import MemoryStore
 
         return MemoryStore()
     from modelmesh.store.sqlite import SQLiteStore
 
-    return SQLiteStore(settings.state.path / "registry.sqlite")
+    return SQLiteStore(state.path / "registry.sqlite")
 
 
 def _build_runtime(settings: Settings, socket_dir: Path) -> Runtime:

@@ -33,7 +33,7 @@ from modelmesh.store.protocol import Batch, Change, Compacted, Entry, Revision, 
 PAGE_ENTRIES: Final = 500
 """Entries read at once when mirroring; also the most that is applied in one step of the event loop."""
 BATCH_RECORDS: Final = 500
-"""Records written in one transaction."""
+"""Records written in one transaction, if the store takes as many."""
 ATTEMPTS: Final = 16
 """How often a transaction is recomputed before giving up."""
 FLUSH_S: Final = 2.0
@@ -42,6 +42,10 @@ USED_STALE_MS: Final = 3_600_000
 """A last use is written when the stored one is this much older, or when the record is written anyway."""
 USED_EVERY: Final = 30
 """Last uses are looked through at every so many flushes."""
+READ_ONLY: Final = (
+    "The registry is read-only here, so models and vmodels can be neither registered, changed nor deleted: ask an instance that "
+    "may write to it, or start this one without read-only mode."
+)
 RETRY_S: Final = 1.0
 WAIT_CURRENT_S: Final = 5.0
 
@@ -74,7 +78,12 @@ class Registrar:
     ) -> None:
         """`root` is what all keys begin with, as given to the mirror. With `read_only` whatever would write is refused."""
         self._store = store
-        self.read_only = read_only
+        self._refuses = READ_ONLY if read_only else ""
+        """Why nothing is written; empty when it is."""
+        self._forever = read_only
+        self.txn_keys_max = store.txn_keys_max
+        """The most records that one transaction may read and write."""
+        self._batch_records = min(BATCH_RECORDS, store.txn_keys_max)
         self._mirror = mirror
         self._clock = clock
         self._journal = journal
@@ -88,6 +97,18 @@ class Registrar:
         """Set, and replaced, whenever the mirror's revision moves."""
 
     @property
+    def read_only(self) -> bool:
+        return bool(self._refuses)
+
+    def keep_off(self, why: str) -> None:
+        """Refuse whatever would write with this sentence from now on; empty: write again, and tell listeners of the vmodels that
+        are under way. Without effect on a registrar that was made read-only."""
+        if not self._forever and why != self._refuses:
+            self._refuses = why
+            if not why:
+                self._tell(ChangedIds(vmodels=set(self._mirror.unsettled)))
+
+    @property
     def mirror(self) -> Mirror:
         return self._mirror
 
@@ -99,7 +120,7 @@ class Registrar:
         """Fill the mirror and keep it current from now on. Raises StoreUnavailable."""
         after = await self._resync()
         self._tasks = [asyncio.create_task(self._follow(after), name="registry-watch")]
-        if not self.read_only:
+        if not self._forever:
             self._tasks.append(asyncio.create_task(self._write_back(), name="registry-write-back"))
         for task in self._tasks:
             task.add_done_callback(_tell_bug)
@@ -114,7 +135,7 @@ class Registrar:
             try:
                 async with asyncio.timeout(WAIT_CURRENT_S):
                     await self._flush(used_stale_ms=1)
-            except (StoreUnavailable, TimeoutError) as error:
+            except (StoreUnavailable, FailedPrecondition, TimeoutError) as error:
                 log.warning("What was learned since the last write is lost: %s", error)
 
     # Registering
@@ -128,8 +149,8 @@ class Registrar:
     async def register_many(self, registrations: Sequence[Registration]) -> list[ModelMeshError | None]:
         """One answer per registration, in order: None when it is registered. A store that fails midway answers for the rest."""
         answers: list[ModelMeshError | None] = []
-        for start in range(0, len(registrations), BATCH_RECORDS):
-            chunk = registrations[start : start + BATCH_RECORDS]
+        for start in range(0, len(registrations), self._batch_records):
+            chunk = registrations[start : start + self._batch_records]
             try:
                 chunk_answers = await self._register(chunk)
             except StoreUnavailable as error:
@@ -219,10 +240,7 @@ class Registrar:
 
     def _check_writable(self, txn: Txn) -> None:
         if self.read_only and (txn.puts or txn.deletes):
-            raise FailedPrecondition(
-                "The registry is read-only here, so models and vmodels can be neither registered, changed nor deleted: ask an "
-                "instance that may write to it, or start this one without read-only mode."
-            )
+            raise FailedPrecondition(self._refuses)
 
     # Reading
 
@@ -317,8 +335,11 @@ class Registrar:
             self._advanced.set()
             self._advanced = asyncio.Event()
         if changed:
-            for listener in self._listeners:
-                listener(changed)
+            self._tell(changed)
+
+    def _tell(self, changed: ChangedIds) -> None:
+        for listener in self._listeners:
+            listener(changed)
 
     # Writing back what was learned
 
@@ -339,11 +360,13 @@ class Registrar:
         while True:
             await asyncio.sleep(FLUSH_S)
             flushes += 1
+            if self.read_only:
+                continue
             try:
                 # Uses are many and change little: they are looked through less often.
                 await self._flush(USED_STALE_MS if flushes % USED_EVERY == 0 else 0)
                 failing = False
-            except StoreUnavailable as error:
+            except (StoreUnavailable, FailedPrecondition) as error:
                 if not failing:
                     log.warning("What was learned is kept until the store takes it: %s", error)
                 failing = True
@@ -355,15 +378,15 @@ class Registrar:
         if used_stale_ms:
             used, self._used = self._used, {}
         ids = sorted(learned.keys() | used.keys())
-        for start in range(0, len(ids), BATCH_RECORDS):
+        for start in range(0, len(ids), self._batch_records):
             chunk = [
                 id
-                for id in ids[start : start + BATCH_RECORDS]
+                for id in ids[start : start + self._batch_records]
                 if self._worth_writing(id, learned, used, used_stale_ms)
             ]
             try:
                 await self.transact(partial(_learn, chunk, learned, used | self._used))
-            except StoreUnavailable:
+            except (StoreUnavailable, FailedPrecondition):
                 rest = ids[start:]
                 self._learned = {id: learned[id] for id in rest if id in learned} | self._learned
                 self._used = {id: used[id] for id in rest if id in used} | self._used

@@ -36,6 +36,8 @@ LOAD_S: Final = 900.0
 """The most a transition waits for its target in one go."""
 TOLD_ONE_BY_ONE: Final = 32
 """Vmodels of one transaction that get a journal entry each; the journal has better uses for its room than a first start."""
+KEYS_EACH: Final = 4
+"""The most keys that one setting or deletion touches: the vmodel, its active and target model, and the new target."""
 SYNC_S: Final = 240.0
 """The most a call with `sync` waits for a transition (as the predecessor)."""
 RETRY_S: Final = (2.0, 15.0, 60.0, 300.0, 900.0)
@@ -77,6 +79,7 @@ class VModels:
         self, registrar: Registrar, loader: Loader, clock: Clock, journal: Journal, *, default_owner: str = ""
     ) -> None:
         self._registrar = registrar
+        self._per_txn = max(1, registrar.txn_keys_max // KEYS_EACH)
         self._mirror = registrar.mirror
         self._loader = loader
         self._clock = clock
@@ -102,10 +105,8 @@ class VModels:
         self._registrar.on_change(listener)
 
     def start(self) -> None:
-        """Take up the transitions that were under way. None where the registry is read-only: others see to them."""
+        """Take up the transitions that were under way. None while the registry is read-only: others see to them."""
         self._registrar.on_change(self._changed)
-        if self._registrar.read_only:
-            return
         self._started = True
         for vmodel in sorted(self._mirror.unsettled):
             self._poke(vmodel)
@@ -150,19 +151,22 @@ class VModels:
         return self._view(setting.vmodel, record)
 
     async def set_many(self, settings: Sequence[Setting]) -> list[ModelMeshError | None]:
-        """Several settings in one transaction, each for itself: one answer per setting, None when it holds. Raises
+        """Several settings in few transactions, each for itself: one answer per setting, None when it holds. Raises
         StoreUnavailable. Nothing is loaded that is not part of a transition."""
 
-        def decide(draft: Draft) -> list[Outcome | ModelMeshError]:
+        def decide(chunk: Sequence[Setting], draft: Draft) -> list[Outcome | ModelMeshError]:
             answers: list[Outcome | ModelMeshError] = []
-            for setting in settings:
+            for setting in chunk:
                 try:
                     answers.append(self._set_in(setting, draft))
                 except ModelMeshError as error:
                     answers.append(error)
             return answers
 
-        answers = await self._registrar.transact(decide)
+        answers: list[Outcome | ModelMeshError] = []
+        for start in range(0, len(settings), self._per_txn):
+            chunk = settings[start : start + self._per_txn]
+            answers += await self._registrar.transact(partial(decide, chunk))
         n_created = answers.count(Outcome.CREATED)
         for setting, answer in zip(settings, answers, strict=True):
             if isinstance(answer, Outcome) and (
@@ -178,12 +182,15 @@ class VModels:
         await self.delete_many([vmodel], owner=owner)
 
     async def delete_many(self, vmodels: Sequence[str], *, owner: str = "") -> None:
-        """As `delete`, in one transaction."""
+        """As `delete`, in few transactions."""
 
-        def decide(draft: Draft) -> list[str]:
-            return [vmodel for vmodel in vmodels if delete_in(draft, vmodel, owner)]
+        def decide(chunk: Sequence[str], draft: Draft) -> list[str]:
+            return [vmodel for vmodel in chunk if delete_in(draft, vmodel, owner)]
 
-        deleted = await self._registrar.transact(decide)
+        deleted: list[str] = []
+        for start in range(0, len(vmodels), self._per_txn):
+            chunk = vmodels[start : start + self._per_txn]
+            deleted += await self._registrar.transact(partial(decide, chunk))
         for vmodel in deleted[:TOLD_ONE_BY_ONE]:
             self._journal.record(Did.UNREGISTERED, vmodel, "The vmodel was deleted.")
         if (n_more := len(deleted) - TOLD_ONE_BY_ONE) > 0:
@@ -241,7 +248,7 @@ class VModels:
 
     def _poke(self, vmodel: str) -> None:
         """See to a vmodel whose record changed, or whose time to try again has come."""
-        if not self._started:
+        if not self._started or self._registrar.read_only:
             return
         record = self._mirror.vmodel(vmodel)
         target = "" if record is None or record.settled else record.target
@@ -296,7 +303,10 @@ class VModels:
             log.info("The vmodel %s waits for the runtime to load %s: %s", vmodel, target, error)
             self._retry(vmodel, target, RETRY_S[0])
         except ModelMeshError as error:
-            await self._fail(vmodel, target, error)
+            if self._registrar.read_only:
+                log.info("The vmodel %s is left to others while the registry is read-only: %s", vmodel, error)
+            else:
+                await self._fail(vmodel, target, error)
 
     async def _load_and_switch(self, vmodel: str, active: str, target: str) -> None:
         began_s = self._clock.monotonic_s()

@@ -79,6 +79,7 @@ class Facts:
             return
         draft = self._path.with_suffix(f".{os.getpid()}.tmp")
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(
                 json.dumps({"bases": self._bases, "largest_model_bytes": self.largest_model_bytes})
             )

@@ -110,6 +110,28 @@ def state(value: str) -> Path | str:
     return MEMORY if value.strip() == MEMORY else path(value)
 
 
+ETCD = "etcd:"
+
+
+def store(value: str) -> str:
+    """What follows `etcd:`: a connection file or endpoints."""
+    kind, _, where = value.strip().partition(":")
+    if kind == "zookeeper":
+        raise ValueError("is a ZooKeeper, which is not supported: move the registry to etcd")
+    if kind + ":" != ETCD or not where.strip():
+        raise ValueError(
+            "is not etcd:FILE with a connection file, or etcd:HOST:PORT with endpoints, several with commas"
+        )
+    return where.strip()
+
+
+def key_part(value: str) -> str:
+    """A part of a key: no slash, no white space."""
+    if not value or "/" in value or any(char.isspace() for char in value):
+        raise ValueError("is empty, or contains a slash or white space")
+    return value
+
+
 def choice(*allowed: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in allowed:

@@ -84,10 +84,6 @@ class Refused:
 _JVM: Final = "it tunes a Java virtual machine, and there is none; --memory bounds the workers"
 _PEERS: Final = "it is about peers, and this instance serves alone"
 _PLACING: Final = "it chooses between instances, and this one serves alone"
-_STORE: Final = (
-    "registries shared by several instances are not supported yet, and registrations there would be missed. Unset it to keep "
-    "registrations on this machine, under --state"
-)
 _RUNTIME: Final = (
     "runtimes outside of this program are not supported yet. Unset it to serve with the built-in runtime"
 )
@@ -97,13 +93,10 @@ _POD: Final = "WKUBE_POD_NAME"
 
 TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
     # The registry.
-    Ignored(
-        ("MM_SERVICE_NAME", "TAS_SERVICE_NAME"),
-        "it names a part of a shared registry; ours is this machine's",
-    ),
-    Refused(("KV_STORE",), _STORE),
-    Refused(("LL_REGISTRY",), _STORE),
-    Ignored(("MM_KVSTORE_PREFIX",), "it names a part of a shared registry; ours is this machine's"),
+    Carried(("MM_SERVICE_NAME", "TAS_SERVICE_NAME"), "service", says="Of use with KV_STORE only."),
+    Carried(("KV_STORE",), "store", says="etcd only; zookeeper: stops the start."),
+    Ignored(("LL_REGISTRY",), "instances find each other in the store of the registry"),
+    Carried(("MM_KVSTORE_PREFIX",), "store_prefix"),
     Carried(("KV_READ_ONLY",), "read_only"),
     # Ports.
     Carried(("MM_SVC_GRPC_PORT", "TAS_SVC_GRPC_PORT"), "grpc_port", says="Unset: 8033, not no port at all."),

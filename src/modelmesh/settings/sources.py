@@ -96,6 +96,10 @@ def _derive(concerns: dict[str, dict[str, Any]], environment: Mapping[str, str])
         raise SettingsError(
             "read_only: serving a folder registers its models, which a read-only registry does not allow; leave out one of both."
         )
+    if state["store"] is not None and state["service"] is None:
+        raise SettingsError(
+            "service: a registry that is shared needs the name of its mesh; give the same --service to all its instances."
+        )
     if models["model_root"] is None:
         models["model_root"] = models["folder"]
     if memory["workers"] is None:

@@ -288,6 +288,38 @@ class State:
             "PATH|memory",
         ),
     ]
+    store: Annotated[
+        str | None,
+        Setting(
+            "store",
+            parsing.store,
+            "",
+            "The etcd in which the registry is shared with other instances: etcd: and then a connection file (JSON in the "
+            "predecessor's form), or host:port, several with commas between them. Default: the registry is this machine's, under "
+            "state.",
+            "etcd:WHERE",
+        ),
+    ]
+    service: Annotated[
+        str | None,
+        Setting(
+            "service",
+            parsing.key_part,
+            "",
+            "Name of the mesh, needed with store: instances of one name share one registry, others see nothing of it.",
+            "NAME",
+        ),
+    ]
+    store_prefix: Annotated[
+        str,
+        Setting(
+            "store_prefix",
+            parsing.key_part,
+            "tas-runtime",
+            "What the keys in the store begin with, before the name of the mesh; the default is the predecessor's.",
+            "NAME",
+        ),
+    ]
     read_only: Annotated[
         bool,
         Setting(

@@ -6,11 +6,15 @@ import asyncio
 import itertools
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final
 
 from modelmesh.errors import LeaseLost, StoreUnavailable
 from modelmesh.store.history import KEPT_CHANGES, History
 from modelmesh.store.keys import check_keys
 from modelmesh.store.protocol import Batch, Change, Commit, Entry, Lease, Revision, Snapshot, Txn
+
+TXN_KEYS_MAX: Final = 10_000
+"""Enough for everybody: a transaction is one step of the event loop."""
 
 
 class MemoryLease:
@@ -24,6 +28,7 @@ class MemoryLease:
         self.keys: set[str] = set()
         self.ended = False
         self._closed = False
+        self._lost = asyncio.Event()
 
     @property
     def id(self) -> int:
@@ -32,6 +37,9 @@ class MemoryLease:
     @property
     def lost(self) -> bool:
         return self.ended and not self._closed
+
+    async def wait_lost(self) -> None:
+        await self._lost.wait()
 
     def abandon(self) -> None:
         """Stop keeping it alive, as the crash of its holder does: its keys vanish `ttl_s` later."""
@@ -45,6 +53,8 @@ class MemoryLease:
     def ended_now(self) -> None:
         """Mark it ended; the store has taken its keys."""
         self.ended = True
+        if self.lost:
+            self._lost.set()
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -62,6 +72,10 @@ class MemoryStore:
         self._closed = False
         self.outage = ""
         """While not empty every call fails with this sentence, as an unreachable store does; watches stay silent."""
+
+    @property
+    def txn_keys_max(self) -> int:
+        return TXN_KEYS_MAX
 
     async def open(self) -> None:
         self._check()

@@ -84,6 +84,9 @@ class Lease(Protocol):
     @property
     def lost(self) -> bool: ...
 
+    async def wait_lost(self) -> None:
+        """Return once it is lost. Never returns for one that was closed before."""
+
     async def close(self) -> None:
         """End the lease now; its keys vanish. Idempotent."""
 
@@ -91,6 +94,10 @@ class Lease(Protocol):
 class Store(Protocol):
     """See the module docstring. Every call may raise `StoreUnavailable`; then it is unknown whether a commit took
     place, and the caller reads again."""
+
+    @property
+    def txn_keys_max(self) -> int:
+        """The most keys a transaction may compare, and the most it may put and delete."""
 
     async def open(self) -> None:
         """Connect or create. Raises StoreUnavailable or SettingsError with a sentence that says what to do."""

@@ -39,6 +39,8 @@ SCHEMA: Final = (
 )
 GROUP_COMMIT_JOBS: Final = 256
 WAITING_JOBS: Final = 10_000
+TXN_KEYS_MAX: Final = 10_000
+"""So that no transaction keeps the others of its group waiting for long."""
 LAST_KEY: Final = "\U0010ffff"
 
 T = TypeVar("T")
@@ -60,6 +62,9 @@ class SQLiteLease:
     @property
     def lost(self) -> bool:
         return False
+
+    async def wait_lost(self) -> None:
+        await asyncio.Event().wait()  # the process would have to die first
 
     async def close(self) -> None:
         if not self.ended:
@@ -94,6 +99,10 @@ class SQLiteStore:
         self._leases: set[int] = set()
         self._revision = Revision(0)
         """The thread's: the revision of the newest commit on disk."""
+
+    @property
+    def txn_keys_max(self) -> int:
+        return TXN_KEYS_MAX
 
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()

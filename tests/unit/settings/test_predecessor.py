@@ -168,7 +168,10 @@ def test_ports_beside_the_ops_port_are_as_the_manifests_expect() -> None:
         ("MM_SVC_GRPC_MAX_HEADERS_SIZE", "12", "is not a size from 1KiB to 16MiB"),
         ("WKUBE_POD_IPADDR", "here", "is not an IP address"),
         ("MM_TLS_CLIENT_AUTH", "MAYBE", "is none of"),
-        ("KV_STORE", "etcd:/opt/config", "cannot be used: registries shared by several instances"),
+        ("KV_STORE", "zookeeper:zk:2181", "is a ZooKeeper, which is not supported"),
+        ("KV_STORE", "etcd:", "is not etcd:FILE"),
+        ("MM_SERVICE_NAME", "a/b", "is empty, or contains a slash"),
+        ("INTERNAL_GRPC_PORT", "8085", "cannot be used: runtimes outside"),
     ],
 )
 def test_a_wrong_value_stops_the_start_by_its_name(name: str, value: str, says: str) -> None:
