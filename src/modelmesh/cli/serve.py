@@ -13,7 +13,7 @@ import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -194,7 +194,12 @@ async def _ops(instance: Instance, ports: Ports) -> AsyncIterator[None]:
         info_metric=metrics.info,
         log_scrapes=metrics.log_scrapes,
     )
-    async with ports.serving(parts, instance.journal):
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(ports.serving(parts, instance.journal))
+        if parts.export.statsd is not None:
+            from modelmesh.ops.statsd import sending
+
+            await stack.enter_async_context(sending(parts, parts.export.statsd))
         yield
 
 

@@ -41,7 +41,7 @@ class Family:
 
 
 _CALL: Final = ("method", "code")
-_PREDECESSOR: Final = (
+PREDECESSOR: Final = (
     Family(
         "modelmesh_invoke_model_milliseconds", "histogram", "Calls of the model server.", MILLISECONDS, _CALL
     ),
@@ -152,7 +152,7 @@ _OURS: Final = (
     Family("modelmesh_relay_names", "gauge", "Resolved names."),
     Family("modelmesh_relay_events_total", "counter", "What the relay counted, by event.", (), ("event",)),
 )
-TABLE: Final[dict[str, Family]] = {family.name: family for family in (*_PREDECESSOR, *_OURS)}
+TABLE: Final[dict[str, Family]] = {family.name: family for family in (*PREDECESSOR, *_OURS)}
 
 _COUNTERS: Final = {
     "modelmesh_loadmodel": "modelmesh_loads_total",
@@ -211,36 +211,6 @@ class InstanceCollector(Collector):
         parts = self._parts
         view, relay = parts.control.instance(), parts.relay.stats()
         ledger, memory = view.ledger, parts.control.memory()
-        used_bytes = ledger.capacity_bytes - ledger.free_bytes
-        oldest_s = parts.oldest_use_wall_s()
-        single = {
-            "modelmesh_models_loaded_total": view.models_loaded,
-            "modelmesh_models_with_failure_total": view.models_failed,
-            "modelmesh_models_managed_total": view.models_registered,
-            "modelmesh_instance_lru_seconds": oldest_s,
-            "modelmesh_instance_lru_age_seconds": max(0.0, parts.clock.wall_s() - oldest_s)
-            if oldest_s
-            else 0,
-            "modelmesh_instance_capacity_bytes": ledger.capacity_bytes,
-            "modelmesh_instance_used_bytes": used_bytes,
-            "modelmesh_instance_used_bps": 10_000 * used_bytes // ledger.capacity_bytes
-            if ledger.capacity_bytes
-            else 0,
-            "modelmesh_instance_models_total": view.models_loaded,
-            "modelmesh_ready": view.ready and not view.draining,
-            "modelmesh_loads_queued": view.loads_queued,
-            "modelmesh_loads_running": view.loads_running,
-            "modelmesh_thrashing": bool(view.thrashing),
-            "modelmesh_vmodels_total": view.vmodels_registered,
-            "modelmesh_memory_budget_bytes": parts.budget_bytes,
-            "modelmesh_relay_connections": relay.connections,
-            "modelmesh_relay_in_flight": relay.in_flight,
-            "modelmesh_relay_parked_requests": relay.parked_requests,
-            "modelmesh_relay_parked_bytes": relay.parked_bytes,
-            "modelmesh_relay_kept_bytes": relay.kept_bytes,
-            "modelmesh_relay_routes": relay.routes,
-            "modelmesh_relay_names": relay.names,
-        }
         info = {"instance": view.id, "version": view.version, "eviction_policy": view.eviction_policy}
         several: dict[str, Values] = {
             "modelmesh_info": [(info, 1)],
@@ -256,7 +226,40 @@ class InstanceCollector(Collector):
             ],
         }
         counted = {_COUNTERS[name]: n for name, n in parts.measures.counters.items() if name in _COUNTERS}
-        return {name: [({}, float(value))] for name, value in (single | counted).items()} | several
+        return {name: [({}, float(value))] for name, value in (gauges(parts) | counted).items()} | several
+
+
+def gauges(parts: Parts) -> dict[str, float]:
+    """What stands at the moment, of the families without labels."""
+    view, relay = parts.control.instance(), parts.relay.stats()
+    ledger, oldest_s = view.ledger, parts.oldest_use_wall_s()
+    used_bytes = ledger.capacity_bytes - ledger.free_bytes
+    return {
+        "modelmesh_models_loaded_total": view.models_loaded,
+        "modelmesh_models_with_failure_total": view.models_failed,
+        "modelmesh_models_managed_total": view.models_registered,
+        "modelmesh_instance_lru_seconds": oldest_s,
+        "modelmesh_instance_lru_age_seconds": max(0.0, parts.clock.wall_s() - oldest_s) if oldest_s else 0,
+        "modelmesh_instance_capacity_bytes": ledger.capacity_bytes,
+        "modelmesh_instance_used_bytes": used_bytes,
+        "modelmesh_instance_used_bps": 10_000 * used_bytes // ledger.capacity_bytes
+        if ledger.capacity_bytes
+        else 0,
+        "modelmesh_instance_models_total": view.models_loaded,
+        "modelmesh_ready": view.ready and not view.draining,
+        "modelmesh_loads_queued": view.loads_queued,
+        "modelmesh_loads_running": view.loads_running,
+        "modelmesh_thrashing": bool(view.thrashing),
+        "modelmesh_vmodels_total": view.vmodels_registered,
+        "modelmesh_memory_budget_bytes": parts.budget_bytes,
+        "modelmesh_relay_connections": relay.connections,
+        "modelmesh_relay_in_flight": relay.in_flight,
+        "modelmesh_relay_parked_requests": relay.parked_requests,
+        "modelmesh_relay_parked_bytes": relay.parked_bytes,
+        "modelmesh_relay_kept_bytes": relay.kept_bytes,
+        "modelmesh_relay_routes": relay.routes,
+        "modelmesh_relay_names": relay.names,
+    }
 
 
 def histograms(parts: Parts) -> dict[tuple[str, LabelPairs], tuple[list[int], float]]:
