@@ -221,9 +221,9 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 def _scanner(folder: Path) -> FolderScanner:
-    from modelmesh.runtime.detect import guess
+    from modelmesh.runtime.detect import guess, why_no_model
 
-    return FolderScanner(folder, guess)
+    return FolderScanner(folder, guess, why_no_model)
 
 
 def _build_store(settings: Settings) -> Store:

@@ -21,7 +21,8 @@ from modelmesh.mesh.vmodel_rules import Setting
 from modelmesh.mesh.vmodels import Loader, VModels
 from modelmesh.registry.ids import VERSION, concrete_id, name_of, split_version, version_name
 from modelmesh.registry.mirror import ChangedIds
-from modelmesh.storage.folder import REST_S, FolderScanner, FoundModel, RootMissing, Sighting
+from modelmesh.storage.folder import REST_S, FolderScanner, RootMissing
+from modelmesh.storage.sightings import FoundModel, Sighting
 
 OWNER: Final = "folder"
 PAUSE_S: Final = 1.0
@@ -284,18 +285,16 @@ class FolderKeeper:
         return False
 
     async def _expect_known(self) -> None:
-        """Names that are registered but were not seen have to be missed in later scans too before they count as gone."""
+        """Names that are registered but are no model now have to be missed in later scans before they count as gone."""
         after = ""
         while page := self._mirror.page_vmodels(after=after, limit=PAGE):
             after = page[-1][0]
-            unseen: set[str] = set()
+            known: dict[str, str] = {}
             for vmodel, record in page:
                 name = split_version(vmodel)[0]
-                if record.owner == OWNER and not self._scanner.knows(name):
-                    entry = self._entry(name, record.active)
-                    if not self._scanner.knows(entry):
-                        unseen.add(entry)
-            await self._in_thread(lambda unseen=unseen: self._scanner.expect(unseen))  # type: ignore[misc]
+                if record.owner == OWNER and not self._scanner.holds(name):
+                    known[self._entry(name, record.active)] = name
+            await self._in_thread(lambda known=known: self._scanner.expect(known))  # type: ignore[misc]
 
     def _entry(self, name: str, model: str) -> str:
         """What a name is called in the folder: its own name, or that of a file."""

@@ -1,31 +1,26 @@
-"""Finding models in a folder, by names, sizes and times alone: no content is read, nothing is unpickled.
+"""What changed in a folder of models since it was last looked through.
 
-Each sub-folder or single file is a model; numeric sub-folders of a model are its versions. What is no model, or not yet,
-is skipped with a reason. A change counts once it has come to rest: its files were last touched a while ago, or two looks at
-least a second apart found the same.
+Each sub-folder or single file is a model; numeric sub-folders of a model are its versions. Names, sizes and times are looked
+at; only of what changed are the first bytes read, once it is at rest: its files were last touched a while ago, or two looks
+at least a second apart found the same. What is no model, or not yet, is skipped with a reason.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import heapq
 import os
-import re
-import stat
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from modelmesh.errors import InvalidInput
-from modelmesh.registry.ids import RESERVED, check_id
 from modelmesh.registry.packed import PackedMap
-
-Guess = Callable[[Sequence[str]], str | None]
+from modelmesh.storage.names import NO_MODELS, Skip, check_name, shown, stem
+from modelmesh.storage.sightings import Check, Guess, Look, Sighting, look_at_file, look_at_folder
+from modelmesh.storage.walk import PART, Walk, is_as_listed
 
 BATCH_ENTRIES: Final = 256
 MOMENT_ENTRIES: Final = 32
@@ -36,78 +31,20 @@ REST_S: Final = 1.0
 """Two looks this far apart that find the same make a change count."""
 QUIET_NS: Final = 2_000_000_000
 """Files last changed longer ago than this are at rest without a second look."""
-MAX_DEPTH: Final = 16
-MAX_FILES: Final = 10_000
-UNFINISHED: Final = (
-    ".part",
-    ".partial",
-    ".tmp",
-    ".temp",
-    ".crdownload",
-    ".download",
-    ".filepart",
-    ".swp",
-    "~",
-)
-"""Endings that copying tools and editors give to names of what they have not finished."""
-RSYNC: Final = re.compile(r"\..+\..+\.[A-Za-z0-9]{6}", re.DOTALL)
-"""The names rsync writes under: `.model.onnx.Xy12aB`."""
-NO_MODELS: Final = frozenset({"lost+found", "__pycache__"})
 
-
-@dataclass(frozen=True, slots=True)
-class FoundModel:
-    """A model's files. `version` is empty, or the name of a numeric sub-folder. The fingerprint changes with any file."""
-
-    version: str
-    path: str
-    type: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """What stands under one name, when it is news. Without models it is skipped (`problem` says why), or `gone`."""
-
-    name: str
-    models: tuple[FoundModel, ...] = ()
-    """One without a version, or several versions, lowest first."""
-    problem: str = ""
-    unusable: tuple[str, ...] = ()
-    """Versions that are there but skipped."""
-    gone: bool = False
+# What is remembered of an entry begins with what was told of it last, and whether its name is that of the model.
+_MODEL: Final = b"m"
+_FORMER: Final = b"f"
+"""It is skipped, but was a model before: that keeps its name until it is gone, or another entry is the model of this name."""
+_SKIPPED: Final = b"s"
+_WHOLE: Final = b"="
+_STEM: Final = b"."
+_NEVER: Final = b"?"
+"""A signature that no look has."""
 
 
 class RootMissing(Exception):
     """The folder cannot be read, or is empty where it was not: perhaps it is not mounted. Nothing counts as removed."""
-
-
-class Skip(Exception):
-    """An entry is no model, for the reason given."""
-
-
-@dataclass(slots=True)
-class _Look:
-    """What one look at an entry found."""
-
-    sighting: Sighting
-    changed_ns: int
-    """When a file or folder of it changed last (ctime: it cannot be set, so copied times do not deceive)."""
-
-    listing: bytes = b""
-    """Of a folder without sub-folders: when it changed last, and its files, to check it without listing it again."""
-
-    @property
-    def signature(self) -> bytes:
-        """Equal for equal sightings."""
-        models = ";".join(
-            f"{found.version}={found.type}={found.fingerprint}" for found in self.sighting.models
-        )
-        return f"{models}!{self.sighting.problem}".encode().translate(_NO_CONTROL)
-
-
-_NO_CONTROL: Final = bytes(max(code, 0x20) for code in range(256))
-_PART: Final = b"\x02"
 
 
 class FolderScanner:
@@ -117,22 +54,26 @@ class FolderScanner:
         self,
         root: Path,
         guess: Guess,
+        check: Check,
         *,
         monotonic_s: Callable[[], float] = time.monotonic,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`guess` gives the model type of files with these relative names, or None. `root` is made absolute but not resolved,
-        so a link to the folder may be pointed elsewhere."""
+        """`root` is made absolute but not resolved, so a link to the folder may be pointed elsewhere. `guess` must always answer
+        the same; `check` is asked once of files that stay as they are."""
         self.root = os.path.abspath(root)  # noqa: PTH100
         self._guess = functools.lru_cache(4096)(guess)
+        self._check = check
         self._monotonic_s = monotonic_s
         self._wall_ns = wall_ns
         self._counted = PackedMap()
-        """Entry -> signature of what was told of it last, and its listing."""
+        """Entry -> what was told of it, the signature of its look, its listing."""
         self._fresh: dict[str, bytes | None] = {}
         """What counts since the batch began, on its way into `_counted`."""
         self._pending: dict[str, tuple[bytes, float]] = {}
         """Entry -> a signature that does not count yet, and when it was first seen."""
+        self._unread: dict[str, str] = {}
+        """Entries whose content could not be read, which is tried at each scan, and what was told of that."""
         self._unusable: set[str] = set()
         """Entries whose names cannot be written as they are; here they are escaped."""
         self._identity: tuple[int, int] | None = None
@@ -148,18 +89,24 @@ class FolderScanner:
         """End a scan under way; later ones find nothing."""
         self._stopping.set()
 
-    def knows(self, entry: str) -> bool:
-        """Whether an entry of the folder was told of, or was seen and does not count yet."""
-        return entry in self._pending or self._counted.get(entry) is not None
+    def holds(self, entry: str) -> bool:
+        """Whether an entry of the folder is a model, by what was told of it last."""
+        return (self._counted.get(entry) or b"")[:1] == _MODEL
 
-    def expect(self, entries: Iterable[str]) -> None:
-        """These entries were there in another life: when the next scans do not find them they are gone."""
-        self._counted.update(dict.fromkeys(entries, b"?!"))
+    def expect(self, entries: Mapping[str, str]) -> None:
+        """These entries were the models of these names in another life: when the next scans do not find them they are gone."""
+        for entry, name in entries.items():
+            known = self._counted.get(entry) or b""
+            if known[:1] != _MODEL:
+                self._fresh[entry] = _FORMER + _kind(entry, name) + (known[2:] or _NEVER)
+        self._flush()
 
     def forget(self, names: Iterable[str]) -> None:
         """Tell of these names again at the next scan, as if they were new."""
         for name in names:
-            self._counted.update(dict.fromkeys(self._claimants(name)))
+            for entry, known in self._holders(name):
+                self._fresh[entry] = known[:2] + _NEVER
+        self._flush()
 
     def entries(self) -> list[str]:
         """What the folder holds, ordered. Raises RootMissing."""
@@ -232,29 +179,42 @@ class FolderScanner:
 
     def _gone(self, listed: Sequence[str]) -> list[Sighting]:
         """Entries told of that have been missing in two looks."""
-        missing: list[str] = []
+        missing: list[tuple[str, bytes]] = []
         position = 0
-        for entry, _ in self._counted.scan():
+        for entry, known in self._counted.scan():
             while position < len(listed) and listed[position] < entry:
                 position += 1
             if position == len(listed) or listed[position] != entry:
-                missing.append(entry)
+                missing.append((entry, known))
         for entry in [entry for entry in self.pending if not _contains(listed, entry)]:
             del self._pending[entry]
         gone: list[Sighting] = []
         now_s = self._monotonic_s()
-        for entry in missing:
+        for entry, known in missing:
             if self._rested(entry, b"", now_s):
                 self._counted.update({entry: None})
-                name = _stem(entry) if self._guess((entry,)) is not None else entry
-                if not any(_contains(listed, other) for other in self._claimants(name)):
+                self._unread.pop(entry, None)
+                name = stem(entry) if known[1:2] == _STEM else entry
+                if known[:1] != _SKIPPED and not self._is_kept(name, known[:1], listed):
                     gone.append(Sighting(name, gone=True))
         return gone
 
-    def _claimants(self, name: str) -> list[str]:
-        """The entries that count as the model of this name, lowest first."""
-        entries = [(name, self._counted.get(name) or b"!"), *self._counted.scan(name + ".")]
-        return [entry for entry, known in entries if known[:1] != b"!" and name in (entry, _stem(entry))]
+    def _is_kept(self, name: str, told: bytes, listed: Sequence[str]) -> bool:
+        """Whether there is another entry for the name of one that went, of which `told` was told. Former models do not count
+        where a later one took their name."""
+        return any(
+            (known[:1] == _MODEL or told == _FORMER) and _contains(listed, other)
+            for other, known in self._holders(name)
+        )
+
+    def _holders(self, name: str) -> list[tuple[str, bytes]]:
+        """The entries that are, or were, the model of this name, lowest first; with what is known of them."""
+        entries = [(name, self._counted.get(name) or _SKIPPED), *self._counted.scan(name + ".")]
+        return [
+            (entry, known)
+            for entry, known in entries
+            if known[:1] != _SKIPPED and name == (stem(entry) if known[1:2] == _STEM else entry)
+        ]
 
     def _rested(self, entry: str, signature: bytes, now_s: float) -> bool:
         """Whether this signature was seen before, long enough ago; it is remembered if not."""
@@ -270,257 +230,89 @@ class FolderScanner:
     def _news(self, entry: str) -> Sighting | None:
         """Look at an entry; None when nothing about it is new, or not at rest."""
         known = self._counted.get(entry) or b""
-        if entry not in self._pending and _as_listed(f"{self.root}/{entry}", known):
+        if entry not in self._pending and entry not in self._unread and self._is_as_listed(entry, known):
             return None
         look = self._look(entry)
         signature = look.signature
-        if known.partition(_PART)[0] == signature:
+        if known[2:].partition(PART)[0] == signature:
             self._pending.pop(entry, None)
-            self._remember(entry, known, look)
-            return None
-        if not self._is_quiet(look.changed_ns) and not self._rested(entry, signature, self._monotonic_s()):
+            if entry not in self._unread:
+                self._remember(entry, known, known[:2], look)
+                return None
+        elif not self._is_quiet(look.changed_ns) and not self._rested(entry, signature, self._monotonic_s()):
             return None
         self._pending.pop(entry, None)
-        self._remember(entry, known, look)
-        return look.sighting
+        return self._tell(look, known)
+
+    def _tell(self, look: Look, known: bytes) -> Sighting | None:
+        """Look into what is at rest and remember what is told of it; None when that was told before."""
+        sighting, stands = look.checked(self._check)
+        told = self._unread.pop(look.entry, None)
+        if not stands:
+            self._unread[look.entry] = sighting.problem
+        if sighting.models:
+            state = _MODEL + _kind(look.entry, look.name)
+        elif known[:1] in (_MODEL, _FORMER):
+            state = _FORMER + known[1:2]
+        else:
+            state = _SKIPPED + _kind(look.entry, look.name)
+        self._remember(look.entry, known, state, look)
+        return None if told is not None and not stands and told == sighting.problem else sighting
+
+    def _is_as_listed(self, entry: str, known: bytes) -> bool:
+        signature, _, listing = known.partition(PART)
+        fingerprint = signature[-11:-1]
+        return bool(listing) and is_as_listed(f"{self.root}/{entry}", listing, fingerprint)
 
     def _is_quiet(self, changed_ns: int) -> bool:
         return 0 < changed_ns < self._wall_ns() - QUIET_NS
 
-    def _remember(self, entry: str, known: bytes, look: _Look) -> None:
+    def _remember(self, entry: str, known: bytes, state: bytes, look: Look) -> None:
         """A folder that was touched just now may be so again within the resolution of its time: that is not relied on."""
-        new = look.signature + (look.listing if self._is_quiet(look.changed_ns) else b"")
+        new = state + look.signature + (look.listing if self._is_quiet(look.changed_ns) else b"")
         if new != known:
             self._fresh[entry] = new
 
-    def _look(self, entry: str) -> _Look:
+    def _look(self, entry: str) -> Look:
         path = f"{self.root}/{entry}"
-        walk = _Walk()
+        walk = Walk()
         try:
             if entry in self._unusable:
                 raise Skip("its name contains control characters or is not valid Unicode")
-            _check_name(entry)
+            check_name(entry)
         except Skip as skip:
-            return _Look(Sighting(entry, problem=str(skip)), 1)
+            return Look(entry, entry, problems={"": str(skip)}, changed_ns=1)
         try:
             if walk.folder(path):
-                return _Look(self._folder(entry, path, walk), walk.changed_ns, walk.listing())
+                return look_at_folder(entry, path, walk, self._guess)
             walk.file(path, entry)
-            return _Look(self._file(entry, path, walk), walk.changed_ns)
+            look = look_at_file(entry, path, walk, self._guess)
+            self._check_free(look)
+            return look
         except Skip as skip:
-            return _Look(Sighting(entry, problem=_shown(str(skip))), walk.changed_ns)
+            problem, changed_ns = shown(str(skip)), walk.changed_ns
         except OSError as error:
-            return _Look(Sighting(entry, problem=f"it cannot be read: {error.strerror or error}"), 0)
+            problem, changed_ns = f"it cannot be read: {error.strerror or error}", 0
+        return Look(entry, entry, problems={"": problem}, changed_ns=changed_ns)
 
-    def _file(self, entry: str, path: str, walk: _Walk) -> Sighting:
-        type = self._guess((entry,))
-        if type is None:
-            raise Skip("it is no file of a known model format")
-        if walk.files[0][1] == 0:
-            raise Skip("it is empty")
-        name = _stem(entry)
-        _check_name(name)
+    def _check_free(self, look: Look) -> None:
+        """Raises Skip when another entry is the model of a file's name."""
         self._flush()
-        for other in self._claimants(name):
-            if name < other < entry and os.path.lexists(f"{self.root}/{other}"):
-                raise Skip(f"the name {name} is taken by {other}")
-        if name != entry and os.path.isdir(f"{self.root}/{name}"):  # noqa: PTH112
-            raise Skip(f"the name {name} is taken by the folder {name}")
-        return Sighting(name, (FoundModel("", path, type, _fingerprint(path, walk.files)),))
-
-    def _folder(self, entry: str, path: str, walk: _Walk) -> Sighting:
-        if not walk.files and not walk.problems:
-            raise Skip("the folder is empty")
-        if not walk.tops:
-            return self._plain(entry, path, walk, walk.files)
-        versions = sorted({int(top) for top in walk.tops if _is_version(top)})
-        own = [file for file in walk.files if not _is_version(file[0].partition("/")[0])]
-        if not versions or (own and self._guess(tuple(file[0] for file in own)) is not None):
-            return self._plain(entry, path, walk, own)
-        return self._versions(entry, path, walk, [str(version) for version in versions])
-
-    def _plain(self, entry: str, path: str, walk: _Walk, own: Sequence[tuple[str, int, int]]) -> Sighting:
-        if walk.problems:
-            raise Skip(next(iter(walk.problems.values())))
-        type = self._guess(tuple(file[0] for file in own))
-        if type is None:
-            raise Skip(f"no known model format among its files ({_some([file[0] for file in own])})")
-        return Sighting(entry, (FoundModel("", path, type, _fingerprint(path, walk.files)),))
-
-    def _versions(self, entry: str, path: str, walk: _Walk, versions: Sequence[str]) -> Sighting:
-        models: list[FoundModel] = []
-        problems: dict[str, str] = {}
-        files: dict[str, list[tuple[str, int, int]]] = {version: [] for version in versions}
-        for name, size_bytes, modified_ns in walk.files:
-            top, _, rest = name.partition("/")
-            if top in files:
-                files[top].append((rest, size_bytes, modified_ns))
-        for version in versions:
-            names = [name for name, _, _ in files[version]]
-            type = self._guess(tuple(names)) if names else None
-            if version in walk.problems:
-                problems[version] = walk.problems[version]
-            elif not names:
-                problems[version] = "the folder is empty"
-            elif type is None:
-                problems[version] = f"no known model format among its files ({_some(names)})"
-            else:
-                own = f"{path}/{version}"
-                models.append(FoundModel(version, own, type, _fingerprint(own, files[version])))
-        problem = _shown("; ".join(f"version {version}: {text}" for version, text in problems.items()))
-        return Sighting(entry, tuple(models), problem, tuple(problems))
+        for other, known in self._holders(look.name):
+            if (
+                known[:1] == _MODEL
+                and look.name < other < look.entry
+                and os.path.lexists(f"{self.root}/{other}")
+            ):
+                raise Skip(f"the name {look.name} is taken by {other}")
+        if look.name != look.entry and os.path.isdir(f"{self.root}/{look.name}"):  # noqa: PTH112
+            raise Skip(f"the name {look.name} is taken by the folder {look.name}")
 
 
-class _Walk:
-    """All visible files under a folder, links followed."""
-
-    def __init__(self) -> None:
-        self.files: list[tuple[str, int, int]] = []
-        """(relative name, size, mtime in ns), ordered after `folder`."""
-        self.tops: set[str] = set()
-        """The sub-folders of the top folder."""
-        self.problems: dict[str, str] = {}
-        """Sub-folder of the top folder ("" for the top itself) -> why its files are not usable."""
-        self.changed_ns = 0
-        self._modified_ns = 0
-        """When the top folder's list of entries changed last."""
-
-    def folder(self, path: str) -> bool:
-        """Walk a folder. False when it is a file. Raises OSError when it cannot be read, Skip when it is too large."""
-        try:
-            self._walk(path, "", "", ())
-        except NotADirectoryError:
-            return False
-        self.files.sort()
-        return True
-
-    def listing(self) -> bytes:
-        """See `_Look.listing`; empty when there is more to it than files."""
-        names = [name for name, _, _ in self.files]
-        if self.tops or self.problems or not all(name.isprintable() for name in names):
-            return b""
-        return _PART + _PART.join([str(self._modified_ns).encode(), *(name.encode() for name in names)])
-
-    def file(self, path: str, name: str) -> None:
-        """Take in a single file. Raises Skip when it is something else."""
-        status = os.stat(path)  # noqa: PTH116
-        self.changed_ns = status.st_ctime_ns
-        if not stat.S_ISREG(status.st_mode):
-            raise Skip("it is neither a file nor a folder")
-        self._add(name, status)
-
-    def _walk(self, path: str, relative: str, blame: str, ancestors: tuple[tuple[int, int], ...]) -> None:
-        """`blame` is the version that problems are about; empty: the whole model."""
-        if len(ancestors) > MAX_DEPTH:
-            raise Skip(f"its folders are nested more than {MAX_DEPTH} deep")
-        folders: list[tuple[str, bool]] = []
-        with os.scandir(path) as listing:
-            for entry in listing:
-                name = entry.name
-                if _is_half_written(name):
-                    self.problems.setdefault(blame, f"it is half-written: {relative}{name} is there")
-                elif name[0] == "." or name in NO_MODELS:
-                    continue
-                elif entry.is_dir():
-                    folders.append((name, entry.is_symlink()))
-                elif entry.is_file():
-                    self._add(relative + name, entry.stat())
-                elif entry.is_symlink():
-                    self.problems.setdefault(blame, f"the link {relative}{name} points nowhere")
-        status = os.stat(path)  # noqa: PTH116
-        self.changed_ns = max(self.changed_ns, status.st_ctime_ns)
-        if not ancestors:
-            self._modified_ns = status.st_mtime_ns
-            self.tops.update(name for name, _ in folders)
-        here = (*ancestors, (status.st_dev, status.st_ino))
-        for name, linked in folders:
-            own = name if not ancestors and _is_version(name) else blame
-            try:
-                if not linked or _identity(f"{path}/{name}") not in here:
-                    self._walk(f"{path}/{name}", f"{relative}{name}/", own, here)
-                    continue
-                problem = f"the link {relative}{name} leads back to a folder it is in"
-            except OSError as error:
-                problem = f"{relative}{name} cannot be read: {error.strerror or error}"
-            self.problems.setdefault(own, problem)
-
-    def _add(self, name: str, status: os.stat_result) -> None:
-        if len(self.files) >= MAX_FILES:
-            raise Skip(f"it has more than {MAX_FILES} files")
-        self.files.append((name, status.st_size, status.st_mtime_ns))
-        self.changed_ns = max(self.changed_ns, status.st_ctime_ns)
-
-
-def _identity(path: str) -> tuple[int, int]:
-    status = os.stat(path)  # noqa: PTH116
-    return status.st_dev, status.st_ino
-
-
-def _as_listed(path: str, known: bytes) -> bool:
-    """Whether a folder without sub-folders is as it was when it was listed, without listing it."""
-    signature, found, listing = known.partition(_PART)
-    if not found:
-        return False
-    modified, *names = listing.decode().split("\x02")
-    try:
-        if str(os.stat(path).st_mtime_ns) != modified:  # noqa: PTH116
-            return False
-        files = []
-        for name in names:
-            status = os.stat(f"{path}/{name}")  # noqa: PTH116
-            files.append((name, status.st_size, status.st_mtime_ns))
-    except OSError:
-        return False
-    return signature.endswith(b"=%b!" % _fingerprint(path, files).encode())
-
-
-def _check_name(name: str) -> None:
-    """Raises Skip when an entry's name cannot be a model's."""
-    if name[0] == ".":
-        raise Skip("it is hidden")
-    if name in NO_MODELS:
-        raise Skip("it is no model's name")
-    if _is_half_written(name):
-        raise Skip("it is half-written, by its name")
-    if any(character in name for character in RESERVED):
-        raise Skip("':' and '@' are reserved in names: rename it")
-    try:
-        check_id(name)
-    except InvalidInput as error:
-        raise Skip(f"its name cannot be a model's: {error}") from error
-
-
-def _is_half_written(name: str) -> bool:
-    return (
-        name.endswith(UNFINISHED) or name[0] == "~" or (name[0] == "." and RSYNC.fullmatch(name) is not None)
-    )
-
-
-def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdigit() and (name == "0" or name[0] != "0")
+def _kind(entry: str, name: str) -> bytes:
+    return _WHOLE if entry == name else _STEM
 
 
 def _contains(ordered: Sequence[str], entry: str) -> bool:
     index = bisect_left(ordered, entry)
     return index < len(ordered) and ordered[index] == entry
-
-
-def _shown(text: str) -> str:
-    """Text that can be printed and stored, whatever the names of files in it."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _stem(entry: str) -> str:
-    stem, dot, _ = entry.rpartition(".")
-    return stem if dot and stem else entry
-
-
-def _fingerprint(path: str, files: Sequence[tuple[str, int, int]]) -> str:
-    digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=5)
-    for name, size_bytes, modified_ns in files:
-        digest.update(f"\0{name}\0{size_bytes}\0{modified_ns}".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

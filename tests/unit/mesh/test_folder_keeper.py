@@ -76,6 +76,7 @@ class House:
         scanner = FolderScanner(
             folder,
             guess,
+            lambda type, path, files: "",
             monotonic_s=lambda: time.monotonic() + self.skew_s,
             wall_ns=lambda: time.time_ns() + (3600 if self.calm else -3600) * 1_000_000_000,
         )

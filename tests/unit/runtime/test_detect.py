@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from modelmesh.runtime.detect import guess, well_known_names
+from modelmesh.runtime.detect import guess, well_known_names, why_no_model
 from modelmesh.worker.formats.table import formats
 
 
@@ -46,6 +47,47 @@ from modelmesh.worker.formats.table import formats
 )
 def test_guess(files: list[str], expected: str | None) -> None:
     assert guess(files) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("notes.txt", b"Remember the milk.\n", "it does not begin like a model of type lightgbm"),
+        ("model.txt", b"tree\nversion=v4\n", ""),
+        ("model.bst", b"tree\nversion=v4\n", ""),
+        ("model.joblib", b"", "it is empty"),
+        ("model.joblib", b"\0" * 4096, "it does not begin like a model of type sklearn"),
+        ("model.joblib", b"\x80\x04\x95", ""),
+        ("model.joblib", b"\x78\x9c\xab", ""),
+        ("model.pkl", b"x = 1", "it does not begin like a model of type sklearn"),
+        ("model.onnx", b"\x80\x04\x95", "it does not begin like a model of type onnx; it looks like sklearn"),
+        ("model.onnx", b"\x08\x07\x12", ""),
+        ("model.json", b'{"learner":{"attributes":{}}}', ""),
+        ("model.json", b'\n{\n  "version": [2, 0, 3],\n  "learner": {', ""),
+        (
+            "model.json",
+            b'{"name": "learner", "version": 1}',
+            "it does not begin like a model of type xgboost",
+        ),
+        (
+            "vocabulary.json",
+            b'{"learner": 17, "teacher": 4}',
+            "it does not begin like a model of type xgboost",
+        ),
+        ("tsconfig.json", b'{"version": [1, 2]}', "it does not begin like a model of type xgboost"),
+        ("list.json", b"[1, 2]", "it does not begin like a model of type xgboost"),
+        ("model.ubj", b"{L" + b"\0" * 7 + b"\x07learner{L", ""),
+        ("model.ubj", b"{U\x07learner{", ""),
+        ("model.ubj", b"{U\x04name", "it does not begin like a model of type xgboost"),
+        ("archive.bin", b"PK\x03\x04", "it does not begin like a model of type xgboost"),
+    ],
+)
+def test_the_first_bytes_tell_what_is_no_model(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    model_type = guess([name])
+    assert model_type is not None
+    assert why_no_model(model_type, str(tmp_path / name), (name,)) == words
+    assert why_no_model(model_type, str(tmp_path), (name, "README.md")) == words.replace("it", name, 1)
 
 
 def test_well_known_names_are_guessed_as_their_own_type() -> None:

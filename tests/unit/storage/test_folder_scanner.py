@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from modelmesh.storage.folder import REST_S, FolderScanner, FoundModel, RootMissing, Sighting
+from modelmesh.storage.folder import REST_S, FolderScanner, RootMissing
+from modelmesh.storage.sightings import FoundModel, Sighting
 
 
 def guess(files: Sequence[str]) -> str | None:
@@ -41,13 +42,23 @@ class Folder:
         path.mkdir(exist_ok=True)
         self.clocks = Clocks()
         self.stamped = 0
+        self.checked: list[str] = []
+        """Paths whose content was looked at."""
         self.again()
 
     def again(self) -> None:
         """A new process scans."""
         self.scanner = FolderScanner(
-            self.path, guess, monotonic_s=self.clocks.now_s, wall_ns=self.clocks.wall_ns
+            self.path, guess, self.check, monotonic_s=self.clocks.now_s, wall_ns=self.clocks.wall_ns
         )
+
+    def check(self, type: str, path: str, files: Sequence[str]) -> str:
+        """What begins with `no` is no model."""
+        self.checked.append(Path(path).relative_to(self.path).as_posix())
+        name = next(name for name in files if Path(name).suffix in (".onnx", ".joblib", ".bst"))
+        file = Path(path) / name if Path(path).is_dir() else Path(path)
+        with file.open() as stream:
+            return f"{name} is no {type} model" if stream.read(2) == "no" else ""
 
     def write(self, name: str, content: str = "x") -> Path:
         path = self.path / name
@@ -228,7 +239,7 @@ def test_what_is_neither_file_nor_folder(folder: Folder) -> None:
 
 
 def test_too_much_of_a_folder(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelmesh.storage.folder.MAX_FILES", 3)
+    monkeypatch.setattr("modelmesh.storage.walk.MAX_FILES", 3)
     for number in range(4):
         folder.write(f"many/{number}.onnx")
     folder.write("/".join(["deep", *"abcdefghijklmnopqrst", "model.onnx"]))
@@ -368,15 +379,130 @@ def test_a_root_that_is_away_removes_nothing(folder: Folder) -> None:
     assert folder.scan(REST_S) == {"iris": Sighting("iris", gone=True)}, "emptied before our eyes"
 
 
+def test_foreign_content_is_skipped_and_read_once(folder: Folder) -> None:
+    folder.write("iris/model.onnx")
+    folder.write("notes.bst", "no")
+    folder.write("other/model.onnx", "no")
+    found = folder.scan()
+    assert only(found["iris"]).type == "onnx"
+    assert found["notes.bst"] == Sighting("notes.bst", problem="notes.bst is no xgboost model")
+    assert found["other"].problem == "model.onnx is no onnx model"
+    assert sorted(folder.checked) == ["iris", "notes.bst", "other"]
+    assert folder.scan() == {}
+    assert len(folder.checked) == 3, "no file is read again while it stays as it is"
+    folder.write("notes.bst", "yes")
+    folder.write("iris/model.onnx", "no longer")
+    found = folder.scan()
+    assert only(found["notes"]).type == "xgboost"
+    assert found["iris"] == Sighting("iris", problem="model.onnx is no onnx model")
+
+
+def test_what_is_being_written_is_not_read(folder: Folder) -> None:
+    folder.clocks.calm = False
+    folder.write("iris/model.onnx", "no")
+    assert folder.scan() == {}
+    folder.write("iris/model.onnx", "xyz")
+    assert folder.scan(REST_S) == {}
+    assert folder.checked == []
+    assert only(folder.scan(REST_S)["iris"]).type == "onnx"
+    assert folder.checked == ["iris"]
+
+
+def test_foreign_versions_are_skipped_alone(folder: Folder) -> None:
+    folder.write("iris/1/model.onnx")
+    folder.write("iris/2/model.onnx", "no")
+    folder.write("iris/10/notes.txt")
+    sighting = folder.scan()["iris"]
+    assert [found.version for found in sighting.models] == ["1"]
+    assert sighting.unusable == ("2", "10")
+    assert sighting.problem.startswith("version 2: model.onnx is no onnx model; version 10: no known")
+    folder.write("iris/1/model.onnx", "no")
+    assert folder.scan()["iris"].models == ()
+
+
+def test_a_model_that_became_foreign_keeps_its_name_until_it_is_gone(folder: Folder) -> None:
+    folder.write("iris/model.onnx")
+    folder.write("iris.bst", "no")
+    folder.write("wine.onnx")
+    folder.scan()
+    folder.write("iris/model.onnx", "no")
+    folder.write("wine.onnx", "no")
+    assert set(folder.scan()) == {"iris", "wine.onnx"}
+    (folder.path / "iris.bst").unlink()
+    folder.scan()
+    assert folder.scan(REST_S) == {}, "a file that never was a model takes no name with it"
+    (folder.path / "wine.onnx").unlink()
+    folder.scan()
+    assert folder.scan(REST_S) == {"wine": Sighting("wine", gone=True)}
+
+
+def test_another_file_takes_the_name_of_one_that_became_foreign(folder: Folder) -> None:
+    folder.write("wine.bst")
+    folder.write("wine.onnx", "xy")
+    assert only(folder.scan()["wine"]).type == "xgboost"
+    folder.write("wine.bst", "no")
+    found = folder.scan()
+    assert found["wine.bst"].problem == "wine.bst is no xgboost model"
+    assert only(found["wine"]).type == "onnx"
+    (folder.path / "wine.onnx").unlink()
+    folder.scan()
+    assert folder.scan(REST_S) == {"wine": Sighting("wine", gone=True)}, "the first lost its name"
+
+
+def test_a_folder_named_like_a_file_keeps_its_whole_name(folder: Folder) -> None:
+    folder.write("wine.onnx/model.onnx")
+    assert list(folder.scan()) == ["wine.onnx"]
+    (folder.path / "wine.onnx/model.onnx").unlink()
+    (folder.path / "wine.onnx").rmdir()
+    folder.scan()
+    assert folder.scan(REST_S) == {"wine.onnx": Sighting("wine.onnx", gone=True)}
+
+
+def test_content_that_cannot_be_read_is_told_once_and_tried_again(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.write("iris/model.onnx")
+    folder.write("wine.onnx")
+    check = folder.check
+
+    def refuse(type: str, path: str, files: Sequence[str]) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(folder, "check", refuse)
+    folder.again()
+    found = folder.scan()
+    assert {sighting.problem for sighting in found.values()} == {"it cannot be read: Permission denied"}
+    assert folder.scan() == {}
+    monkeypatch.setattr(folder.scanner, "_check", check)
+    assert {name: only(sighting).type for name, sighting in folder.scan().items()} == {
+        "iris": "onnx",
+        "wine": "onnx",
+    }
+    folder.scan()
+    assert len(folder.checked) == 2
+
+
 def test_what_another_life_knew_must_be_missed_twice(folder: Folder) -> None:
     folder.write("iris/model.onnx")
     folder.scan()
-    folder.scanner.expect(["wine.onnx", "old"])
+    folder.scanner.expect({"wine.onnx": "wine", "old": "old"})
     assert folder.scan() == {}
     assert folder.scan(REST_S) == {"wine": Sighting("wine", gone=True), "old": Sighting("old", gone=True)}
     folder.again()
-    folder.scanner.expect(["iris"])
+    folder.scanner.expect({"iris": "iris"})
     assert list(folder.scan()) == ["iris"]
+
+
+def test_a_model_of_another_life_that_is_skipped_now_is_gone_with_its_entry(folder: Folder) -> None:
+    folder.write("iris/model.onnx", "no")
+    assert folder.scan()["iris"].models == ()
+    folder.scanner.expect({"iris": "iris"})
+    assert folder.scan() == {}
+    (folder.path / "iris/model.onnx").unlink()
+    (folder.path / "iris").rmdir()
+    (folder.path / "stays").mkdir()
+    folder.scan()
+    assert folder.scan(REST_S) == {"iris": Sighting("iris", gone=True)}
 
 
 def test_only_some_entries(folder: Folder) -> None:

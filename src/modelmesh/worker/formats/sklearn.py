@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from modelmesh.dataplane.model_server import Array
 
 METHODS = ("predict", "predict_proba", "transform", "decision_function")
-COMPRESSED = (b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22\x4d\x18")
+COMPRESSED = (
+    b"\x78\x01",
+    b"\x78\x5e",
+    b"\x78\x9c",
+    b"\x78\xda",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"\x5d\x00",
+    b"\x04\x22\x4d\x18",
+)
 """How joblib's compressed files begin: zlib, gzip, bz2, xz, lzma, lz4."""
 
 

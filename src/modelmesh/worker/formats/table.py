@@ -59,16 +59,24 @@ def identify(model_type: str, artefact: Artefact) -> tuple[Format, str]:
     head = artefact.head(name)
     if not head:
         raise LoadFailed(f"{artefact.folder / name} is empty.", code=Code.INVALID_ARGUMENT)
+    found, seems = recognise(declared, name, head)
+    if found is None:
+        raise LoadFailed(
+            f"{artefact.folder / name} is not a {declared.name} model{seems}.", code=Code.INVALID_ARGUMENT
+        )
+    return found, name
+
+
+def recognise(declared: Format, name: str, head: bytes) -> tuple[Format | None, str]:
+    """The format of a file by its first bytes: the declared one, or another that uses the same file names. None when it is
+    neither; then also the end of a sentence that tells what it looks like, if anything."""
     if declared.recognises(head):
-        return declared, name
+        return declared, ""
     owners = [format for format in formats().values() if format.recognises(head)]
     for other in owners:
         if other.claims([name]) is not Claim.NO and declared.claims([name]) is not Claim.NO:
-            return other, name
-    seems = f"; it looks like {owners[0].name}" if owners else ""
-    raise LoadFailed(
-        f"{artefact.folder / name} is not a {declared.name} model{seems}.", code=Code.INVALID_ARGUMENT
-    )
+            return other, ""
+    return None, f"; it looks like {owners[0].name}" if owners else ""
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -8,9 +8,10 @@ the objective gives.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from modelmesh.errors import Code, LoadFailed
 from modelmesh.worker.formats import names
@@ -18,6 +19,9 @@ from modelmesh.worker.formats.protocol import Claim, InputSpec, OutputSpec, Para
 
 if TYPE_CHECKING:
     from modelmesh.dataplane.model_server import Array
+
+_JSON: Final = re.compile(rb'\s*\{\s*("version"\s*:\s*\[[\d\s,]*\]\s*,\s*)?"learner"\s*:\s*\{')
+_UBJ: Final = re.compile(rb"\{([iU]|I\0|l\0{3}|L\0{7})\x07learner\{")
 
 
 class XGBoostFormat:
@@ -37,10 +41,8 @@ class XGBoostFormat:
         return names.pick(files, self.well_known, self.extensions)
 
     def recognises(self, head: bytes) -> bool:
-        """JSON `{"learner": …}` or the same as UBJ: `{`, a length, `learner`."""
-        if not head.lstrip().startswith(b"{"):
-            return False
-        return b"learner" in head[:256] or b'"learner"' in head or b'"version"' in head[:64]
+        """JSON `{"learner": {…`, perhaps with the version first, or the same as UBJ, where a length precedes the key."""
+        return _JSON.match(head) is not None or _UBJ.match(head) is not None
 
     def import_framework(self) -> None:
         import xgboost
