@@ -37,7 +37,8 @@ def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     )
     for folder in (PLUGIN, tmp_path):
         monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{PLUGIN}")
+    before = [path for path in (os.environ.get("PYTHONPATH"),) if path]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(PLUGIN), *before]))
     formats.cache_clear()
 
     def save(name: str, **how: Any) -> Path:

@@ -305,10 +305,9 @@ class Copies:
             self._place(copy)
 
     def resize(self, copy: Copy, size_bytes: int) -> None:
-        """A loaded or unloading copy was measured anew."""
+        """A loaded or unloading copy weighs something else now."""
         copy.budget.ledger.resize(copy.model, size_bytes)
         copy.budget.residents.resize(copy, size_bytes)
-        copy.measured = True
 
     def set_replicas(self, copy: Copy, replicas: tuple[Replica, ...]) -> None:
         copy.replicas = replicas

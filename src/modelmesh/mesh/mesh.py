@@ -293,7 +293,11 @@ class Mesh:
             self._learn(copy)
 
     def _learn(self, copy: Copy) -> None:
-        self._registrar.learned(copy.model, copy.size_bytes, round(copy.load_s * 1000), copy.content)
+        record = self._mirror.model(copy.model)
+        if record is None or identity(record) != copy.identity:
+            return  # another artefact is registered under its id by now
+        size_bytes = copy.size_bytes // max(len(copy.replicas), 1)
+        self._registrar.learned(copy.model, size_bytes, round(copy.load_s * 1000), copy.content)
 
     def _gone(self, copy: Copy) -> None:
         self._sites.requeue(copy)

@@ -66,6 +66,7 @@ class RuntimeEvents:
                 copy = self._own(event.model)
                 if copy is not None and copy.state is State.LOADED:
                     self._copies.set_replicas(copy, event.replicas)
+                    self._grow(copy, event.size_bytes)
                     self._evictions.moved(copy)
 
     def _own(self, model: str) -> Copy | None:
@@ -93,7 +94,12 @@ class RuntimeEvents:
         copy = self._own(event.model)
         if copy is None or copy.state not in (State.LOADED, State.UNLOADING):
             return
-        before_bytes = copy.size_bytes
-        self._copies.resize(copy, event.size_bytes)
-        self._evictions.resized(copy, before_bytes)
+        self._grow(copy, event.size_bytes)
+        copy.measured = True
         self._on_measured(copy)
+
+    def _grow(self, copy: Copy, size_bytes: int) -> None:
+        before_bytes = copy.size_bytes
+        if size_bytes != before_bytes:
+            self._copies.resize(copy, size_bytes)
+            self._evictions.resized(copy, before_bytes)

@@ -33,8 +33,9 @@ from modelmesh.runtime.placement import Candidate, choose
 from modelmesh.runtime.protocol import Estimate, Loaded, ModelSpec, Noted, RuntimeEvent, RuntimeInfo
 from modelmesh.runtime.quarantine import Quarantine
 from modelmesh.runtime.replacing import Replacing
-from modelmesh.runtime.seat import Seat
+from modelmesh.runtime.seat import Placed, Seat
 from modelmesh.runtime.sizes import Sizes
+from modelmesh.runtime.spreading import Spreading
 from modelmesh.runtime.supervisor import Supervisor
 from modelmesh.runtime.worker_process import WorkerConfig, WorkerProcess
 from modelmesh.worker.formats.protocol import Format
@@ -103,7 +104,7 @@ class BuiltinRuntime:
         self._clock = LoopClock()
         self._facts = await asyncio.to_thread(Facts, config.facts_path)
         self._supervisor = Supervisor(
-            config.workers, self._facts, self._quarantine, self._events, self._tell, config.ids
+            config.workers, self._facts, self._quarantine, self._events, self._tell, self._blamed, config.ids
         )
         self._loader = Loader(self._sizes, self._facts, config.load_timeout_s, config.ids)
         self._meter = Meter(
@@ -112,8 +113,13 @@ class BuiltinRuntime:
             self._sizes,
             self._events,
             lambda seat: self._replacing.swollen(seat),
+            lambda: self._spreading.step(),
         )
         self._replacing = Replacing(self._supervisor, self._loader, self._meter, self._facts, self._events)
+        self._spreading = Spreading(
+            self._supervisor, self._loader, self._meter, self._facts, self._replacing, self._events,
+            self._choose_replica,
+        )  # fmt: skip
         try:
             await self._supervisor.start(config.n_workers)
         except BaseException:
@@ -154,6 +160,11 @@ class BuiltinRuntime:
     def _tell(self, reason: str) -> None:
         if not self._stopped:
             self._meter.tell(reason)
+
+    def _blamed(self, model: str) -> None:
+        """A worker died of it: its other replicas go, before they do the same. It runs alone from now on."""
+        if any(model in seat.models for seat in self._supervisor.seats):
+            self._supervisor.spawn(self._unload(model), f"unload {model}")
 
     # --- estimates ---------------------------------------------------------------------------------------------------
 
@@ -313,6 +324,10 @@ class BuiltinRuntime:
     def _choose(self, seats: Sequence[Seat], format: Format) -> int | None:
         candidates = [self._candidate(seat, format) for seat in seats]
         return choose(candidates, self._meter.share_bytes(), self._meter.capacity_bytes())
+
+    def _choose_replica(self, seats: Sequence[Seat], placed: Placed) -> Seat | None:
+        place = self._choose(seats, placed.format)
+        return None if place is None else seats[place]
 
     def _candidate(self, seat: Seat, format: Format) -> Candidate:
         return Candidate(

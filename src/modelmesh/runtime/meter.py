@@ -13,7 +13,7 @@ from modelmesh.runtime.control_channel import WorkerDied
 from modelmesh.runtime.events import Events
 from modelmesh.runtime.memory import Charge, capacity_bytes, unattributed_bytes
 from modelmesh.runtime.protocol import CapacityChanged, SizeChanged
-from modelmesh.runtime.seat import Seat
+from modelmesh.runtime.seat import Seat, weight_bytes
 from modelmesh.runtime.sizes import Sizes, Weight
 from modelmesh.worker.control import Measure, Measured
 from modelmesh.worker.memory import footprint
@@ -43,7 +43,8 @@ SWOLLEN_S: Final = 10.0
 
 
 class Meter:
-    """Reads what the seats weigh and tells the mesh. `on_swollen` is called with a seat whose memory does not come back."""
+    """Reads what the seats weigh and tells the mesh. `on_swollen` is called with a seat whose memory does not come back,
+    `on_read` after each reading."""
 
     def __init__(
         self,
@@ -52,12 +53,14 @@ class Meter:
         sizes: Sizes,
         events: Events,
         on_swollen: Callable[[Seat], None],
+        on_read: Callable[[], None],
     ) -> None:
         self._budget_bytes = budget_bytes
         self._seats = seats
         self._sizes = sizes
         self._events = events
         self._on_swollen = on_swollen
+        self._on_read = on_read
         self._told = (0, 0)
         self._reading_s = 0.0
         self._short = asyncio.Event()
@@ -141,6 +144,7 @@ class Meter:
                 seat.account.measured(reading)
                 self._watch_swelling(seat)
         self.tell("the workers were measured")
+        self._on_read()
 
     async def _ask(self, seat: Seat) -> None:
         """Have a worker tidy up and tell; it may take its time."""
@@ -180,6 +184,9 @@ class Meter:
         seat.empty_before = seat.empty
         mapped_bytes = account.charges.file_bytes
         seat.kept_bytes = measured.anon_bytes - account.base_anon_bytes - account.charged_bytes + mapped_bytes
+        if elapsed_s > 0:
+            seat.shares = {model: ran_s / elapsed_s for model, ran_s in measured.ran_s.items()}
+            seat.readings += 1
         for model, size_bytes in measured.settled.items():
             placed, charge = seat.models.get(model), seat.account.charges.get(model)
             if placed is None or charge is None or self._sizes.measured(placed.content) is not None:
@@ -190,7 +197,7 @@ class Meter:
                 placed.content,
                 Weight(size_bytes, max(size_bytes, placed.peak_bytes), placed.load_s, charge.file_bytes),
             )
-            self._events.put(SizeChanged(model, size_bytes))
+            self._events.put(SizeChanged(model, weight_bytes(model, self._seats())))
 
     def _watch_swelling(self, seat: Seat) -> None:
         limit_bytes = max(SWOLLEN_BYTES_MIN, int(self.share_bytes() * SWOLLEN_SHARE))

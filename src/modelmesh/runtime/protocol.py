@@ -86,17 +86,19 @@ class CapacityChanged(NamedTuple):
 
 
 class SizeChanged(NamedTuple):
-    """A provisional size was measured, or a model grew."""
+    """A provisional size was measured, or a model grew. `size_bytes` is that of all its replicas together."""
 
     model: str
     size_bytes: int
 
 
 class ReplicasChanged(NamedTuple):
-    """The replicas of a loaded model moved (a worker was recycled). The route must follow."""
+    """The replicas of a loaded model moved (a worker was recycled), or it has more or fewer of them. The route must follow."""
 
     model: str
     replicas: tuple[Replica, ...]
+    size_bytes: int
+    """What they weigh together now."""
 
 
 class TargetsChanged(NamedTuple):

@@ -16,7 +16,7 @@ from modelmesh.runtime.facts import Facts
 from modelmesh.runtime.loader import FilesChanged, Hung, Loader
 from modelmesh.runtime.meter import MIB, Meter
 from modelmesh.runtime.protocol import CopyLost, Noted, ReplicasChanged
-from modelmesh.runtime.seat import Placed, Seat
+from modelmesh.runtime.seat import Placed, Seat, whereabouts
 from modelmesh.runtime.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -113,17 +113,23 @@ class Replacing:
                 return
             self.moving = model
             try:
-                examined = await asyncio.to_thread(examine, placed.spec)
-                moved, _ = await self._loader.load(successor, placed.spec, examined)
-                self._events.put(ReplicasChanged(model, (moved.replica,)))
+                if self._elsewhere(model, seat) is None:
+                    examined = await asyncio.to_thread(examine, placed.spec)
+                    await self._loader.load(successor, placed.spec, examined)
+                self._tell(model, seat)
                 await asyncio.sleep(ROUTE_GRACE_S)
                 await self._loader.unload(seat, model)
             except (ModelMeshError, FilesChanged, WorkerDied, Hung) as error:
                 log.warning("Model %s could not be moved from %s: %s", model, seat.name, error)
                 if model not in successor.models and seat.models.pop(model, None) is not None:
                     seat.account.charges.drop(model)
-                    self._events.put(
-                        CopyLost(model, f"its worker is replaced and it could not be moved: {error}")
-                    )
+                    self._tell(model, seat, f"its worker is replaced and it could not be moved: {error}")
             finally:
                 self.moving = ""
+
+    def _tell(self, model: str, left: Seat, reason: str = "") -> None:
+        """Tell where a model is but in the seat that was left; that it is lost when it is nowhere."""
+        self._events.put(self._elsewhere(model, left) or CopyLost(model, reason))
+
+    def _elsewhere(self, model: str, left: Seat) -> ReplicasChanged | None:
+        return whereabouts(model, [seat for seat in self._supervisor.seats if seat is not left])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from modelmesh.dataplane.protocol import Replica
 from modelmesh.runtime.memory import Account
-from modelmesh.runtime.protocol import ModelSpec
+from modelmesh.runtime.protocol import ModelSpec, ReplicasChanged
 from modelmesh.runtime.worker_process import WorkerProcess
 from modelmesh.worker.formats.protocol import Format
 
@@ -51,6 +52,10 @@ class Seat:
     busy_s: float = 0.0
     busy: float = 0.0
     """Share of the time spent in models, between the last two readings."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """The same by model, where it is not next to nothing."""
+    readings: int = 0
+    """How often that was read."""
     measured_at_s: float = 0.0
     started_at_s: float = 0.0
     failed_starts: int = 0
@@ -87,7 +92,20 @@ class Seat:
         self.formats.clear()
         self.account = Account(base_anon_bytes=0 if self.closed or self.alone_for else next_base_bytes)
         self.busy_s = self.busy = 0.0
+        self.shares = {}
         self.kept_bytes = 0
         self.empty_before = False
         self.swollen_since_s = None
         return lost
+
+
+def weight_bytes(model: str, seats: Iterable[Seat]) -> int:
+    """What the replicas of a model weigh together; 0 when there is none."""
+    charges = (seat.account.charges.get(model) for seat in seats)
+    return sum(charge.size_bytes for charge in charges if charge is not None)
+
+
+def whereabouts(model: str, seats: Sequence[Seat]) -> ReplicasChanged | None:
+    """The replicas of a model in these seats, for the mesh; None when there is none."""
+    replicas = tuple(seat.models[model].replica for seat in seats if model in seat.models)
+    return ReplicasChanged(model, replicas, weight_bytes(model, seats)) if replicas else None

@@ -19,7 +19,7 @@ from modelmesh.runtime.facts import Facts
 from modelmesh.runtime.ids import Ids
 from modelmesh.runtime.protocol import CopyLost, Noted, TargetsChanged
 from modelmesh.runtime.quarantine import Quarantine
-from modelmesh.runtime.seat import Seat
+from modelmesh.runtime.seat import Seat, whereabouts
 from modelmesh.runtime.worker_process import WorkerConfig, WorkerProcess
 from modelmesh.worker.memory import footprint
 
@@ -33,7 +33,8 @@ TARGET_CONCURRENCY: Final = 1024
 
 
 class Supervisor:
-    """All seats of the runtime. `on_change` is called when bases came or went."""
+    """All seats of the runtime. `on_change` is called when bases came or went, `on_blamed` for a model that a
+    worker died of: the mesh is told that it is lost, wherever else it is."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Supervisor:
         quarantine: Quarantine,
         events: Events,
         on_change: Callable[[str], None],
+        on_blamed: Callable[[str], None],
         ids: Ids,
     ) -> None:
         self.seats: list[Seat] = []
@@ -51,6 +53,7 @@ class Supervisor:
         self._quarantine = quarantine
         self._events = events
         self._on_change = on_change
+        self._on_blamed = on_blamed
         self._clock = LoopClock()
         self._ids = ids
         self._names = itertools.count(0)
@@ -164,13 +167,15 @@ class Supervisor:
     def _report(self, name: str, target_id: int, death: Death, lost: list[str]) -> None:
         self._events.put(TargetsChanged(add=(), remove=(target_id,)))
         for model in lost:
-            self._events.put(CopyLost(model, f"its worker ended: {death.reason}"))
+            blamed = death.blames_models and model in death.suspects
+            left = None if blamed else whereabouts(model, self.seats)
+            self._events.put(left or CopyLost(model, f"its worker ended: {death.reason}"))
         ran = f" while it ran or loaded {', '.join(death.suspects)}" if death.suspects else ""
         self._events.put(
             Noted(
                 Did.WORKER_DIED,
                 "",
-                f"{name} ended{ran}: {death.reason}; {len(lost)} models have to load again.",
+                f"{name} ended{ran}: {death.reason}; {len(lost)} models were there.",
             )
         )
 
@@ -178,6 +183,7 @@ class Supervisor:
         if death.blames_models:
             for model in death.suspects:
                 self.strike(model, death.reason, alone=alone)
+                self._on_blamed(model)
 
     def strike(self, model: str, reason: str, *, alone: bool) -> None:
         """A worker died, or has to, because of a model."""

@@ -191,7 +191,7 @@ class FakeRuntime:
 
     def memory(self) -> Sequence[tuple[str, int, int, int]]:
         base_bytes = sum(self.bases.values())
-        charged_bytes = sum(artefact.size_bytes for artefact, _ in self.loaded.values())
+        charged_bytes = self._loaded_bytes
         return [("fake", base_bytes + charged_bytes + self.unattributed_bytes, base_bytes, charged_bytes)]
 
     async def stop(self, grace_s: float) -> None:
@@ -204,10 +204,23 @@ class FakeRuntime:
         return self.budget_bytes - sum(self.bases.values())
 
     @property
+    def _loaded_bytes(self) -> int:
+        return sum(map(self.weight_bytes, self.loaded))
+
+    def weight_bytes(self, model: str) -> int:
+        """What the replicas of a loaded model weigh together."""
+        artefact, replicas = self.loaded[model]
+        return artefact.size_bytes * len(replicas)
+
+    @property
     def used_bytes(self) -> int:
         """What the servers weigh now, with the peaks of running loads."""
-        loaded_bytes = sum(artefact.size_bytes for artefact, _ in self.loaded.values())
-        return loaded_bytes + sum(self._peaks.values()) + sum(self.bases.values()) + self.unattributed_bytes
+        return (
+            self._loaded_bytes
+            + sum(self._peaks.values())
+            + sum(self.bases.values())
+            + self.unattributed_bytes
+        )
 
     def emit(self, *events: RuntimeEvent) -> None:
         self._events.extend(events)
@@ -223,12 +236,16 @@ class FakeRuntime:
     def crash_target(self, target: int) -> list[str]:
         """A server dies with all its replicas, and another takes its place. Returns the models lost."""
         self.targets.remove(target)
-        lost = [model for model, (_, replicas) in self.loaded.items() if replicas[0].target_id == target]
-        for model in lost:
-            del self.loaded[model]
-        self.emit(
-            *(CopyLost(model, f"server {target} died") for model in lost), TargetsChanged((), (target,))
-        )
+        lost: list[str] = []
+        for model, (artefact, replicas) in list(self.loaded.items()):
+            left = tuple(replica for replica in replicas if replica.target_id != target)
+            if not left:
+                lost.append(model)
+                del self.loaded[model]
+                self.emit(CopyLost(model, f"server {target} died"))
+            elif len(left) < len(replicas):
+                self._place(model, artefact, left)
+        self.emit(TargetsChanged((), (target,)))
         self.start_target()
         return lost
 
@@ -239,16 +256,37 @@ class FakeRuntime:
     def measure(self, model: str) -> None:
         """Tell the size of a model loaded provisionally."""
         if model in self.loaded:
-            self.emit(SizeChanged(model, self.loaded[model][0].size_bytes))
+            self.emit(SizeChanged(model, self.weight_bytes(model)))
 
     def move(self, model: str) -> None:
         """A model's replica moves to another server, as when a worker is recycled."""
         if model in self.loaded and self.targets:
             artefact, old = self.loaded[model]
             others = [target for target in self.targets if target != old[0].target_id] or self.targets
-            replicas = (Replica(self._ids.replica(), others[0]),)
-            self.loaded[model] = (artefact, replicas)
-            self.emit(ReplicasChanged(model, replicas))
+            self._place(model, artefact, (Replica(self._ids.replica(), others[0]),))
+
+    def spread(self, model: str) -> None:
+        """A hot model gets a replica in one more server, where it fits, paid for beforehand; else it goes back to one."""
+        artefact, replicas = self.loaded[model]
+        having = {replica.target_id for replica in replicas}
+        others = [target for target in self.targets if target not in having]
+        if not others:
+            self._place(model, artefact, replicas[:1])
+            return
+        self.emit(ReplicasChanged(model, replicas, self.weight_bytes(model) + artefact.size_bytes))
+        asyncio.get_running_loop().call_later(0.01, self._spread_to, model, others[0])
+
+    def _spread_to(self, model: str, target: int) -> None:
+        if model not in self.loaded or model in self.busy:
+            return
+        artefact, replicas = self.loaded[model]
+        if target in self.targets and self.used_bytes + artefact.size_bytes <= self.budget_bytes:
+            replicas = (*replicas, Replica(self._ids.replica(), target))
+        self._place(model, artefact, replicas)
+
+    def _place(self, model: str, artefact: Artefact, replicas: tuple[Replica, ...]) -> None:
+        self.loaded[model] = (artefact, replicas)
+        self.emit(ReplicasChanged(model, replicas, self.weight_bytes(model)))
 
     def resize(self, budget_bytes: int, unattributed_bytes: int = 0) -> None:
         """The budget or what belongs to nobody changes."""

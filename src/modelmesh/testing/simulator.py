@@ -209,7 +209,8 @@ class Simulation:
     def _move(self) -> None:
         movable = sorted(model for model in self.runtime.loaded if model not in self.runtime.busy)
         if movable:
-            self.runtime.move(self._rng.choice(movable))
+            change = self._rng.choice((self.runtime.move, self.runtime.spread))
+            change(self._rng.choice(movable))
 
     def _measure(self) -> None:
         for model in sorted(self.runtime.loaded):
@@ -401,10 +402,8 @@ class Simulation:
         )
         for model in sorted(self.dataplane.routes):
             copy = self.mesh.copy(model)
-            held = self.runtime.loaded[model]
-            self._expect(
-                copy is not None and copy.size_bytes == held[0].size_bytes, f"the size of {model} is wrong"
-            )
+            held_bytes = self.runtime.weight_bytes(model)
+            self._expect(copy is not None and copy.size_bytes == held_bytes, f"the size of {model} is wrong")
         view = self.mesh.instance()
         self._expect(view.loads_queued == view.loads_running == 0, "loads are left at rest")
         self._expect(

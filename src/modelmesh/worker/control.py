@@ -110,7 +110,8 @@ class LoadDone(Message):
 
 @dataclass(frozen=True, slots=True)
 class Measured(Message):
-    """The worker's memory of the moment. `settled` are the models whose size was provisional, with their measured sizes."""
+    """The worker's memory and work of the moment. `settled` are the models whose size was provisional, with their
+    measured sizes."""
 
     in_use_bytes: int
     slack_bytes: int
@@ -120,6 +121,8 @@ class Measured(Message):
     """Seconds spent in models since the start."""
     batches: int
     settled: dict[str, int]
+    ran_s: dict[str, float]
+    """Seconds spent in each model since the last answer, where it was not next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)

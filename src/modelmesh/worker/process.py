@@ -20,6 +20,7 @@ from typing import Final
 from modelmesh.dataplane.model_server import Batch, ModelServer
 from modelmesh.errors import Code, LoadFailed, ModelMeshError, code_of
 from modelmesh.worker import memory
+from modelmesh.worker.busy import Busy
 from modelmesh.worker.control import (
     Changed,
     Done,
@@ -44,6 +45,8 @@ BATCH_WAIT_S: Final = 0.5
 SWITCH_INTERVAL_S: Final = 0.001
 """A batch waits at most this long for a loading thread to let go of the interpreter."""
 DRAIN_POLL_S: Final = 0.005
+RAN_S_MIN: Final = 0.01
+"""Models that ran for less between two measurements are not named."""
 
 
 class Worker:
@@ -57,7 +60,7 @@ class Worker:
         self._handles: dict[str, int] = {}
         self._loads: queue.SimpleQueue[tuple[int, Load | Import]] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._busy_s = 0.0
+        self._busy = Busy()
 
     def run(self, number: int) -> None:
         """Say that all is ready, as the answer to command `number`, and serve until told to stop. Ends the process when the
@@ -78,10 +81,10 @@ class Worker:
             with residents.turn:
                 pass
             with residents.quiet:
-                started_s = time.perf_counter()
+                self._busy.begin(batch.handle)
                 run_batch(batch, residents)
+                self._busy.end()
                 residents.batches += 1
-                self._busy_s += time.perf_counter() - started_s
             del batch
 
     def _listen(self) -> None:
@@ -140,13 +143,19 @@ class Worker:
         # A load may add to it meanwhile; copying is one step under the interpreter lock, a comprehension is not.
         names = {handle: model for model, handle in self._handles.copy().items()}
         settled = self._residents.settle()
+        busy_s, ran_s = self._busy.take()
         return Measured(
             in_use_bytes=memory.heap_bytes(),
             slack_bytes=self._residents.slack_bytes(),
             anon_bytes=self._residents.anon_bytes(),
-            busy_s=self._busy_s,
+            busy_s=busy_s,
             batches=self._residents.batches,
             settled={names[handle]: size for handle, size in settled.items() if handle in names},
+            ran_s={
+                names[handle]: seconds
+                for handle, seconds in ran_s.items()
+                if handle in names and seconds >= RAN_S_MIN
+            },
         )
 
     def _load_in_turn(self) -> None:

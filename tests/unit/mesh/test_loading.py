@@ -459,3 +459,43 @@ def test_a_kind_of_name_matters_only_for_what_it_may_mean() -> None:
                     assert (answer.code, answer.model) == (Code.OK, means), (name, kind, version)
 
     run(scene())
+
+
+def _learned_bytes(stage: Stage, model: str) -> int:
+    record = stage.mirror.model(model)
+    assert record is not None
+    return record.size_bytes
+
+
+def test_a_spread_model_is_charged_for_all_its_replicas_and_learned_by_one() -> None:
+    async def scene() -> None:
+        async with Stage(targets=2) as stage:
+            await stage.register("m", Artefact(size_bytes=700))
+            await stage.ask("m").answer
+            stage.runtime.spread("m")
+            await stage.until(lambda: len(stage.dataplane.routes["m"]) == 2)
+            assert stage.mesh.instance().ledger.loaded_bytes == 1400
+            stage.runtime.measure("m")
+            await stage.until(lambda: _learned_bytes(stage, "m") > 0, 120.0)
+            assert _learned_bytes(stage, "m") == 700
+            stage.runtime.spread("m")
+            await stage.until(lambda: len(stage.dataplane.routes["m"]) == 1)
+            assert stage.mesh.instance().ledger.loaded_bytes == 700
+
+    run(scene())
+
+
+def test_a_size_measured_late_is_not_learned_for_what_took_the_id_over() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            await stage.register("m", Artefact(size_bytes=700, unload_s=0.5))
+            await stage.ask("m").answer
+            await stage.until(lambda: _learned_bytes(stage, "m") == 700, 120.0)
+            await stage.mesh.unregister("m")
+            await stage.register("m", Artefact(size_bytes=90_000))
+            await stage.until(lambda: "m" in stage.runtime.busy)
+            stage.runtime.measure("m")
+            await asyncio.sleep(120.0)
+            assert "m" not in stage.runtime.loaded and _learned_bytes(stage, "m") == 0
+
+    run(scene())

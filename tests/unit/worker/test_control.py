@@ -36,7 +36,7 @@ MESSAGES: list[Message] = [
     Stop(5.0),
     Done(),
     LoadDone(1, 2, 0, True, 0.5, "abc", 7),
-    Measured(1, 2, 3, 0.5, 4, {"iris": 4}),
+    Measured(1, 2, 3, 0.5, 4, {"iris": 4}, {"iris": 0.5}),
     Refused(3, "No."),
 ]
 
