@@ -54,5 +54,6 @@ def test_a_broken_file_is_an_empty_one_and_said_so(
 
 def test_a_file_that_cannot_be_written_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        Facts(tmp_path / "no" / "folder" / "facts.json").save()
+        (tmp_path / "file").touch()
+        Facts(tmp_path / "file" / "facts.json").save()
     assert "cannot be saved" in caplog.text
