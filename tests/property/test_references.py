@@ -188,9 +188,6 @@ class Loader:
     def failure(self, model: str) -> str:
         return ""
 
-    async def adopt_copy(self, old: str, new: str) -> bool:
-        return False
-
 
 @pytest.mark.parametrize("first_seed", range(0, 200, 50))
 def test_two_instances_at_once(first_seed: int) -> None:

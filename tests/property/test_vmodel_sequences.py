@@ -67,9 +67,6 @@ class Loads:
     def failure(self, model: str) -> str:
         return ""
 
-    async def adopt_copy(self, old: str, new: str) -> bool:
-        return False
-
 
 @dataclass
 class Name:

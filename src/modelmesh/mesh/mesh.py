@@ -371,10 +371,6 @@ class Mesh:
         standing = self._failures.standing(model)
         return str(standing.error) if standing is not None and standing.permanent else ""
 
-    async def adopt_copy(self, old: str, new: str) -> bool:
-        """False: the model servers know a copy by its id, so another id needs another load."""
-        return False
-
     # --- ControlPlane: models -------------------------------------------------------------------------------
 
     @property

@@ -67,10 +67,6 @@ class Loader(Protocol):
     def failure(self, model: str) -> str:
         """Why it cannot be loaded, while a permanent failure stands; else empty."""
 
-    async def adopt_copy(self, old: str, new: str) -> bool:
-        """Turn the loaded copy of `old` into one of `new` when the content of both is equal. False when it is not, or when
-        the mesh does not do that."""
-
 
 class VModels:
     """One owner, the event loop. `start` after the registrar, `stop` before it."""
@@ -291,7 +287,7 @@ class VModels:
         target = record.target
         try:
             if must_load(vmodel, record, self._loader.has_copies):
-                await self._load_and_switch(vmodel, record.active, target)
+                await self._load_and_switch(vmodel, target)
             else:
                 await self._switch(
                     vmodel, target, f"{record.active} was not loaded, so nothing had to be loaded first."
@@ -308,16 +304,13 @@ class VModels:
             else:
                 await self._fail(vmodel, target, error)
 
-    async def _load_and_switch(self, vmodel: str, active: str, target: str) -> None:
+    async def _load_and_switch(self, vmodel: str, target: str) -> None:
         began_s = self._clock.monotonic_s()
         self._hold(target)
         keep_s = 0.0
         try:
-            adopted = await self._loader.adopt_copy(active, target)
-            if not adopted:
-                await self._ensure_loaded(target, vmodel)
-            how = "Its content is the same, so its copy was kept." if adopted else "It is loaded."
-            if await self._switch(vmodel, target, how):
+            await self._ensure_loaded(target, vmodel)
+            if await self._switch(vmodel, target, "It is loaded."):
                 keep_s = min(2.0 + 3 * (self._clock.monotonic_s() - began_s), RESIDENCE_S_MAX)
         finally:
             self._release_in(target, keep_s, vmodel)

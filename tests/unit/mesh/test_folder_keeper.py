@@ -50,9 +50,6 @@ class Loader:
     def failure(self, model: str) -> str:
         return self.broken.get(model, "")
 
-    async def adopt_copy(self, old: str, new: str) -> bool:
-        return False
-
 
 def guess(files: Sequence[str]) -> str | None:
     return next(("onnx" for name in files if name.endswith(".onnx")), None)

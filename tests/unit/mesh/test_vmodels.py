@@ -40,7 +40,6 @@ class FakeLoader:
     load_s: float = 1.0
     loaded: set[str] = field(default_factory=set)
     broken: dict[str, ModelMeshError] = field(default_factory=dict)
-    twins: set[tuple[str, str]] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
     tried: list[str] = field(default_factory=list)
     loading: int = 0
@@ -70,12 +69,6 @@ class FakeLoader:
 
     def failure(self, model: str) -> str:
         return str(self.broken.get(model, ""))
-
-    async def adopt_copy(self, old: str, new: str) -> bool:
-        if (old, new) in self.twins and old in self.loaded:
-            self.loaded.add(new)
-            return True
-        return False
 
 
 @dataclass
@@ -260,17 +253,6 @@ def test_the_target_is_loaded_and_held_before_the_switch_and_a_while_after() -> 
         assert any("b" in entry.reason for entry in house.journal.about("v") if entry.did is Did.SWITCHED)
         await asyncio.sleep(10)
         assert house.loader.held == set()
-
-    with_house(scenario)
-
-
-def test_equal_content_keeps_its_copy() -> None:
-    async def scenario(house: House) -> None:
-        await house.set("v", "a")
-        house.loader.loaded.add("a")
-        house.loader.twins.add(("a", "b"))
-        assert (await house.set("v", "b", sync=True)).active == "b"
-        assert house.loader.tried == []
 
     with_house(scenario)
 
