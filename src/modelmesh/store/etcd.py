@@ -13,7 +13,7 @@ from typing import Final
 import grpc
 
 from modelmesh.errors import InvalidInput, LeaseLost, SettingsError, StoreUnavailable
-from modelmesh.store.etcd_client import RANGE, TXN, EtcdClient
+from modelmesh.store.etcd_client import CALL_S, RANGE, TXN, EtcdClient
 from modelmesh.store.etcd_connection import EtcdConnection
 from modelmesh.store.etcd_errors import is_too_large
 from modelmesh.store.etcd_keys import Keys
@@ -36,7 +36,7 @@ RESTARTS: Final = 3
 class EtcdStore:
     """All keys are under `prefix`, which is not part of the keys given and told."""
 
-    def __init__(self, connection: EtcdConnection, prefix: str, *, timeout_s: float = 8.0) -> None:
+    def __init__(self, connection: EtcdConnection, prefix: str, *, timeout_s: float = CALL_S) -> None:
         """`timeout_s` bounds every call, with all attempts at all endpoints."""
         self._client = EtcdClient(connection, timeout_s=timeout_s)
         self._prefix = prefix

@@ -33,6 +33,9 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 log = logging.getLogger(__name__)
 
+CALL_S: Final = 6.0
+ATTEMPT_S: Final = 3.5
+"""The predecessor's limit too. etcd itself waits 6 s for a write that its leader took to the grave."""
 CALLS_MAX: Final = 256
 """Calls under way; more wait for their turn."""
 WAITING_MAX: Final = 10_000
@@ -113,9 +116,9 @@ class EtcdClient:
     """`open` first, `close` last. One owner, the event loop."""
 
     def __init__(
-        self, connection: EtcdConnection, *, timeout_s: float = 8.0, attempt_timeout_s: float = 3.0
+        self, connection: EtcdConnection, *, timeout_s: float = CALL_S, attempt_timeout_s: float = ATTEMPT_S
     ) -> None:
-        """`timeout_s` bounds every call with all its attempts, `attempt_timeout_s` one attempt of a call that may be repeated."""
+        """`timeout_s` bounds every call with all its attempts, `attempt_timeout_s` each attempt."""
         self._connection = connection
         self._timeout_s = timeout_s
         self._attempt_timeout_s = attempt_timeout_s
@@ -259,7 +262,7 @@ class EtcdClient:
             self._first = (self._first + 1) % len(self._endpoints)
 
     async def _attempt(self, endpoint: Endpoint, rpc: Rpc[Q, A], request: Q) -> A:
-        timeout_s = self._timeout_s if rpc.writes else min(self._attempt_timeout_s, self._timeout_s)
+        timeout_s = min(self._attempt_timeout_s, self._timeout_s)
         method, metadata = endpoint.method(rpc), await self._metadata(endpoint)
         if not rpc.streams:
             answer: A = await method(request, timeout=timeout_s, metadata=metadata)

@@ -72,7 +72,9 @@ def translated(error: grpc.aio.AioRpcError, where: str) -> ModelMeshError | Comp
         )
     if is_refused(error):
         return StoreUnavailable(f"The etcd at {where} refuses us: {said}. {RIGHTS}")
-    return StoreUnavailable(f"The etcd at {where} does not answer: {said}.")
+    return StoreUnavailable(
+        f"The etcd at {where} does not answer: {said}. If something was to be written, it is unknown whether it was."
+    )
 
 
 RIGHTS: Final = "Check userid and password, and that the user may read and write all keys under the prefix."

@@ -187,3 +187,13 @@ def test_each_ignored_variable_that_is_set_gets_one_line() -> None:
     assert len(lines) == 2
     assert lines[0].startswith("MM_ENABLE_SSL is ignored: it is about peers")
     assert lines[1].startswith("HEAP_SIZE_MB is ignored: it tunes a Java virtual machine")
+
+
+def test_a_shared_registry_needs_the_name_of_its_mesh() -> None:
+    with pytest.raises(SettingsError, match="service: a registry that is shared"):
+        read_settings({}, {"KV_STORE": "etcd:/etc/etcd.json"})
+    state = read_settings(
+        {}, {"KV_STORE": "etcd:a:1,b:2", "TAS_SERVICE_NAME": "mesh", "MM_KVSTORE_PREFIX": "mm"}
+    ).state
+    assert (state.store, state.service, state.store_prefix) == ("a:1,b:2", "mesh", "mm")
+    assert read_settings({}, {"MM_SERVICE_NAME": "mesh"}).state.store is None
