@@ -27,6 +27,9 @@ def register(
     path: Annotated[str, typer.Option("--path", help="Local file or folder; relative to here.")] = "",
     key: Annotated[str, typer.Option("--key", help="The predecessor's model key (JSON).")] = "",
     load: Annotated[bool, typer.Option("--load", help="Load it at once, and wait for that.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Register it also when no runtime there serves the type.")
+    ] = False,
     source: Annotated[
         str,
         typer.Option(
@@ -40,11 +43,13 @@ def register(
     if bool(model) == bool(source):
         raise CommandFailed("Give either an ID with --type and --path, or --from FILE.", Exit.USAGE)
     if source:
-        _register_many(source, ops, as_json)
+        _register_many(source, ops, force=force, as_json=as_json)
         return
     if not type:
         raise CommandFailed("--type is missing: the model format, for example sklearn.", Exit.USAGE)
     body = {"type": type, "path": _absolute(path), "key": key, "load": load, "wait": load}
+    if force:  # instances of before this field refuse it
+        body["force"] = True
     with Client(ops) as client:
         registered = client.put(at("models", model), body, wait_s=None if load else 10.0)
     if as_json:
@@ -55,15 +60,16 @@ def register(
         raise CommandFailed(f"It did not load: {registered['failure']['reason']}", Exit.REFUSED)
 
 
-def _register_many(source: str, ops: str, as_json: bool) -> None:
+def _register_many(source: str, ops: str, *, force: bool, as_json: bool) -> None:
     registered, failures = 0, list[dict[str, Any]]()
+    forced = {"force": True} if force else {}
     with Client(ops) as client, ExitStack() as stack:
         entries, size_bytes = _read(source, stack)
         progress, task = _progress(stack, size_bytes)
         number = 0
         while group := list(islice(entries, _PER_CALL)):
             results = client.register_lines(
-                b"".join(json.dumps(entry).encode() + b"\n" for entry, _ in group)
+                b"".join(json.dumps({**entry, **forced}).encode() + b"\n" for entry, _ in group)
             )
             for result in results:
                 number += 1

@@ -17,6 +17,7 @@ from modelmesh.ops import follow, schemas, story
 from modelmesh.ops import operations as op
 from modelmesh.ops.batch import register_batch
 from modelmesh.ops.bodies import read_body
+from modelmesh.ops.model_types import ModelTypes
 from modelmesh.ops.parts import Parts
 
 _PAGE_MAX = 250
@@ -48,6 +49,8 @@ class Admin:
 
     async def register_model(self, request: Request) -> Response:
         body = await read_body(request, schemas.RegisterModel)
+        if not body.force:
+            ModelTypes(self._control).check(_id(request), body.type)
         registration = await self._admitted(Registration(_id(request), body.type, body.path, body.key))
         view = await self._control.register(registration, load_now=body.load, sync=body.wait)
         return _answer(schemas.Model.of(view))
@@ -86,6 +89,8 @@ class Admin:
     async def set_vmodel(self, request: Request) -> Response:
         body = await read_body(request, schemas.SetVModel)
         model = Registration(body.target, body.type, body.path, body.key) if body.type else None
+        if model is not None:
+            ModelTypes(self._control).check(model.id, model.type)
         view = await self._control.set_vmodel(
             _id(request),
             body.target,

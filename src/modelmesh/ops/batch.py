@@ -15,6 +15,7 @@ from modelmesh.errors import InvalidInput, ModelMeshError
 from modelmesh.mesh.control import Registration
 from modelmesh.ops import schemas
 from modelmesh.ops.bodies import parse, read_lines, read_list
+from modelmesh.ops.model_types import ModelTypes
 from modelmesh.ops.parts import Parts
 from modelmesh.ops.problems import problem
 
@@ -29,7 +30,7 @@ async def register_batch(request: Request, parts: Parts) -> Response:
     items = await read_list(request, schemas.BatchItem)
     results: list[dict[str, object]] = []
     for start in range(0, len(items), _GROUP):
-        group = [item.registration() for item in items[start : start + _GROUP]]
+        group: list[schemas.BatchItem | ModelMeshError] = [*items[start : start + _GROUP]]
         results += map(_result, group, await _register(group, parts))
     failed = sum(result["error"] is not None for result in results)
     answer = {"results": results, "registered": len(results) - failed, "failed": failed}
@@ -38,7 +39,7 @@ async def register_batch(request: Request, parts: Parts) -> Response:
 
 async def _register_lines(request: Request, parts: Parts) -> Response:
     answer = bytearray()
-    group: list[Registration | ModelMeshError] = []
+    group: list[schemas.BatchItem | ModelMeshError] = []
     n_lines = 0
     async for line in read_lines(request):
         n_lines += 1
@@ -50,14 +51,14 @@ async def _register_lines(request: Request, parts: Parts) -> Response:
     return Response(bytes(answer), media_type="application/x-ndjson")
 
 
-def _parse_line(line: bytes, number: int) -> Registration | ModelMeshError:
+def _parse_line(line: bytes, number: int) -> schemas.BatchItem | ModelMeshError:
     try:
-        return parse(schemas.BatchItem, line).registration()
+        return parse(schemas.BatchItem, line)
     except InvalidInput as error:
         return InvalidInput(f"Line {number}: {error}")
 
 
-async def _answer_group(group: Sequence[Registration | ModelMeshError], parts: Parts) -> bytes:
+async def _answer_group(group: Sequence[schemas.BatchItem | ModelMeshError], parts: Parts) -> bytes:
     outcomes = await _register(group, parts)
     return b"".join(
         json.dumps(_result(item, outcome)).encode() + b"\n"
@@ -66,29 +67,35 @@ async def _answer_group(group: Sequence[Registration | ModelMeshError], parts: P
 
 
 async def _register(
-    group: Sequence[Registration | ModelMeshError], parts: Parts
+    group: Sequence[schemas.BatchItem | ModelMeshError], parts: Parts
 ) -> list[ModelMeshError | None]:
     """One outcome per item; what is an error already stays one."""
-    admitted = await asyncio.to_thread(_admit_all, group, parts)
+    types = ModelTypes(parts.control)
+    admitted = await asyncio.to_thread(_admit_all, group, types, parts)
     accepted = [item for item in admitted if isinstance(item, Registration)]
     outcomes = iter(await parts.control.register_many(accepted) if accepted else ())
     return [next(outcomes) if isinstance(item, Registration) else item for item in admitted]
 
 
 def _admit_all(
-    group: Sequence[Registration | ModelMeshError], parts: Parts
+    group: Sequence[schemas.BatchItem | ModelMeshError], types: ModelTypes, parts: Parts
 ) -> list[Registration | ModelMeshError]:
     admitted: list[Registration | ModelMeshError] = []
     for item in group:
+        if isinstance(item, ModelMeshError):
+            admitted.append(item)
+            continue
         try:
-            admitted.append(parts.admit(item) if isinstance(item, Registration) else item)
+            if not item.force:
+                types.check(item.id, item.type)
+            admitted.append(parts.admit(item.registration()))
         except ModelMeshError as error:
             admitted.append(error)
     return admitted
 
 
-def _result(item: Registration | ModelMeshError, outcome: ModelMeshError | None) -> dict[str, object]:
+def _result(item: schemas.BatchItem | ModelMeshError, outcome: ModelMeshError | None) -> dict[str, object]:
     return {
-        "id": item.id if isinstance(item, Registration) else "",
+        "id": "" if isinstance(item, ModelMeshError) else item.id,
         "error": problem(outcome) if outcome else None,
     }

@@ -4,13 +4,15 @@ renamed or removed. Times are seconds since the Unix epoch and end in `_unix_s`;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelmesh.journal import Entry
 from modelmesh.mesh.control import Page, Registration
 from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
+
+FORCE: Final = "Register it also when no runtime here serves the type."
 
 
 class Answer(BaseModel):
@@ -108,6 +110,7 @@ class RegisterModel(Body):
     key: str = ""
     load: bool = Field(False, description="Start loading it at once.")
     wait: bool = Field(False, description="With `load`: answer when the load is done or has failed.")
+    force: bool = Field(False, description=FORCE)
 
 
 class BatchItem(Body):
@@ -117,6 +120,7 @@ class BatchItem(Body):
     type: str
     path: str = ""
     key: str = ""
+    force: bool = Field(False, description=FORCE)
 
     def registration(self) -> Registration:
         return Registration(self.id, self.type, self.path, self.key)

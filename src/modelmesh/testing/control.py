@@ -20,7 +20,16 @@ from modelmesh.errors import (
 )
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Page, Registration
-from modelmesh.mesh.views import CopyView, Failure, InstanceView, LedgerView, ModelView, State, VModelView
+from modelmesh.mesh.views import (
+    CopyView,
+    Failure,
+    InstanceView,
+    LedgerView,
+    ModelView,
+    RuntimeView,
+    State,
+    VModelView,
+)
 
 
 class StoppedClock:
@@ -37,7 +46,8 @@ class StoppedClock:
 
 
 class FakeControlPlane:
-    """See the module docstring. `broken` maps a model to the sentence its loads fail with; `size_bytes` is every model's size."""
+    """See the module docstring. `broken` maps a model to the sentence its loads fail with; `size_bytes` is every model's size,
+    `served` the types that its runtime names; none: any."""
 
     def __init__(self, clock: StoppedClock | None = None, *, size_bytes: int = 1 << 20) -> None:
         self.clock = clock or StoppedClock()
@@ -49,6 +59,7 @@ class FakeControlPlane:
         self.ready = True
         self.draining = False
         self.loads_total = 0
+        self.served: tuple[str, ...] = ()
 
     @property
     def journal(self) -> Journal:
@@ -239,13 +250,14 @@ class FakeControlPlane:
 
     def instance(self) -> InstanceView:
         states = [view.state for view in self.registered.values()]
+        ledger = LedgerView(1 << 30, states.count(State.LOADED) * self.size_bytes, 0, 0, 0)
         return InstanceView(
             id="fake",
             version="0",
             started_wall_s=self.clock.wall_s(),
             ready=self.ready,
             draining=self.draining,
-            ledger=LedgerView(1 << 30, states.count(State.LOADED) * self.size_bytes, 0, 0, 0),
+            ledger=ledger,
             models_registered=len(states),
             vmodels_registered=len(self.names),
             models_loaded=states.count(State.LOADED),
@@ -259,6 +271,9 @@ class FakeControlPlane:
             refusals_total=0,
             thrashing="",
             eviction_policy="rate-cost",
+            runtimes=[
+                RuntimeView("fake", self.served, (), running=True, reason="", ledger=ledger, memory=())
+            ],
         )
 
     def memory(self) -> Sequence[tuple[str, int, int, int]]:

@@ -156,6 +156,21 @@ def test_registering_many_names_what_was_refused(run: Run, control: FakeControlP
     assert as_json.json["failures"][0]["entry"] == 2
 
 
+def test_a_type_that_nothing_serves_has_to_be_forced(run: Run, control: FakeControlPlane) -> None:
+    control.served = ("onnx", "sklearn")
+    result = run("register", "m", "--type", "onxx", "--path", "/m")
+    assert result.exit_code == Exit.REFUSED
+    assert (
+        "Did you mean onnx? To register it all the same, force it: modelmesh register --force" in result.err
+    )
+    assert run("register", "m", "--type", "onxx", "--path", "/m", "--force").exit_code == Exit.OK
+    source = Path.cwd() / "models.csv"
+    source.write_text("id,type\na,sklaern\nb,onnx\n")
+    assert "Did you mean sklearn?" in run("register", "--from", str(source)).err
+    assert run("register", "--from", str(source), "--force").out == "Registered 2 models.\n"
+    assert set(control.registered) == {"m", "a", "b"}
+
+
 def test_registering_many_from_stdin(
     run: Run, control: FakeControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:

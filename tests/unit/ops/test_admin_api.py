@@ -199,6 +199,31 @@ def test_paths_are_checked_before_anything_is_registered(control: FakeControlPla
         assert set(control.registered) == {"b", "c"}
 
 
+def test_types_that_nothing_serves_are_refused_unless_forced(
+    api: httpx.Client, control: FakeControlPlane
+) -> None:
+    assert api.put("/models/any", json={"type": "whatever"}).status_code == 200
+    control.served = ("lightgbm", "sklearn")
+    message = str(error_of(api.put("/models/m", json={"type": "sklern"}), 400)["message"])
+    assert (
+        'no runtime here serves the type "sklern"; there are lightgbm, sklearn. Did you mean sklearn?'
+        in message
+    )
+    assert "Did you mean" not in str(error_of(api.put("/models/m", json={"type": "zzz"}), 400)["message"])
+    assert error_of(api.put("/vmodels/v", json={"target": "m", "type": "sklern"}), 400)["model"] == "m"
+    assert api.put("/models/upper", json={"type": "SKLearn"}).json()["type"] == "SKLearn"
+    assert api.put("/models/forced", json={"type": "sklern", "force": True}).status_code == 200
+    items = [
+        {"id": "a", "type": "lightgbm"},
+        {"id": "b", "type": "lightbgm"},
+        {"id": "c", "type": "lightbgm", "force": True},
+    ]
+    answer = api.post("/models:batch", json=items).json()
+    assert [bool(result["error"]) for result in answer["results"]] == [False, True, False]
+    assert "Did you mean lightgbm?" in answer["results"][1]["error"]["message"]
+    assert set(control.registered) == {"any", "upper", "forced", "a", "c"}
+
+
 def test_vmodels(api: httpx.Client) -> None:
     api.put("/models/m1", json={"type": "sklearn"})
     made = api.put("/vmodels/v", json={"target": "m1", "owner": "us"}).json()
