@@ -27,6 +27,7 @@ mod gather;
 mod headers;
 mod infer;
 mod inject;
+mod liveness;
 mod method;
 pub mod metrics;
 pub mod name;

@@ -65,6 +65,7 @@ pub struct Target {
     in_flight: AtomicU32,
     away: AtomicBool,
     removed: AtomicBool,
+    doubted: AtomicBool,
     links: Mutex<Links>,
 }
 
@@ -93,6 +94,7 @@ impl Target {
             in_flight: AtomicU32::new(0),
             away: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             links: Mutex::default(),
         }
     }
@@ -150,6 +152,21 @@ impl Target {
                 events.push(Event::TargetLost { target: self.id });
             }
         }
+    }
+
+    /// Whether it matters now that it answers: requests are in flight there, or it did not answer another loop.
+    pub fn is_waited_for(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) > 0 || self.doubted.load(Ordering::Relaxed)
+    }
+
+    /// It did not answer a loop: the others ask too.
+    pub fn doubt(&self) {
+        self.doubted.store(true, Ordering::Relaxed);
+    }
+
+    /// It answered.
+    pub fn believe(&self) {
+        self.doubted.store(false, Ordering::Relaxed);
     }
 
     fn acquire(&self) -> bool {

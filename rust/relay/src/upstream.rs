@@ -1,4 +1,5 @@
-//! One loop's connection to one model server: dialled, kept, redialled. The only file that knows the client half of `h2`.
+//! One loop's connection to one model server: dialled, kept, redialled. With `liveness`, the only file that
+//! knows the client half of `h2`.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -15,10 +16,14 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 
+use crate::liveness::Liveness;
 use crate::plane::Plane;
 use crate::replica::{Address, Target};
 use crate::socket::Socket;
 use crate::status::Code;
+
+/// The way to send on a connection, what is known of its other end, and what keeps it going until it is over.
+type Connected<Running> = (SendRequest<Bytes>, Rc<Liveness>, Running);
 
 /// Large windows: a body is limited by memory rules, not by round trips.
 pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -43,7 +48,10 @@ pub enum Failure {
 }
 
 impl Failure {
-    fn of(error: &h2::Error) -> Failure {
+    fn of(error: &h2::Error, liveness: &Liveness) -> Failure {
+        if liveness.is_silent() {
+            return Failure::Lost("it did not answer any more".to_owned());
+        }
         match error.reason() {
             Some(Reason::REFUSED_STREAM) if error.is_reset() => {
                 Failure::Lost("it refused the stream".to_owned())
@@ -67,7 +75,7 @@ fn code_of(reason: Reason) -> Code {
 enum Link {
     Down,
     Dialling,
-    Up(SendRequest<Bytes>),
+    Up(SendRequest<Bytes>, Rc<Liveness>),
 }
 
 /// See the module.
@@ -111,9 +119,10 @@ impl Upstream {
         let mut leaving = false;
         while !self.closed.get() {
             match tokio::time::timeout(DIAL_TIMEOUT, self.connect()).await {
-                Ok(Ok((sender, connection))) => {
+                Ok(Ok((sender, liveness, connection))) => {
                     backoff = BACKOFF_FIRST;
-                    self.set(Link::Up(sender));
+                    self.target.believe();
+                    self.set(Link::Up(sender, liveness));
                     if self.target.link_up(&plane.events) {
                         plane.target_back(&self.target);
                     }
@@ -160,7 +169,7 @@ impl Upstream {
         true
     }
 
-    async fn connect(&self) -> io::Result<(SendRequest<Bytes>, impl Future<Output = ()> + use<>)> {
+    async fn connect(&self) -> io::Result<Connected<impl Future<Output = ()> + use<>>> {
         let stream = match &self.target.address {
             Address::Unix(path) => Socket::unix(UnixStream::connect(path).await?)?,
             Address::Tcp(address) => {
@@ -178,7 +187,7 @@ impl Upstream {
         let (mut sender, mut connection) =
             builder.handshake(stream).await.map_err(io::Error::other)?;
         // A server that accepts and says nothing is no server: its settings come first.
-        let mut pings = connection.ping_pong();
+        let mut pings = connection.ping_pong().ok_or(io::ErrorKind::Other)?;
         let mut asked = false;
         let mut ready = false;
         poll_fn(|cx| {
@@ -188,9 +197,6 @@ impl Upstream {
                     .map_or_else(|| io::ErrorKind::UnexpectedEof.into(), io::Error::other);
                 return Poll::Ready(Err(error));
             }
-            let Some(pings) = pings.as_mut() else {
-                return Poll::Ready(Ok(()));
-            };
             if !asked {
                 pings
                     .send_ping(h2::Ping::opaque())
@@ -210,17 +216,23 @@ impl Upstream {
         poll_fn(|cx| sender.poll_ready(cx))
             .await
             .map_err(io::Error::other)?;
-        Ok((sender, async move {
-            // How it ended is told to each of its requests.
-            let _ = connection.await;
+        let liveness = Rc::new(Liveness::default());
+        let (watched, target) = (liveness.clone(), self.target.clone());
+        Ok((sender, liveness, async move {
+            tokio::select! {
+                biased;
+                // How it ended is told to each of its requests.
+                _ = connection => {}
+                () = watched.watch(&target, pings) => {}
+            }
         }))
     }
 
-    async fn sender(&self) -> Result<SendRequest<Bytes>, Failure> {
+    async fn sender(&self) -> Result<(SendRequest<Bytes>, Rc<Liveness>), Failure> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             match &*self.link.borrow() {
-                Link::Up(sender) => return Ok(sender.clone()),
+                Link::Up(sender, liveness) => return Ok((sender.clone(), liveness.clone())),
                 Link::Down if self.closed.get() || !self.target.is_there() => {
                     return Err(Failure::Unreachable);
                 }
@@ -245,11 +257,11 @@ impl Upstream {
         headers: HeaderMap,
         end: bool,
     ) -> Result<Exchange, Failure> {
-        let mut sender = self.sender().await?;
+        let (mut sender, mut liveness) = self.sender().await?;
         if poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
             // It went away, or died and that was not noticed yet: another connection, or the loss, is known soon.
             self.retire_link();
-            sender = self.sender().await?;
+            (sender, liveness) = self.sender().await?;
             poll_fn(|cx| sender.poll_ready(cx))
                 .await
                 .map_err(|_| Failure::Unreachable)?;
@@ -262,14 +274,15 @@ impl Upstream {
                 response: Some(response),
                 send,
                 receive: None,
+                liveness,
             }),
-            Err(error) => Err(Failure::of(&error)),
+            Err(error) => Err(Failure::of(&error, &liveness)),
         }
     }
 
     fn retire_link(&self) {
         let mut link = self.link.borrow_mut();
-        if matches!(*link, Link::Up(_)) {
+        if matches!(*link, Link::Up(..)) {
             *link = Link::Dialling;
             self.redial.notify_one();
         }
@@ -296,6 +309,7 @@ pub struct Exchange {
     response: Option<ResponseFuture>,
     send: SendStream<Bytes>,
     receive: Option<RecvStream>,
+    liveness: Rc<Liveness>,
 }
 
 /// What a response starts with.
@@ -333,6 +347,7 @@ impl Exchange {
         };
         let answered = ready!(std::pin::Pin::new(response).poll(cx));
         self.response = None;
+        self.liveness.hear();
         match answered {
             Ok(response) => {
                 let (parts, receive) = response.into_parts();
@@ -344,7 +359,7 @@ impl Exchange {
                     ended,
                 }))
             }
-            Err(error) => Poll::Ready(Err(Failure::of(&error))),
+            Err(error) => Poll::Ready(Err(Failure::of(&error, &self.liveness))),
         }
     }
 
@@ -356,9 +371,12 @@ impl Exchange {
         loop {
             return match ready!(receive.poll_data(cx)) {
                 Some(Ok(chunk)) if chunk.is_empty() => continue,
-                Some(Ok(chunk)) => Poll::Ready(Some(Ok(chunk))),
+                Some(Ok(chunk)) => {
+                    self.liveness.hear();
+                    Poll::Ready(Some(Ok(chunk)))
+                }
                 Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => Poll::Ready(None),
-                Some(Err(error)) => Poll::Ready(Some(Err(Failure::of(&error)))),
+                Some(Err(error)) => Poll::Ready(Some(Err(Failure::of(&error, &self.liveness)))),
                 None => Poll::Ready(None),
             };
         }
@@ -382,6 +400,6 @@ impl Exchange {
         };
         receive
             .poll_trailers(cx)
-            .map_err(|error| Failure::of(&error))
+            .map_err(|error| Failure::of(&error, &self.liveness))
     }
 }

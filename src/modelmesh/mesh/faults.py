@@ -97,8 +97,10 @@ class Faults:
                     self._not_here(event)
                 case TargetLost():
                     self._lost_targets.add(event.target_id)
+                    self._tell_reached(event.target_id, reached=False)
                 case TargetBack():
                     self._lost_targets.discard(event.target_id)
+                    self._tell_reached(event.target_id, reached=True)
                     self._reopen()
                 case Queueing():
                     self._measures.count("modelmesh_gate_queueing")
@@ -106,6 +108,10 @@ class Faults:
                     assert_never(event)
         self._names.tell(told)
         return waited
+
+    def _tell_reached(self, target_id: int, *, reached: bool) -> None:
+        for site in self._sites:
+            site.runtime.target_reached(target_id, reached)
 
     # --- names ----------------------------------------------------------------------------------------------
 

@@ -365,6 +365,10 @@ class BuiltinRuntime:
             if seat.alone_for:
                 await self._supervisor.end_seat(seat, 1.0, f"{model}, which had it alone, was unloaded")
 
+    def target_reached(self, target_id: int, reached: bool) -> None:
+        """See `Runtime.target_reached`."""
+        self._supervisor.target_reached(target_id, reached)
+
     async def next_events(self) -> list[RuntimeEvent]:
         """See `Runtime.next_events`."""
         return await self._events.take()

@@ -140,6 +140,10 @@ class Runtime(Protocol):
     async def unload(self, model: str) -> None:
         """Returns when the memory has been given back (or cannot be). Unloading what is not loaded is no error."""
 
+    def target_reached(self, target_id: int, reached: bool) -> None:
+        """The data plane lost all connections to a target, or has one again. Targets of other runtimes are told too. A runtime
+        that owns the process may replace it."""
+
     async def next_events(self) -> list[RuntimeEvent]:
         """Wait for at least one event; return all that wait, in order."""
 

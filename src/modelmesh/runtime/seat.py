@@ -36,6 +36,8 @@ class Seat:
     """Being replaced or ended: nothing is loaded here any more."""
     worker: WorkerProcess | None = None
     target_id: int = 0
+    reached: bool = True
+    """Whether the data plane has a connection to it."""
     models: dict[str, Placed] = field(default_factory=dict)
     formats: list[Format] = field(default_factory=list)
     """Imported, in that order."""
@@ -88,6 +90,7 @@ class Seat:
         models that were lost."""
         lost = list(self.models)
         self.worker = None
+        self.reached = True
         self.models.clear()
         self.formats.clear()
         self.account = Account(base_anon_bytes=0 if self.closed or self.alone_for else next_base_bytes)

@@ -30,6 +30,9 @@ RESTART_S_MAX: Final = 30.0
 STEADY_S: Final = 60.0
 """A worker that lived this long is restarted at once; else each further start waits twice as long."""
 TARGET_CONCURRENCY: Final = 1024
+UNREACHED_S: Final = 3.0
+"""How long a worker may be out of the data plane's reach: it dials anew at once and gives up after two seconds. Then its
+process is stopped or stuck, for the thread that accepts does nothing else."""
 
 
 class Supervisor:
@@ -94,6 +97,20 @@ class Supervisor:
         if seat in self.seats:
             self.seats.remove(seat)
         self._on_change(f"{seat.name} was ended: {why}")
+
+    def target_reached(self, target_id: int, reached: bool) -> None:
+        """The data plane lost a target, or has it again. A worker that stays lost though its process lives is replaced."""
+        seat = next((seat for seat in self.seats if seat.target_id == target_id), None)
+        if seat is None or seat.worker is None or seat.reached == reached:
+            return
+        seat.reached = reached
+        if not reached:
+            self.spawn(self._end_unreached(seat, seat.worker), f"{seat.name} patience")
+
+    async def _end_unreached(self, seat: Seat, worker: WorkerProcess) -> None:
+        await asyncio.sleep(UNREACHED_S)
+        if seat.worker is worker and worker.alive and not seat.reached:
+            await self.end_worker(seat, "it did not answer any more and was killed")
 
     async def end_worker(self, seat: Seat, why: str) -> None:
         """Kill the process of a seat; another takes its place, its models are lost."""

@@ -182,6 +182,9 @@ class FakeRuntime:
         finally:
             del self.busy[model]
 
+    def target_reached(self, target_id: int, reached: bool) -> None:
+        """Its servers are never replaced."""
+
     async def next_events(self) -> list[RuntimeEvent]:
         while not self._events:
             self._news.clear()
