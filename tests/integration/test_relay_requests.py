@@ -171,7 +171,6 @@ def test_names_come_from_messages(
         ((), METHOD, b"", Code.INVALID_ARGUMENT),
         ((("mm-model-id", ""),), METHOD, b"", Code.INVALID_ARGUMENT),
         ((("mm-model-id", "a"), ("mm-vmodel-id", "b")), METHOD, b"", Code.INVALID_ARGUMENT),
-        ((("mm-model-id", "a"), ("mm-model-id", "b")), METHOD, b"", Code.UNIMPLEMENTED),
         ((("mm-model-id-bin", b"\xff\xfe"),), METHOD, b"", Code.INVALID_ARGUMENT),
         ((), INFER, b"", Code.INVALID_ARGUMENT),
         ((), INFER, b"\x0a\x00", Code.INVALID_ARGUMENT),

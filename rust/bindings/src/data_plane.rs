@@ -39,6 +39,7 @@ struct PyConfig {
     park_timeout_ms: i64,
     gate_queue_max: usize,
     streams_per_connection_max: u32,
+    multi_parallelism: usize,
     retry_ratio: f64,
     pass_credentials: bool,
 }
@@ -133,6 +134,7 @@ impl DataPlane {
             park_timeout: milliseconds(config.park_timeout_ms),
             gate_queue_max: config.gate_queue_max,
             streams_per_connection_max: config.streams_per_connection_max,
+            multi_parallelism: config.multi_parallelism.max(1),
             retry_ratio: config.retry_ratio,
             pass_credentials: config.pass_credentials,
         };

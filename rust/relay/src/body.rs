@@ -20,6 +20,8 @@ pub struct Body<'a> {
     sent: usize,
     held: usize,
     whole: bool,
+    /// Somebody else holds it and counts it.
+    shared: bool,
     kept: Held<'a>,
     captured: Option<Captured>,
     injected: Option<Injected<'a>>,
@@ -50,6 +52,7 @@ impl<'a> Body<'a> {
             sent: 0,
             held: 0,
             whole: !streaming,
+            shared: false,
             kept: Held::none(&plane.gauges.kept_bytes),
             captured: None,
             injected: None,
@@ -59,8 +62,17 @@ impl<'a> Body<'a> {
 
     /// A body that is here already.
     pub fn message(message: Bytes, plane: &'a Plane) -> Body<'a> {
-        let held = PREFIX_BYTES + message.len();
-        let chunks = VecDeque::from([prefix(&message), message]);
+        let chunks = VecDeque::from([prefix(message.len()), message]);
+        Body::here(chunks, false, plane)
+    }
+
+    /// A message with its prefix that several bodies share; whoever holds it counts it.
+    pub fn shared(framed: Bytes, plane: &'a Plane) -> Body<'a> {
+        Body::here(VecDeque::from([framed]), true, plane)
+    }
+
+    fn here(chunks: VecDeque<Bytes>, shared: bool, plane: &'a Plane) -> Body<'a> {
+        let held = chunks.iter().map(Bytes::len).sum();
         Body {
             incoming: None,
             frames: Frames::new("request", plane.config.message_bytes_max),
@@ -68,6 +80,7 @@ impl<'a> Body<'a> {
             sent: 0,
             held,
             whole: true,
+            shared,
             kept: Held::none(&plane.gauges.kept_bytes),
             captured: None,
             injected: None,
@@ -110,9 +123,9 @@ impl<'a> Body<'a> {
         self.whole
     }
 
-    /// Bytes held in memory.
+    /// Bytes it holds in memory, to be counted where it waits.
     pub fn held(&self) -> usize {
-        self.held
+        if self.shared { 0 } else { self.held }
     }
 
     /// Bytes that came so far, or all of a whole one.
@@ -139,7 +152,18 @@ impl<'a> Body<'a> {
 
     fn keep(&mut self, more: usize) -> bool {
         let config = &self.plane.config;
-        self.held <= config.kept_body_bytes_max && self.kept.try_add(more, config.kept_bytes_max)
+        self.shared
+            || self.held <= config.kept_body_bytes_max
+                && self.kept.try_add(more, config.kept_bytes_max)
+    }
+
+    /// All that came, in one piece; nothing is left to send.
+    pub fn take(&mut self) -> Bytes {
+        let taken = self.joined(self.held);
+        self.chunks.clear();
+        self.held = 0;
+        self.sent = 0;
+        taken
     }
 
     /// From now on, until the next attempt, messages are sent as `injection` changes them. Returns when the first one is ready.

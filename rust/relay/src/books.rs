@@ -64,13 +64,33 @@ pub struct Books<'a> {
     event_loop: &'a EventLoop,
     method: &'a Method,
     arrived: Instant,
+    /// Of a call that has books of its own.
+    part: bool,
     _in_flight: Held<'a>,
 }
 
 impl<'a> Books<'a> {
     /// A call has arrived.
     pub fn open(event_loop: &'a EventLoop, method: &'a Method, arrived: Instant) -> Books<'a> {
-        event_loop.plane.counters.requests.add(1);
+        let plane = &event_loop.plane;
+        plane.counters.requests.add(1);
+        let in_flight = Held::one(&plane.gauges.in_flight);
+        Books::new(event_loop, method, arrived, false, in_flight)
+    }
+
+    /// For one model of a call that names several: what concerns the model is told here, the rest in the books of the call.
+    pub fn part(event_loop: &'a EventLoop, method: &'a Method, arrived: Instant) -> Books<'a> {
+        let in_flight = Held::none(&event_loop.plane.gauges.in_flight);
+        Books::new(event_loop, method, arrived, true, in_flight)
+    }
+
+    fn new(
+        event_loop: &'a EventLoop,
+        method: &'a Method,
+        arrived: Instant,
+        part: bool,
+        in_flight: Held<'a>,
+    ) -> Books<'a> {
         Books {
             stage: Cell::new(Stage::Reading),
             asked: RefCell::default(),
@@ -83,7 +103,8 @@ impl<'a> Books<'a> {
             event_loop,
             method,
             arrived,
-            _in_flight: Held::one(&event_loop.plane.gauges.in_flight),
+            part,
+            _in_flight: in_flight,
         }
     }
 
@@ -147,7 +168,9 @@ impl<'a> Books<'a> {
         ];
         let observed = if end.response_bytes > 0 { 3 } else { 2 };
         let histograms = self.event_loop.histograms();
-        histograms.observe(self.method.label, end.code, &values[..observed]);
+        if !self.part {
+            histograms.observe(self.method.label, end.code, &values[..observed]);
+        }
         if self.parked.get() > CACHE_MISS_MIN {
             let missed = milliseconds(self.parked.get());
             histograms.observe(NO_LABEL, Code::Ok, &[(Metric::CacheMiss, missed)]);
@@ -160,6 +183,7 @@ impl Drop for Books<'_> {
         let end = self.end.get().unwrap_or(End::own(Code::Cancelled));
         let counters = &self.event_loop.plane.counters;
         match end.code {
+            _ if self.part => {}
             Code::Cancelled if end.own => counters.cancelled.add(1),
             Code::DeadlineExceeded if end.own => counters.deadline_exceeded.add(1),
             _ if end.own => counters.refused.add(1),

@@ -16,7 +16,6 @@ use crate::event_loop::EventLoop;
 use crate::headers;
 use crate::method::{Class, Method};
 use crate::name::Name;
-use crate::naming::name_of;
 use crate::plane::Plane;
 use crate::status::{Code, Status};
 
@@ -91,7 +90,6 @@ pub struct Door<'a> {
     pub event_loop: &'a EventLoop,
     pub method: &'a Method,
     pub headers: &'a HeaderMap,
-    pub name: Option<Name>,
     pub deadline: Option<Instant>,
     pub arrived: Instant,
     pub books: &'a Books<'a>,
@@ -155,16 +153,18 @@ pub async fn race<T>(
     .await
 }
 
-/// Relays a call to whom it concerns, and says how that began.
-pub async fn answer<'a>(door: &Door<'a>, body: &mut Body<'_>) -> Result<Box<Answer>, Status> {
+/// Relays a call to whom it concerns, and says how that began. `name`: which model is asked for; nothing else than a control
+/// method does without.
+pub async fn answer(
+    door: &Door<'_>,
+    name: Option<Name>,
+    body: &mut Body<'_>,
+) -> Result<Box<Answer>, Status> {
     if door.method.class == Class::Control {
         door.books.stage.set(Stage::Sent);
         return control(door, body).await;
     }
-    let name = match &door.name {
-        Some(name) => name.clone(),
-        None => name_of(door, body).await?,
-    };
+    let name = name.ok_or_else(|| headers::nameless(door.method))?;
     door.books.asked.borrow_mut().push_str(&name.name);
     door.books.early.set(false);
     let plane = &*door.event_loop.plane;

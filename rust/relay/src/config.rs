@@ -34,6 +34,8 @@ pub struct Config {
     pub gate_queue_max: usize,
     /// Streams a client connection may have open.
     pub streams_per_connection_max: u32,
+    /// Models that a request which names several is sent to at once.
+    pub multi_parallelism: usize,
     /// Retries allowed per request, plus a floor of 10 per second.
     pub retry_ratio: f64,
     /// Whether model servers that do not signal loss, which are not ours, are sent the credentials of clients.
@@ -57,6 +59,7 @@ impl Default for Config {
             park_timeout: Duration::from_secs(120),
             gate_queue_max: 1024,
             streams_per_connection_max: 1024,
+            multi_parallelism: 4,
             retry_ratio: 0.1,
             pass_credentials: false,
         }

@@ -104,11 +104,11 @@ impl Frames {
     }
 }
 
-/// The prefix of an uncompressed message.
-pub fn prefix(message: &[u8]) -> Bytes {
+/// The prefix of an uncompressed message of `length` bytes.
+pub fn prefix(length: usize) -> Bytes {
     let mut prefix = BytesMut::with_capacity(PREFIX_BYTES);
     prefix.put_u8(0);
-    prefix.put_u32(message.len() as u32);
+    prefix.put_u32(length as u32);
     prefix.freeze()
 }
 

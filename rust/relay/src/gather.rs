@@ -33,30 +33,47 @@ pub async fn dispatch(event_loop: &EventLoop, request: Request) -> Reply {
         event_loop,
         method: &method,
         headers: &headers,
-        name: request.name.map(|name| as_ruled(name, &method)),
         deadline: request.deadline,
         arrived,
         books: &books,
     };
-    let collected = {
-        let collecting = pin!(collect(&door, &mut body));
-        race(collecting, &door, |_| Poll::Pending).await
-    };
-    books.hear_body(&mut body);
-    collected
-        .and_then(|collected| collected)
-        .unwrap_or_else(|status| {
-            books.end.set(Some(End::own(status.code)));
-            Reply {
-                status,
-                headers: HeaderMap::new(),
-                trailers: HeaderMap::new(),
-                message: Bytes::new(),
-            }
+    let name = request.name.map(|name| as_ruled(name, &method));
+    ask(&door, name, &mut body)
+        .await
+        .unwrap_or_else(|status| Reply {
+            status,
+            headers: HeaderMap::new(),
+            trailers: HeaderMap::new(),
+            message: Bytes::new(),
         })
 }
 
-async fn collect(door: &Door<'_>, body: &mut Body<'_>) -> Result<Reply, Status> {
+/// Has a call with one message served, and gathers its answer. `name`: as [`answer`] takes it.
+///
+/// # Errors
+/// What the client is told when the relay answers itself.
+pub async fn ask(
+    door: &Door<'_>,
+    name: Option<Name>,
+    body: &mut Body<'_>,
+) -> Result<Reply, Status> {
+    let collected = {
+        let collecting = pin!(collect(door, name, body));
+        race(collecting, door, |_| Poll::Pending).await
+    };
+    door.books.hear_body(body);
+    collected
+        .and_then(|collected| collected)
+        .inspect_err(|status| {
+            door.books.end.set(Some(End::own(status.code)));
+        })
+}
+
+async fn collect(
+    door: &Door<'_>,
+    name: Option<Name>,
+    body: &mut Body<'_>,
+) -> Result<Reply, Status> {
     if door.method.class == Class::Unlisted {
         let sentence = format!(
             "The data-plane config does not list {}; list it, or set allowOtherRpcs.",
@@ -69,7 +86,7 @@ async fn collect(door: &Door<'_>, body: &mut Body<'_>) -> Result<Reply, Status> 
     if bytes > limit {
         return Err(Status::too_large("request", bytes, limit));
     }
-    let mut answer = answer(door, body).await?;
+    let mut answer = answer(door, name, body).await?;
     let gathered = gather(door, &mut answer, body).await;
     if let Err(status) = &gathered {
         answer.broke(status.code);
@@ -104,7 +121,7 @@ async fn gather(
             if frames.bytes() > (bytes_max + PREFIX_BYTES) as u64 {
                 return Err(Status::new(
                     Code::Unimplemented,
-                    "The model answered with more than one message; call it over gRPC.",
+                    "The model answered with more than one message; call it alone, over gRPC.",
                 ));
             }
         }
@@ -175,7 +192,7 @@ fn one_message(mut framed: Bytes, gzip: bool, bytes_max: usize) -> Result<Bytes,
     if message.len() != length {
         return Err(Status::new(
             Code::Unimplemented,
-            "The model answered with more than one message; call it over gRPC.",
+            "The model answered with more than one message; call it alone, over gRPC.",
         ));
     }
     if !compressed {

@@ -16,6 +16,8 @@ const MODEL_ID_BIN: HeaderName = HeaderName::from_static("mm-model-id-bin");
 const VMODEL_ID: HeaderName = HeaderName::from_static("mm-vmodel-id");
 const VMODEL_ID_BIN: HeaderName = HeaderName::from_static("mm-vmodel-id-bin");
 const LEGACY_ID: HeaderName = HeaderName::from_static("tas-model-id");
+/// Of a request for several models: whether all have to be known.
+const REQUIRED: HeaderName = HeaderName::from_static("mm-required");
 /// Private trailer: the model server does not hold this model.
 pub const NOT_HERE: HeaderName = HeaderName::from_static("mm-not-here");
 /// Private trailer: how long the model took, in microseconds.
@@ -38,69 +40,66 @@ pub fn id_header(id: &str) -> HeaderValue {
     value
 }
 
-/// The name the headers ask for; `None` when they name nothing.
+/// The names the headers ask for, in their order; none when they name nothing. Several: the request is for each of them.
 ///
 /// # Errors
-/// INVALID_ARGUMENT when they are contradictory, empty or unreadable; UNIMPLEMENTED when they name several models.
-pub fn name_of(headers: &HeaderMap) -> Result<Option<Name>, Status> {
-    let model = one_id(headers, &MODEL_ID, &MODEL_ID_BIN)?;
-    let vmodel = one_id(headers, &VMODEL_ID, &VMODEL_ID_BIN)?;
-    match (model, vmodel) {
-        (Some(_), Some(_)) => Err(Status::new(
+/// INVALID_ARGUMENT when they are contradictory, empty or unreadable.
+pub fn names_of(headers: &HeaderMap) -> Result<Vec<Name>, Status> {
+    let models = ids(headers, &MODEL_ID, &MODEL_ID_BIN, NameKind::ModelFirst)?;
+    let vmodels = ids(headers, &VMODEL_ID, &VMODEL_ID_BIN, NameKind::VModel)?;
+    match (models.is_empty(), vmodels.is_empty()) {
+        (false, false) => Err(Status::new(
             Code::InvalidArgument,
             "The request names a model and a vmodel; send either mm-model-id or mm-vmodel-id.",
         )),
-        (Some(model), None) => Ok(Some(Name::new(NameKind::ModelFirst, &model, ""))),
-        (None, Some(vmodel)) => Ok(Some(Name::new(NameKind::VModel, &vmodel, ""))),
-        (None, None) => {
-            let legacy = one_id(headers, &LEGACY_ID, &LEGACY_ID)?;
-            Ok(legacy.map(|model| Name::new(NameKind::ModelFirst, &model, "")))
-        }
+        (false, true) => Ok(models),
+        (true, false) => Ok(vmodels),
+        (true, true) => ids(headers, &LEGACY_ID, &LEGACY_ID, NameKind::ModelFirst),
     }
 }
 
-fn one_id(
+/// Whether a request for several models fails when one of them is unknown; else such a one is left out.
+pub fn requires_all(headers: &HeaderMap) -> bool {
+    headers
+        .get(&REQUIRED)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"all"))
+}
+
+fn ids(
     headers: &HeaderMap,
     plain: &HeaderName,
     binary: &HeaderName,
-) -> Result<Option<String>, Status> {
-    let name = if headers.contains_key(plain) {
-        plain
-    } else {
-        binary
-    };
-    let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    if values.any(|other| other != value) {
-        let sentence = format!(
-            "Several {name} headers: one request serves one model; send one request per model."
-        );
-        return Err(Status::new(Code::Unimplemented, sentence));
-    }
-    let id = if name == plain {
-        value.to_str().ok().map(str::to_owned)
-    } else {
-        decoded(value)
-    };
-    match id {
-        Some(id) if !id.is_empty() => Ok(Some(id)),
-        Some(_) => Err(Status::new(
-            Code::InvalidArgument,
-            format!("The header {name} is empty; name a model in it."),
-        )),
-        None => {
-            let sentence = format!(
-                "The header {name} is not readable as text; send ASCII, or UTF-8 in {binary} as base64."
-            );
-            Err(Status::new(Code::InvalidArgument, sentence))
+    kind: NameKind,
+) -> Result<Vec<Name>, Status> {
+    let name = |id: &str, header: &HeaderName| {
+        if id.is_empty() {
+            let sentence = format!("The header {header} is empty; name a model in it.");
+            return Err(Status::new(Code::InvalidArgument, sentence));
         }
+        Ok(Name::new(kind, id, ""))
+    };
+    let unreadable = || {
+        let sentence = format!(
+            "The header {plain} is not readable as text; send ASCII, or UTF-8 in {binary} as base64."
+        );
+        Status::new(Code::InvalidArgument, sentence)
+    };
+    if headers.contains_key(plain) {
+        let values = headers.get_all(plain).iter();
+        return values
+            .map(|value| name(value.to_str().map_err(|_| unreadable())?, plain))
+            .collect();
     }
+    // Values of binary headers may be joined by commas on their way.
+    let values = headers.get_all(binary).iter();
+    values
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|value| name(&decoded(value).ok_or_else(unreadable)?, binary))
+        .collect()
 }
 
-fn decoded(value: &HeaderValue) -> Option<String> {
-    String::from_utf8(unbase64(value.as_bytes())?).ok()
+fn decoded(value: &[u8]) -> Option<String> {
+    String::from_utf8(unbase64(value.trim_ascii())?).ok()
 }
 
 /// The bytes of a binary header, padded or not; `None` when it is no base64.
@@ -351,41 +350,63 @@ mod tests {
         headers
     }
 
+    fn names(pairs: &[(&'static str, &str)]) -> Vec<(NameKind, String)> {
+        let names = names_of(&map(pairs)).expect("fine");
+        names
+            .into_iter()
+            .map(|name| (name.kind, name.name.to_string()))
+            .collect()
+    }
+
     #[test]
     fn ids_come_from_headers_by_rank() {
-        let name = |pairs| name_of(&map(pairs)).expect("fine").expect("named");
+        let model = |id: &str| vec![(NameKind::ModelFirst, id.to_owned())];
         assert_eq!(
-            name(&[("mm-model-id", "a"), ("tas-model-id", "b")]),
-            Name::new(NameKind::ModelFirst, "a", "")
+            names(&[("mm-model-id", "a"), ("tas-model-id", "b")]),
+            model("a")
         );
         assert_eq!(
-            name(&[("mm-vmodel-id", "v")]),
-            Name::new(NameKind::VModel, "v", "")
+            names(&[("mm-vmodel-id", "v")]),
+            [(NameKind::VModel, "v".to_owned())]
         );
-        assert_eq!(
-            name(&[("tas-model-id", "b")]),
-            Name::new(NameKind::ModelFirst, "b", "")
-        );
+        assert_eq!(names(&[("tas-model-id", "b")]), model("b"));
         for encoded in ["w7w=", "w7w"] {
-            let read = name_of(&map(&[("mm-model-id-bin", encoded)])).expect("fine");
-            assert_eq!(read, Some(Name::new(NameKind::ModelFirst, "ü", "")));
+            assert_eq!(names(&[("mm-model-id-bin", encoded)]), model("ü"));
         }
-        assert!(name_of(&map(&[])).expect("fine").is_none());
+        assert!(names(&[]).is_empty());
+    }
+
+    #[test]
+    fn repeated_ids_name_several_models_in_their_order() {
+        let ids = |pairs| -> Vec<String> { names(pairs).into_iter().map(|(_, id)| id).collect() };
+        assert_eq!(
+            ids(&[
+                ("mm-model-id", "b"),
+                ("mm-model-id", "a,c"),
+                ("mm-model-id", "b")
+            ]),
+            ["b", "a,c", "b"]
+        );
+        assert_eq!(
+            ids(&[("mm-vmodel-id-bin", "YQ==,YmI"), ("mm-vmodel-id-bin", "YQ")]),
+            ["a", "bb", "a"]
+        );
+        assert!(requires_all(&map(&[("mm-required", "ALL")])));
+        assert!(!requires_all(&map(&[("mm-required", "any")])) && !requires_all(&map(&[])));
     }
 
     #[test]
     fn contradictory_ids_are_refused() {
-        let code = |pairs| name_of(&map(pairs)).expect_err("refused").code;
-        assert_eq!(
-            code(&[("mm-model-id", "a"), ("mm-vmodel-id", "b")]),
-            Code::InvalidArgument
-        );
-        assert_eq!(code(&[("mm-model-id", "")]), Code::InvalidArgument);
-        assert_eq!(code(&[("mm-vmodel-id-bin", "!")]), Code::InvalidArgument);
-        assert_eq!(
-            code(&[("mm-model-id", "a"), ("mm-model-id", "b")]),
-            Code::Unimplemented
-        );
+        for pairs in [
+            &[("mm-model-id", "a"), ("mm-vmodel-id", "b")][..],
+            &[("mm-model-id", "")],
+            &[("mm-vmodel-id-bin", "!")],
+            &[("mm-model-id", "a"), ("mm-model-id", "")],
+            &[("mm-model-id-bin", "YQ,")],
+        ] {
+            let refused = names_of(&map(pairs)).expect_err("refused");
+            assert_eq!(refused.code, Code::InvalidArgument);
+        }
     }
 
     #[test]

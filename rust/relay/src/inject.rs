@@ -14,7 +14,7 @@ use crate::attempt::DIRECT_BYTES_MAX;
 use crate::frames::{PREFIX_BYTES, gunzip, parse_prefix, prefix};
 use crate::plane::{Held, Plane};
 use crate::status::{Code, Status};
-use crate::waiting::PUSHBACK;
+use crate::waiting::no_room;
 
 /// A copy is handed on in pieces, so that it is almost gone when its last piece is asked for and it counts no more.
 const PIECE_BYTES: usize = 64 << 10;
@@ -62,12 +62,10 @@ impl<'a> Injection<'a> {
         if self.held.try_add(more, self.plane.config.parked_bytes_max) {
             return Ok(());
         }
-        self.plane.counters.parking_full.add(1);
-        let sentence = format!(
-            "Too many requests are held in memory, so {} for {} is not; come back later.",
-            self.method, self.model
-        );
-        Err(Status::new(Code::ResourceExhausted, sentence).retry_after(PUSHBACK * 4))
+        Err(no_room(
+            self.plane,
+            &format!("{} for {}", self.method, self.model),
+        ))
     }
 
     /// Changes a whole message, given with its prefix; its bytes were counted as they came.
@@ -85,11 +83,11 @@ impl<'a> Injection<'a> {
         self.ready_bytes = frame.len() + changed.len();
         if changed.len() <= DIRECT_BYTES_MAX - PREFIX_BYTES {
             let mut whole = BytesMut::with_capacity(PREFIX_BYTES + changed.len());
-            whole.put(prefix(&changed));
+            whole.put(prefix(changed.len()));
             whole.put(changed);
             self.ready.push_back(whole.freeze());
         } else {
-            self.ready.extend([prefix(&changed), changed]);
+            self.ready.extend([prefix(changed.len()), changed]);
         }
         Ok(())
     }

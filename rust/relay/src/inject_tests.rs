@@ -32,7 +32,7 @@ fn field(number: u8, content: &[u8]) -> Vec<u8> {
 }
 
 fn frame(message: &[u8]) -> Vec<u8> {
-    [&prefix(message)[..], message].concat()
+    [&prefix(message.len())[..], message].concat()
 }
 
 fn cut<'a>(bytes: &[u8], size: usize, plane: &'a Plane) -> Body<'a> {

@@ -1,6 +1,6 @@
 //! The data plane: listeners, names, routes, parking, balancing, limits, usage.
 //!
-//! A request comes in by `connection` and `serve` (gRPC) or `dispatch` and `gather` (REST) and is led by `call`:
+//! A request comes in by `connection` and `serve` (gRPC; `several` if it names more than one model) or `dispatch` and `gather` (REST) and is led by `call`:
 //! `naming` says what it asks for, `waiting` finds it a slot,
 //! `infer` makes attempts (with `inject` where a model server reads the id in messages), `answer` goes back. `plane` is what all loops share and the control plane writes;
 //! `data_plane` starts and stops it all. Only `connection` and `upstream` know the HTTP/2 library.
@@ -38,6 +38,7 @@ pub mod replica;
 mod rest;
 pub mod rules;
 mod serve;
+mod several;
 mod socket;
 pub mod space;
 pub mod status;

@@ -1,4 +1,4 @@
-//! Which model a request is for: by its headers, else by its message.
+//! Which models a request is for: by its headers, else by its message.
 
 use crate::body::Body;
 use crate::call::Door;
@@ -11,24 +11,26 @@ use crate::status::{Code, Status};
 /// Bytes of a message in which its id is looked for first; ids come early.
 const ID_BYTES_FIRST: usize = 64 << 10;
 
-/// The name a request asks for.
+/// The names a request asks for: one, or several by its headers.
 ///
 /// # Errors
 /// INVALID_ARGUMENT when there is none, or none that can be read.
-pub async fn name_of(door: &Door<'_>, body: &mut Body<'_>) -> Result<Name, Status> {
+pub async fn names_of(door: &Door<'_>, body: &mut Body<'_>) -> Result<Vec<Name>, Status> {
     if door.method.message_first
         && let Some(name) = name_in_message(door, body).await?
     {
-        return Ok(name);
+        return Ok(vec![name]);
     }
-    if let Some(name) = headers::name_of(door.headers)? {
-        return Ok(name);
+    let names = headers::names_of(door.headers)?;
+    if !names.is_empty() {
+        return Ok(names);
     }
     let nameless = || headers::nameless(door.method);
     if door.method.message_first || door.method.id_path.is_empty() {
         return Err(nameless());
     }
-    name_in_message(door, body).await?.ok_or_else(nameless)
+    let name = name_in_message(door, body).await?;
+    Ok(vec![name.ok_or_else(nameless)?])
 }
 
 /// The name in the message; `None` when the message, looked through to its end, names nothing.

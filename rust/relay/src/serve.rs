@@ -15,6 +15,9 @@ use crate::call::{Door, admit, answer, race};
 use crate::connection::{Incoming, Responder};
 use crate::event_loop::EventLoop;
 use crate::frames::Frames;
+use crate::method::Class;
+use crate::naming::names_of;
+use crate::several;
 use crate::status::{Code, Status};
 
 /// Serves a call; returns when the client has its answer, or left.
@@ -43,7 +46,6 @@ pub async fn serve(
         event_loop: &event_loop,
         method: &method,
         headers: &headers,
-        name: None,
         deadline,
         arrived,
         books: &books,
@@ -66,7 +68,14 @@ async fn relay(
     body: &mut Body<'_>,
     responder: &RefCell<Responder>,
 ) -> Result<End, Status> {
-    let mut answer = answer(door, body).await?;
+    let mut names = match door.method.class {
+        Class::Control => Vec::new(),
+        _ => names_of(door, body).await?,
+    };
+    if names.len() > 1 {
+        return several::relay(door, &names, body, responder).await;
+    }
+    let mut answer = answer(door, names.pop(), body).await?;
     let passed = pass_on(door, &mut answer, body, responder).await;
     if let Err(status) = &passed {
         answer.broke(status.code);

@@ -14,13 +14,21 @@ use crate::call::{Call, Stage};
 use crate::frames::PREFIX_BYTES;
 use crate::gate::{Place, TELL_EVERY};
 use crate::pick::{Lease, Pick, pick};
-use crate::plane::Held;
+use crate::plane::{Held, Plane};
 use crate::replica::Route;
 use crate::space::{Key, Parked, Space, Ticket, Waiter, Wake};
 use crate::status::{Code, Status};
 
 /// What clients are told to wait when something is full.
-pub const PUSHBACK: Duration = Duration::from_millis(250);
+const PUSHBACK: Duration = Duration::from_millis(250);
+
+/// What a request is told that there is no memory for.
+pub fn no_room(plane: &Plane, what: &str) -> Status {
+    plane.counters.parking_full.add(1);
+    let sentence =
+        format!("Too many requests are held in memory, so {what} is not; come back later.");
+    Status::new(Code::ResourceExhausted, sentence).retry_after(PUSHBACK * 4)
+}
 
 /// A slot, and the route it was found on.
 pub struct Found {

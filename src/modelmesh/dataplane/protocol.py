@@ -239,6 +239,8 @@ class DataPlaneConfig:
     gate_queue_max: int = 1024
     """Requests that may queue at the gate of one model's replicas."""
     streams_per_connection_max: int = 1024
+    multi_parallelism: int = 4
+    """Models that a request which names several is sent to at once."""
     retry_ratio: float = 0.1
     """Retries allowed per request, plus a floor of 10 per second."""
     pass_credentials: bool = False

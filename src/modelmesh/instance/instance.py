@@ -274,6 +274,7 @@ def _build_dataplane(settings: Settings, control_socket: Path) -> DataPlane:
             header_bytes_max=network.header_bytes_max,
             parked_bytes_max=max(_PARKED_BYTES_MIN, int(settings.memory.budget_bytes * _PARKED_SHARE)),
             park_timeout_ms=round((LOAD_TIMEOUT_S + _PARK_BEYOND_LOAD_S) * 1000),
+            multi_parallelism=settings.edges.multi_parallelism,
             pass_credentials=settings.edges.pass_credentials,
         )
     )

@@ -119,7 +119,7 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
         ("MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS",),
         "connections are not closed for their age; not carried yet",
     ),
-    Ignored(("MM_MULTI_PARALLELISM",), "calls of several models at once are not carried yet"),
+    Carried(("MM_MULTI_PARALLELISM",), "multi_parallelism"),
     Carried(("MM_PROBE_PORT",), "probe_port", says="The ops port (8089 by default) answers them too."),
     Carried(
         ("MM_PRESTOP_WAIT_PORT",),

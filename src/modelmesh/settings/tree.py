@@ -237,6 +237,15 @@ class Edges:
             "FILES",
         ),
     ]
+    multi_parallelism: Annotated[
+        int,
+        Setting(
+            "multi_parallelism",
+            parsing.count,
+            "4",
+            "Models that a request which names several (repeated mm-model-id or mm-vmodel-id) is sent to at once.",
+        ),
+    ]
     pass_credentials: Annotated[
         bool,
         Setting(

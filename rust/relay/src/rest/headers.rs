@@ -8,9 +8,9 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::headers::name_of;
+use crate::headers::names_of;
 use crate::name::{Name, NameKind};
-use crate::status::Status;
+use crate::status::{Code, Status};
 
 /// Binary headers come with and without padding (gRPC over HTTP/2, "Custom-Metadata").
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -40,10 +40,16 @@ const OURS: [HeaderName; 16] = [
 
 /// The model a call is for: an id header wins over the name in the path, which is a vmodel's before it is a model's.
 pub fn name(headers: &HeaderMap, path_name: &str, version: &str) -> Result<Name, Status> {
-    Ok(match name_of(headers)? {
-        Some(asked) => Name::new(asked.kind, &asked.name, version),
-        None => Name::new(NameKind::VModelFirst, path_name, version),
-    })
+    let mut asked = names_of(headers)?;
+    asked.dedup();
+    match asked.as_slice() {
+        [] => Ok(Name::new(NameKind::VModelFirst, path_name, version)),
+        [one] => Ok(Name::new(one.kind, &one.name, version)),
+        _ => Err(Status::new(
+            Code::Unimplemented,
+            "The request names several models, and over REST it is for one; send one per model, or call over gRPC.",
+        )),
+    }
 }
 
 /// The headers a model server gets. What gRPC could not carry as metadata is left out: values that are not printable
@@ -124,6 +130,12 @@ mod tests {
         );
         let both = name_of(&[("mm-model-id", b"a"), ("mm-vmodel-id", b"v")]);
         assert_eq!(both.unwrap_err().http_status(), 400);
+        assert_eq!(
+            name_of(&[("mm-model-id", b"a"), ("mm-model-id", b"a")]),
+            Ok(Name::new(NameKind::ModelFirst, "a", "2"))
+        );
+        let several = name_of(&[("mm-model-id", b"a"), ("mm-model-id", b"b")]);
+        assert_eq!(several.unwrap_err().code, Code::Unimplemented);
     }
 
     #[test]
