@@ -133,6 +133,12 @@ def test_an_outage_of_etcd_stops_registering_only(etcd: Etcd, models: Path, tmp_
         assert ask(a, "late") == 200
         assert ask(a, "unknown") == 404
         etcd.ctl("put", "/tas-runtime/demo/registry/theirs", f'{{"type":"sklearn","mPath":"{iris}"}}')
+        elsewhere = tmp_path / "elsewhere"
+        write_iris(elsewhere)
+        etcd.ctl("put", "/tas-runtime/demo/registry/bad", f'{{"type":"sklearn","mPath":"{elsewhere}"}}')
+        refused = httpx.post(f"{a.rest}/v2/models/bad/infer", json=BODY, timeout=60)
+        assert refused.status_code == 412
+        assert "does not lie under the model root" in refused.text, "whoever registered it"
         until(lambda: "theirs" in httpx.get(f"{a.ops}/models").text, "it is followed again")
 
 

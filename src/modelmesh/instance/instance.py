@@ -62,7 +62,8 @@ class Instance:
     def __init__(self, settings: Settings, faces: Sequence[Face] = ()) -> None:
         self.settings = settings
         self.addresses = Addresses(grpc="", rest="")
-        self.admit = ModelRoot(settings.models.model_root).admit
+        self._root = ModelRoot(settings.models.model_root)
+        self.admit = self._root.admit
         """Checks what is to be registered. Reads the disk, so it belongs into a thread."""
         self._faces = faces
         self._stack = AsyncExitStack()
@@ -104,7 +105,7 @@ class Instance:
         if registrar.read_only:
             static_models = []
 
-        runtime = _build_runtime(settings, runtime_dir.path)
+        runtime = _build_runtime(settings, runtime_dir.path, self._root)
         self.dataplane = _build_dataplane(settings, self.control_socket)
         self.mesh = Mesh(
             self.dataplane,
@@ -243,7 +244,7 @@ def _build_store(settings: Settings) -> Store:
     return SQLiteStore(state.path / "registry.sqlite")
 
 
-def _build_runtime(settings: Settings, socket_dir: Path) -> Runtime:
+def _build_runtime(settings: Settings, socket_dir: Path, root: ModelRoot) -> Runtime:
     from modelmesh.runtime.builtin import BuiltinConfig, BuiltinRuntime
     from modelmesh.runtime.worker_process import WorkerConfig
 
@@ -255,6 +256,8 @@ def _build_runtime(settings: Settings, socket_dir: Path) -> Runtime:
             n_workers=settings.memory.workers,
             load_timeout_s=LOAD_TIMEOUT_S,
             facts_path=None if state is None else state / "runtime-facts.json",
+            # Others may have registered what is in a shared store; in our own everything was admitted.
+            refusal=(lambda path: "") if settings.state.store is None else root.refusal,
         )
     )
 

@@ -34,18 +34,22 @@ class ModelRoot:
             )
         if "\0" in path:
             raise InvalidInput(f'Model "{model}": the path contains a zero byte.', model=model)
-        if self._root is None:
-            raise FailedPrecondition(
-                f'Model "{model}" cannot be registered by a local path, because this instance has no model root; start it with '
-                "--model-root DIR (or serve a folder).",
-                model=model,
-            )
-        absolute = str(Path(self._root) / path)
-        real = os.path.realpath(absolute)
-        if real != self._root and not real.startswith(self._root.rstrip("/") + "/"):
-            raise FailedPrecondition(
-                f'Model "{model}": {path} does not lie under the model root {self._root}; move it there, or start the instance '
-                "with another --model-root.",
-                model=model,
-            )
+        absolute = path if self._root is None else str(Path(self._root) / path)
+        if why := self.refusal(absolute):
+            raise FailedPrecondition(f'Model "{model}": {why}', model=model)
         return replace(registration, path=absolute)
+
+    def refusal(self, path: str) -> str:
+        """Why the files at an absolute path must not be loaded, in a sentence; empty when they may."""
+        if self._root is None:
+            return (
+                "local paths cannot be used, because this instance has no model root; start it with --model-root DIR (or serve a "
+                "folder)."
+            )
+        real = os.path.realpath(path)
+        if Path(path).is_absolute() and (real == self._root or real.startswith(self._root.rstrip("/") + "/")):
+            return ""
+        return (
+            f"{path} does not lie under the model root {self._root}; move it there, or start the instance with "
+            "another --model-root."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -69,6 +69,8 @@ class BuiltinConfig:
     labels: frozenset[str] = frozenset()
     """What type constraints may require of it."""
     ids: Ids = field(default_factory=Ids)
+    refusal: Callable[[str], str] = lambda path: ""
+    """Why a path must not be loaded from, as a sentence; empty when it may. Called in a thread."""
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +91,7 @@ class BuiltinRuntime:
         self._sizes = Sizes()
         self._quarantine = Quarantine()
         self._orders: dict[str, _Order] = {}
-        self._examinations = Examinations()
+        self._examinations = Examinations(config.refusal)
         self._promised: dict[Format, tuple[str, float]] = {}
         self._stopped = False
 

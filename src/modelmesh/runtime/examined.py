@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from modelmesh.errors import LoadFailed
+from modelmesh.errors import Code, LoadFailed
 from modelmesh.runtime.protocol import ModelSpec
 from modelmesh.worker.artefact import read_artefact
 from modelmesh.worker.formats.protocol import Format
@@ -27,14 +28,16 @@ class Examinations:
     """Bounded, the oldest forgotten first. What is remembered may be out of date: whoever loads compares the fingerprint, and
     says `forget` when it is another."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: Callable[[str], str]) -> None:
+        """`refusal` says why a path must not be loaded from; empty when it may. It reads the disk."""
+        self._refusal = refusal
         self._remembered: OrderedDict[ModelSpec, Examined] = OrderedDict()
 
     async def of(self, spec: ModelSpec) -> Examined:
-        """As remembered, else as on disk now. Raises LoadFailed as `examine`."""
+        """As remembered, else as on disk now. Raises LoadFailed as `examine`, and when the path is refused."""
         found = self._remembered.get(spec)
         if found is None:
-            found = self._remembered[spec] = await asyncio.to_thread(examine, spec)
+            found = self._remembered[spec] = await asyncio.to_thread(self._examine, spec)
             if len(self._remembered) > REMEMBERED_MAX:
                 self._remembered.popitem(last=False)
         self._remembered.move_to_end(spec)
@@ -43,6 +46,11 @@ class Examinations:
     def forget(self, spec: ModelSpec) -> None:
         """Look again the next time."""
         self._remembered.pop(spec, None)
+
+    def _examine(self, spec: ModelSpec) -> Examined:
+        if why := self._refusal(spec.path):
+            raise LoadFailed(f'Model "{spec.id}": {why}', code=Code.FAILED_PRECONDITION, model=spec.id)
+        return examine(spec)
 
 
 def examine(spec: ModelSpec) -> Examined:

@@ -6,6 +6,7 @@ resume. `etcd_client` calls, `etcd_watch` follows, `etcd_lease` stays alive, `et
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Final
@@ -124,8 +125,7 @@ class EtcdStore:
     async def close(self) -> None:
         self._sought.close()
         leases, self._leases = self._leases, set()
-        for lease in leases:
-            await lease.close()
+        await asyncio.gather(*(lease.close() for lease in leases))
         self._open = False
         await self._client.close()
 

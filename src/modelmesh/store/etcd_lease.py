@@ -69,6 +69,9 @@ class EtcdLease:
             await asyncio.sleep(every_s)
             try:
                 answer = await self._client.call(LEASE_KEEP_ALIVE, pb.LeaseKeepAliveRequest(ID=self._id))
+            except LeaseLost:
+                self._lost.set()
+                return
             except StoreUnavailable as error:
                 if not failing:
                     log.warning("A lease is not renewed until etcd answers: %s", error)
