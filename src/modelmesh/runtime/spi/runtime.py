@@ -210,7 +210,8 @@ class SpiRuntime:
         wait_s = WAIT_SHARE * self._known(spec).load_timeout_s
         try:
             async with asyncio.timeout(wait_s):
-                while (life := self._life) is None:
+                while (life := self._life) is None or life.ended.is_set():
+                    self._living.clear()
                     await self._living.wait()
         except TimeoutError as error:
             raise RuntimeUnavailable(
