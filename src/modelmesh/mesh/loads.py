@@ -221,11 +221,12 @@ class Loads:
         estimate = copy.estimate
         if estimate is None:
             return False
-        if estimate.base_bytes and copy.estimated_capacity_bytes != self._budget.ledger.capacity_bytes:
-            copy.estimate = None
+        if not estimate.base_bytes or copy.estimated_capacity_bytes == self._budget.ledger.capacity_bytes:
+            return True
+        copy.estimate = None
+        if not self._estimate_now(copy):
             self._unestimated.appendleft(copy)
-            return False
-        return True
+        return copy.estimate is not None
 
     def _set_aside(self, copy: Copy) -> bool:
         """Whether it cannot be loaded as things are, whoever is evicted; then it holds up nobody else. It is refused at
@@ -280,11 +281,35 @@ class Loads:
     # --- estimating -----------------------------------------------------------------------------------------
 
     def _start_estimates(self) -> None:
+        n_now = 0
         while self._unestimated and len(self._estimating) < self._tuning.estimates_max:
             copy = self._unestimated.popleft()
-            if copy.state is State.QUEUED and self._copies.get(copy.model) is copy:
-                self._estimating[id(copy)] = copy
-                self._spawn(self._estimate(copy), f"estimate {copy.model}")
+            if copy.state is not State.QUEUED or self._copies.get(copy.model) is not copy:
+                continue
+            if n_now < self._tuning.estimates_max and self._estimate_now(copy):
+                n_now += 1
+                continue
+            self._estimating[id(copy)] = copy
+            self._spawn(self._estimate(copy), f"estimate {copy.model}")
+
+    def _estimate_now(self, copy: Copy) -> bool:
+        """Estimate without a task, as a model that was loaded before can be. Whether it was."""
+        record = self._record_of(copy.model)
+        estimate = None if record is None else self._runtime.estimate_now(_spec(copy.model, record))
+        if record is None or estimate is None:
+            return False
+        self._take_estimate(copy, record, estimate, self._budget.ledger.capacity_bytes)
+        return True
+
+    def _take_estimate(
+        self, copy: Copy, record: ModelRecord, estimate: Estimate, capacity_bytes: int
+    ) -> None:
+        copy.estimate = refined(estimate, record)
+        copy.needed_bytes = copy.estimate.peak_bytes + copy.estimate.base_bytes
+        copy.estimated_capacity_bytes = capacity_bytes
+        if copy.load_s == 0.0 and copy.estimate.load_s > 0.0:
+            copy.load_s = copy.estimate.load_s
+            self.changed(copy.model)
 
     async def _estimate(self, copy: Copy) -> None:
         record, capacity_bytes = self._record_of(copy.model), self._budget.ledger.capacity_bytes
@@ -310,12 +335,7 @@ class Loads:
             self._refuse_queued(copy, error or _unexpected(copy.model, ValueError("no estimate")))
             self._settle()
             return
-        copy.estimate = refined(estimate, record)
-        copy.needed_bytes = copy.estimate.peak_bytes + copy.estimate.base_bytes
-        copy.estimated_capacity_bytes = capacity_bytes
-        if copy.load_s == 0.0 and copy.estimate.load_s > 0.0:
-            copy.load_s = copy.estimate.load_s
-            self.changed(copy.model)
+        self._take_estimate(copy, record, estimate, capacity_bytes)
         self._inline = copy
         self._settle()
         inline = self._inline is None

@@ -172,7 +172,17 @@ class BuiltinRuntime:
 
     async def estimate(self, spec: ModelSpec) -> Estimate:
         """See `Runtime.estimate`."""
-        examined = await self._examinations.of(spec)
+        return self._estimate(spec, await self._examinations.of(spec))
+
+    def estimate_now(self, spec: ModelSpec) -> Estimate | None:
+        """See `Runtime.estimate_now`."""
+        examined = self._examinations.remembered(spec)
+        try:
+            return None if examined is None else self._estimate(spec, examined)
+        except ModelMeshError:
+            return None
+
+    def _estimate(self, spec: ModelSpec, examined: Examined) -> Estimate:
         format = examined.format
         content = self._sizes.content_of(examined)
         known = self._sizes.measured(content)

@@ -35,12 +35,19 @@ class Examinations:
 
     async def of(self, spec: ModelSpec) -> Examined:
         """As remembered, else as on disk now. Raises LoadFailed as `examine`, and when the path is refused."""
-        found = self._remembered.get(spec)
+        found = self.remembered(spec)
         if found is None:
             found = self._remembered[spec] = await asyncio.to_thread(self._examine, spec)
+            self._remembered.move_to_end(spec)
             if len(self._remembered) > REMEMBERED_MAX:
                 self._remembered.popitem(last=False)
-        self._remembered.move_to_end(spec)
+        return found
+
+    def remembered(self, spec: ModelSpec) -> Examined | None:
+        """What is remembered of a model's files; None when nothing is."""
+        found = self._remembered.get(spec)
+        if found is not None:
+            self._remembered.move_to_end(spec)
         return found
 
     def forget(self, spec: ModelSpec) -> None:

@@ -133,6 +133,9 @@ class Runtime(Protocol):
         """Quick and without side effects. Raises LoadFailed when the artefact is plainly unusable (missing, unknown
         format), ModelTooLarge when it can never fit the budget, with the number that would do."""
 
+    def estimate_now(self, spec: ModelSpec) -> Estimate | None:
+        """The same where nothing has to be waited for; None where something has, or `estimate` would raise."""
+
     async def load(self, spec: ModelSpec, estimate: Estimate) -> Loaded:
         """Load one copy. Raises LoadFailed (the code says whether it is permanent), LoadTimeout, RuntimeUnavailable, Quarantined.
         When it raises or is cancelled, nothing of the model remains once `unload` has returned."""

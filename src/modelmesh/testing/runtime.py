@@ -114,8 +114,18 @@ class FakeRuntime:
             self.serves_versions,
         )
 
+    def estimate_now(self, spec: ModelSpec) -> Estimate | None:
+        """Of what was loaded before."""
+        try:
+            return self._estimate(spec) if spec.id in self.loads else None
+        except ModelMeshError:
+            return None
+
     async def estimate(self, spec: ModelSpec) -> Estimate:
         await asyncio.sleep(0)
+        return self._estimate(spec)
+
+    def _estimate(self, spec: ModelSpec) -> Estimate:
         artefact = self._artefact_of(spec)
         if artefact is None:
             raise LoadFailed(f"Model {spec.id} has no artefact.", code=Code.NOT_FOUND, model=spec.id)

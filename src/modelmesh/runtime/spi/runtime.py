@@ -187,6 +187,13 @@ class SpiRuntime:
         size_bytes = size_bytes or self._known(spec).default_bytes
         return Estimate(size_bytes=size_bytes, peak_bytes=size_bytes)
 
+    def estimate_now(self, spec: ModelSpec) -> Estimate | None:
+        """The default of a server that predicts nothing. See `Runtime.estimate_now`."""
+        if self._predicts or self._status is None or self._stopped:
+            return None
+        size_bytes = self._status.default_bytes
+        return Estimate(size_bytes=size_bytes, peak_bytes=size_bytes)
+
     def _known(self, spec: ModelSpec) -> Status:
         if self._status is None or self._stopped:
             raise RuntimeUnavailable(f"The runtime {self._config.offer.name} does not run.", model=spec.id)
