@@ -217,7 +217,7 @@ def test_certificates_on_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 await followed.stop()
 
         async def fails(says: str, **fields: object) -> None:
-            with pytest.raises(SettingsError, match=says):
+            with pytest.raises(StoreUnavailable, match=says):
                 await works(**fields)
 
         await works(**good)
@@ -288,7 +288,7 @@ def test_a_password_nobody_asks_for_is_no_error(single: Etcd, tmp_path: Path) ->
 
 def test_a_wrong_address_is_told_soon() -> None:
     began_s = time.monotonic()
-    with pytest.raises(SettingsError, match=r"cannot be reached: .*Check the endpoints"):
+    with pytest.raises(StoreUnavailable, match=r"cannot be reached: .*Check the endpoints"):
         run(open_and_close("127.0.0.1:1,127.0.0.1:2"))
     assert time.monotonic() - began_s < 10
 

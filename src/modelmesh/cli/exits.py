@@ -14,7 +14,7 @@ class Exit(IntEnum):
     USAGE = 2
     """The command line is wrong."""
     NO_INSTANCE = 3
-    """Nothing answers at the ops URL, or not in time."""
+    """Nothing answers at the ops URL, or at the store of `migrate`, or not in time."""
     NOT_STARTED = 4
     """`serve` could not start: a wrong setting, a taken port, a state in use."""
     PARTLY = 5

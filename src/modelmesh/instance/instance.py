@@ -234,7 +234,7 @@ def _build_store(settings: Settings) -> Store:
         from modelmesh.store.etcd_connection import read_connection
 
         connection = read_connection(state.store)
-        return EtcdStore(connection, f"{connection.root_prefix}/{state.store_prefix}/{state.service}/")
+        return EtcdStore(connection, connection.keys_of(state.store_prefix, state.service or ""))
     if state.path is None:
         from modelmesh.store.memory import MemoryStore
 

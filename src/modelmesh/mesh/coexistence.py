@@ -13,9 +13,9 @@ from typing import Final
 from modelmesh.errors import StoreUnavailable
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.registrar import Registrar
+from modelmesh.registry.survey import INSTANCES
 from modelmesh.store.protocol import Batch, Compacted, Revision, Store
 
-INSTANCES: Final = "instances/"
 RETRY_S: Final = 1.0
 
 log = logging.getLogger(__name__)

@@ -228,9 +228,15 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
 
 def check_refused(environment: Mapping[str, str]) -> None:
     """Raises SettingsError for the first variable that is set and must not be."""
+    if (sentence := next(refused(environment), "")) != "":
+        raise SettingsError(sentence)
+
+
+def refused(environment: Mapping[str, str]) -> Iterator[str]:
+    """One sentence for each variable that is set and stops the start."""
     for row in TABLE:
         if isinstance(row, Refused) and (name := _set_name(row.names, environment)):
-            raise SettingsError(f'{name}: "{environment[name]}" cannot be used: {row.reason}.')
+            yield f'{name}: "{environment[name]}" cannot be used: {row.reason}.'
 
 
 def ignored(environment: Mapping[str, str]) -> Iterator[str]:

@@ -145,12 +145,13 @@ class EtcdClient:
         await asyncio.gather(*(endpoint.channel.close() for endpoint in endpoints))
 
     async def check(self, timeout_s: float) -> None:
-        """Raises SettingsError, which says why, unless etcd is reached and lets us in within that time."""
+        """Return when etcd is reached and lets us in. Raises StoreUnavailable after that time, SettingsError when it refuses us,
+        each with the reason."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._authenticated(await self._connected())
         except TimeoutError:
-            raise SettingsError(
+            raise StoreUnavailable(
                 f"The etcd at {self} cannot be reached: {await self._why()}. Check the endpoints given by --store."
             ) from None
         except grpc.aio.AioRpcError as error:

@@ -38,6 +38,10 @@ class EtcdConnection:
     authority: str = ""
     """The name that etcd's certificate has to carry, at every endpoint; empty: the endpoint's own."""
 
+    def keys_of(self, prefix: str, service: str) -> str:
+        """What all keys of a mesh begin with: the predecessor's layout (reference mesh.md 2.1)."""
+        return f"{self.root_prefix}/{prefix}/{service}/"
+
     def __str__(self) -> str:
         return ", ".join(self.endpoints)
 
