@@ -16,7 +16,7 @@ import pytest
 from certificates import Authority
 
 from modelmesh.clock import LoopClock
-from modelmesh.errors import LeaseLost, SettingsError, StoreUnavailable
+from modelmesh.errors import LeaseLost, PayloadTooLarge, SettingsError, StoreUnavailable
 from modelmesh.journal import Journal
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.registry.mirror import ChangedIds, Mirror
@@ -478,3 +478,47 @@ def test_a_watch_learns_that_nothing_of_its_own_changed(
             await followed.stop()
 
     run(scenario())
+
+
+def test_a_backlog_too_large_for_one_message_comes_whole(single: Etcd) -> None:
+    """etcd then cuts what it sends, also within a revision; batches never do."""
+
+    async def scenario() -> None:
+        async with opened(single.endpoints, "/backlog/") as store:
+            start = await store.revision()
+            for n in range(10):
+                commit = await store.commit(Txn(puts={f"k{n}-{part}": b"x" * 100_000 for part in range(5)}))
+            sizes: dict[int, int] = {}
+            async for batch in store.watch("", start):
+                for change in batch.changes:
+                    assert sizes.setdefault(change.revision, 0) < 5
+                    sizes[change.revision] += 1
+                assert all(parts == 5 for parts in sizes.values()), "no commit is split"
+                if batch.revision == commit.revision:
+                    break
+            assert len(sizes) == 10
+
+    run(scenario())
+
+
+def test_a_full_and_a_hung_etcd_are_told_apart(tmp_path: Path) -> None:
+    async def scenario(etcd: Etcd) -> None:
+        (server,) = etcd.servers
+        async with opened(etcd.endpoints, timeout_s=1.0) as store:
+            with pytest.raises(StoreUnavailable, match="is full and takes no writes"):
+                for n in range(200):
+                    await store.commit(Txn(puts={f"k{n}": b"x" * 1_000_000}))
+            assert (await store.snapshot("", limit=1)).entries, "it can still be read"
+            with pytest.raises(PayloadTooLarge, match="no transaction as large as this"):
+                await store.commit(Txn(puts={f"l{n}": b"x" * 1_000_000 for n in range(3)}))
+            server.signal(signal.SIGSTOP)
+            try:
+                for call in (store.revision(), store.commit(Txn(puts={"k": b""})), store.lease(1)):
+                    with pytest.raises(StoreUnavailable):
+                        await call
+            finally:
+                server.signal(signal.SIGCONT)
+            await insist(store.revision)
+
+    with Etcd(tmp_path, arguments=("--quota-backend-bytes", str(4 << 20))) as etcd:
+        run(scenario(etcd))

@@ -19,6 +19,7 @@ from modelmesh.errors import (
     FailedPrecondition,
     InvalidInput,
     ModelMeshError,
+    PayloadTooLarge,
     StaleRevision,
     StoreUnavailable,
 )
@@ -83,7 +84,7 @@ class Registrar:
         self._forever = read_only
         self.txn_keys_max = store.txn_keys_max
         """The most records that one transaction may read and write."""
-        self._batch_records = min(BATCH_RECORDS, store.txn_keys_max)
+        self._batch_records = self._batch_records_max = min(BATCH_RECORDS, store.txn_keys_max)
         self._mirror = mirror
         self._clock = clock
         self._journal = journal
@@ -149,15 +150,25 @@ class Registrar:
     async def register_many(self, registrations: Sequence[Registration]) -> list[ModelMeshError | None]:
         """One answer per registration, in order: None when it is registered. A store that fails midway answers for the rest."""
         answers: list[ModelMeshError | None] = []
-        for start in range(0, len(registrations), self._batch_records):
-            chunk = registrations[start : start + self._batch_records]
+        while len(answers) < len(registrations):
+            chunk = registrations[len(answers) : len(answers) + self._batch_records]
             try:
-                chunk_answers = await self._register(chunk)
+                answers.extend(await self._register(chunk))
+                self._more()
+            except PayloadTooLarge as error:
+                if not self._fewer_than(len(chunk)):
+                    answers.append(error)
             except StoreUnavailable as error:
-                answers.extend([error] * (len(registrations) - start))
-                break
-            answers.extend(chunk_answers)
+                answers.extend([error] * (len(registrations) - len(answers)))
         return answers
+
+    def _fewer_than(self, count: int) -> bool:
+        """These many records are too large together: write half as many at once. False when that is none."""
+        self._batch_records = max(1, min(self._batch_records, count // 2))
+        return count > 1
+
+    def _more(self) -> None:
+        self._batch_records = min(2 * self._batch_records, self._batch_records_max)
 
     async def _register(self, registrations: Sequence[Registration]) -> list[ModelMeshError | None]:
         added: set[str] = set()
@@ -378,19 +389,23 @@ class Registrar:
         if used_stale_ms:
             used, self._used = self._used, {}
         ids = sorted(learned.keys() | used.keys())
-        for start in range(0, len(ids), self._batch_records):
-            chunk = [
-                id
-                for id in ids[start : start + self._batch_records]
-                if self._worth_writing(id, learned, used, used_stale_ms)
-            ]
+        start = 0
+        while start < len(ids):
+            wanted = ids[start : start + self._batch_records]
+            chunk = [id for id in wanted if self._worth_writing(id, learned, used, used_stale_ms)]
             try:
                 await self.transact(partial(_learn, chunk, learned, used | self._used))
+                self._more()
+            except PayloadTooLarge as error:
+                if self._fewer_than(len(wanted)):
+                    continue
+                log.warning("What was learned of %s cannot be stored: %s", ids[start], error)
             except (StoreUnavailable, FailedPrecondition):
                 rest = ids[start:]
                 self._learned = {id: learned[id] for id in rest if id in learned} | self._learned
                 self._used = {id: used[id] for id in rest if id in used} | self._used
                 raise
+            start += len(wanted)
             await asyncio.sleep(0)
 
     def _worth_writing(

@@ -11,12 +11,9 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
-import grpc
-
-from modelmesh.errors import InvalidInput, LeaseLost, SettingsError, StoreUnavailable
+from modelmesh.errors import InvalidInput, LeaseLost, PayloadTooLarge, SettingsError, StoreUnavailable
 from modelmesh.store.etcd_client import CALL_S, RANGE, TXN, EtcdClient
 from modelmesh.store.etcd_connection import EtcdConnection
-from modelmesh.store.etcd_errors import is_too_large
 from modelmesh.store.etcd_keys import Keys
 from modelmesh.store.etcd_lease import EtcdLease
 from modelmesh.store.etcd_watch import EtcdWatch, Sought
@@ -173,12 +170,7 @@ class EtcdStore:
         while True:
             try:
                 return await self._client.call(RANGE, request)
-            except StoreUnavailable as error:
-                cause = error.__cause__
-                if (
-                    not isinstance(cause, grpc.aio.AioRpcError)
-                    or not is_too_large(cause)
-                    or request.limit == 1
-                ):
+            except PayloadTooLarge:
+                if request.limit == 1:
                     raise
                 request.limit = self._page_entries = max(1, request.limit // 2)

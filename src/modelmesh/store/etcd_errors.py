@@ -8,7 +8,7 @@ from typing import Final
 import grpc
 from grpc import StatusCode
 
-from modelmesh.errors import InvalidInput, LeaseLost, ModelMeshError, StoreUnavailable
+from modelmesh.errors import LeaseLost, ModelMeshError, PayloadTooLarge, StoreUnavailable
 from modelmesh.store.protocol import Compacted
 
 _PASSING: Final = (
@@ -46,8 +46,8 @@ def is_stale_token(error: grpc.aio.AioRpcError) -> bool:
 
 
 def is_too_large(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the answer exceeds what we receive at once."""
-    return error.code() is StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in text_of(error)
+    """Whether the call exceeds what etcd takes at once, or its answer what we do."""
+    return "request is too large" in text_of(error) or "message larger than max" in text_of(error)
 
 
 def is_refused(error: grpc.aio.AioRpcError) -> bool:
@@ -66,9 +66,9 @@ def translated(error: grpc.aio.AioRpcError, where: str) -> ModelMeshError | Comp
         return StoreUnavailable(
             f"The etcd at {where} is full and takes no writes: compact and defragment it, then disarm its alarm."
         )
-    if "request is too large" in said:
-        return InvalidInput(
-            f"The etcd at {where} takes no transaction as large as this: register fewer models at once, or shorter keys."
+    if is_too_large(error):
+        return PayloadTooLarge(
+            f"The etcd at {where} takes no transaction as large as this: make the path or key shorter."
         )
     if is_refused(error):
         return StoreUnavailable(f"The etcd at {where} refuses us: {said}. {RIGHTS}")

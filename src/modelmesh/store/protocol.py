@@ -116,7 +116,8 @@ class Store(Protocol):
         Once `revision()` has returned R, every open watch soon yields a batch of at least R, an empty one if need be."""
 
     async def commit(self, txn: Txn) -> Commit:
-        """Apply a transaction. When this returns with `succeeded`, the change survives kill -9 and power loss."""
+        """Apply a transaction. When this returns with `succeeded`, the change survives kill -9 and power loss. Raises
+        PayloadTooLarge when the store takes less at once: nothing was changed, and fewer keys may do."""
 
     async def lease(self, ttl_s: float) -> Lease:
         """A new lease, kept alive in the background until closed."""

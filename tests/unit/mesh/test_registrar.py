@@ -9,7 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from modelmesh.clock import LoopClock
-from modelmesh.errors import AlreadyExists, FailedPrecondition, InvalidInput, StaleRevision, StoreUnavailable
+from modelmesh.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidInput,
+    PayloadTooLarge,
+    StaleRevision,
+    StoreUnavailable,
+)
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
@@ -198,6 +205,38 @@ def test_register_many_tells_what_the_store_refused() -> None:
         assert all(isinstance(answer, StoreUnavailable) for answer in answers[BATCH_RECORDS:])
         assert house.mirror.n_models == BATCH_RECORDS
         house.store.outage = ""
+
+    with_registrar(scenario)
+
+
+def limit_bytes(store: Counting, limit: int) -> None:
+    """Refuse transactions that write more, as etcd does."""
+
+    async def check() -> None:
+        written = sum(len(value) for value in store.commits[-1].puts.values())
+        if written > limit:
+            raise PayloadTooLarge(f"{written} bytes are too many.")
+
+    store.before_commit = check
+
+
+def test_what_is_too_large_together_is_written_in_parts() -> None:
+    async def scenario(house: House) -> None:
+        limit_bytes(house.store, 1_000)
+        registrations = [Registration(f"m{n}", "onnx", "/" + "x" * 100) for n in range(40)]
+        registrations[20] = Registration("large", "onnx", "/" + "x" * 2_000)
+        answers = await house.registrar.register_many(registrations)
+        assert [position for position, answer in enumerate(answers) if answer is not None] == [20]
+        assert isinstance(answers[20], PayloadTooLarge)
+        assert house.mirror.n_models == 39
+        house.store.commits.clear()
+        await house.registrar.register_many([Registration(f"small-{n}", "onnx") for n in range(39)])
+        assert len(house.store.commits) < 12, "it does not stay with small parts"
+        for n in range(20):
+            house.registrar.learned(f"m{n}", 1_000 + n, 5, "content")
+        await asyncio.sleep(5)
+        records = [await stored(house.store, f"m{n}") for n in range(20)]
+        assert [record.size_bytes for record in records] == [1_000 + n for n in range(20)]
 
     with_registrar(scenario)
 
