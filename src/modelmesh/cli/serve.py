@@ -66,7 +66,10 @@ def parser() -> ArgumentParser:
         if setting.name == "folder":
             made.add_argument("folder", metavar="FOLDER", nargs="?", help=says)
         else:
-            made.add_argument(f"--{setting.name.replace('_', '-')}", metavar=setting.metavar, help=says)
+            action = "append" if setting.several else "store"
+            made.add_argument(
+                f"--{setting.name.replace('_', '-')}", metavar=setting.metavar, help=says, action=action
+            )
     made.add_argument(
         "--config", metavar="FILE", type=Path, help="TOML file with settings, by the same names."
     )
@@ -230,10 +233,9 @@ async def _greet(instance: Instance, listening: Listening) -> None:
 
     settings, view = instance.settings, instance.mesh.instance()
     what = _n(view.models_registered, "model") if view.models_registered else "no models yet"
-    workers = _n(settings.memory.workers, "worker")
     where = f" from {settings.models.folder}" if settings.models.folder else ""
     _say(
-        f"Serving {what}{where} with {workers} in {format_size(settings.memory.budget_bytes)}.",
+        f"Serving {what}{where} with {_runtimes(settings)}.",
         f"  REST  {listening.rest}",
         f"  gRPC  {listening.grpc}{' (TLS)' if settings.edges.tls_cert else ''}",
         f"  ops   {listening.ops}  (admin API and its docs, /metrics, /ready)",
@@ -253,6 +255,15 @@ async def _greet(instance: Instance, listening: Listening) -> None:
     else:
         _say("Register one:", "  modelmesh register ID --type FORMAT --path PATH")
     _say("Ctrl-C stops it.")
+
+
+def _runtimes(settings: Settings) -> str:
+    """The runtimes in the words of the greeting."""
+    workers = f"{_n(settings.memory.workers, 'worker')} in {format_size(settings.memory.budget_bytes)}"
+    return ", ".join(
+        workers if choice.is_builtin else f"the runtime at {' or '.join(choice.addresses)}"
+        for choice in settings.runtimes.chosen
+    )
 
 
 def _say(*lines: str) -> None:

@@ -22,15 +22,16 @@ from modelmesh.instance.edges import payload_consumers, prepare
 from modelmesh.instance.journal_sinks import JournalFile, log_entry
 from modelmesh.instance.model_root import ModelRoot
 from modelmesh.instance.runtime_dir import RuntimeDir
+from modelmesh.instance.runtimes import admission, build_runtimes, load_timeout_s
 from modelmesh.instance.static_models import read_static_models, register_static_models
 from modelmesh.journal import Did, Entry, Journal
 from modelmesh.mesh.coexistence import Coexistence
+from modelmesh.mesh.control import Admit
 from modelmesh.mesh.folder import FolderKeeper
 from modelmesh.mesh.mesh import Mesh
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.registry.mirror import Mirror
-from modelmesh.runtime.protocol import Runtime
 from modelmesh.settings.machine import cores
 from modelmesh.settings.tree import Settings
 from modelmesh.storage.folder import FolderScanner
@@ -38,7 +39,6 @@ from modelmesh.store.protocol import Store
 
 _log = logging.getLogger("modelmesh")
 
-LOAD_TIMEOUT_S: Final = 60.0
 _PARK_BEYOND_LOAD_S: Final = 30.0
 """A request without a deadline waits as long as a load may take, and this much more."""
 _PARKED_BYTES_MIN: Final = 64 << 20
@@ -58,13 +58,12 @@ class Instance:
     journal: Journal
     clock: LoopClock
     control_socket: Path
+    admit: Admit
+    """Checks what is to be registered. Reads the disk, so it belongs into a thread."""
 
     def __init__(self, settings: Settings, faces: Sequence[Face] = ()) -> None:
         self.settings = settings
         self.addresses = Addresses(grpc="", rest="")
-        self._root = ModelRoot(settings.models.model_root)
-        self.admit = self._root.admit
-        """Checks what is to be registered. Reads the disk, so it belongs into a thread."""
         self._faces = faces
         self._stack = AsyncExitStack()
         """What the mesh needs to end well: store, faces, data plane. Closed after it."""
@@ -105,11 +104,13 @@ class Instance:
         if registrar.read_only:
             static_models = []
 
-        runtime = _build_runtime(settings, runtime_dir.path, self._root)
+        root = ModelRoot(settings.models.model_root)
+        runtimes = build_runtimes(settings, runtime_dir.path, root)
+        self.admit = admission(runtimes, root)
         self.dataplane = _build_dataplane(settings, self.control_socket)
         self.mesh = Mesh(
             self.dataplane,
-            runtime,
+            runtimes,
             registrar,
             self.clock,
             self.journal,
@@ -120,7 +121,8 @@ class Instance:
             tuning=Tuning(failure_stands_s=settings.lifecycle.load_failure_expiry_s),
         )
         serving = self._serving
-        serving.push_async_callback(runtime.stop, 0.0)
+        for runtime in runtimes:
+            serving.push_async_callback(runtime.stop, 0.0)
         serving.push_async_callback(self._stop_mesh)
         starting = asyncio.create_task(self.mesh.start(ready=False), name="start of the mesh")
         serving.push_async_callback(_cancelled, starting)
@@ -244,24 +246,6 @@ def _build_store(settings: Settings) -> Store:
     return SQLiteStore(state.path / "registry.sqlite")
 
 
-def _build_runtime(settings: Settings, socket_dir: Path, root: ModelRoot) -> Runtime:
-    from modelmesh.runtime.builtin import BuiltinConfig, BuiltinRuntime
-    from modelmesh.runtime.worker_process import WorkerConfig
-
-    state = settings.state.path
-    return BuiltinRuntime(
-        BuiltinConfig(
-            budget_bytes=settings.memory.budget_bytes,
-            workers=WorkerConfig(socket_dir, message_bytes_max=settings.network.message_bytes_max),
-            n_workers=settings.memory.workers,
-            load_timeout_s=LOAD_TIMEOUT_S,
-            facts_path=None if state is None else state / "runtime-facts.json",
-            # Others may have registered what is in a shared store; in our own everything was admitted.
-            refusal=(lambda path: "") if settings.state.store is None else root.refusal,
-        )
-    )
-
-
 def _build_dataplane(settings: Settings, control_socket: Path) -> DataPlane:
     from modelmesh.dataplane.relay import Relay
 
@@ -276,7 +260,7 @@ def _build_dataplane(settings: Settings, control_socket: Path) -> DataPlane:
             message_bytes_max=network.message_bytes_max,
             header_bytes_max=network.header_bytes_max,
             parked_bytes_max=max(_PARKED_BYTES_MIN, int(settings.memory.budget_bytes * _PARKED_SHARE)),
-            park_timeout_ms=round((LOAD_TIMEOUT_S + _PARK_BEYOND_LOAD_S) * 1000),
+            park_timeout_ms=round((load_timeout_s(settings) + _PARK_BEYOND_LOAD_S) * 1000),
             multi_parallelism=settings.edges.multi_parallelism,
             pass_credentials=settings.edges.pass_credentials,
         )

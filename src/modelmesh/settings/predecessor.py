@@ -45,6 +45,18 @@ def _pod_address(text: str) -> str:
         raise ValueError("is not an IP address") from error
 
 
+def _local_port(text: str) -> str:
+    if not text.strip().isdigit() or not 1 <= int(text) <= 65535:
+        raise ValueError("is not a port from 1 to 65535")
+    return f"localhost:{int(text)}"
+
+
+def _socket(text: str) -> str:
+    if not text.strip().startswith("/"):
+        raise ValueError("is not the absolute path of a socket")
+    return f"unix:{text.strip()}"
+
+
 def _whole(text: str, unit: str) -> int:
     if not text.strip().isdigit():
         raise ValueError(f"is not a whole number of {unit}")
@@ -84,8 +96,12 @@ class Refused:
 _JVM: Final = "it tunes a Java virtual machine, and there is none; --memory bounds the workers"
 _PEERS: Final = "it is about peers, and this instance serves alone"
 _PLACING: Final = "it chooses between instances, and this one serves alone"
-_RUNTIME: Final = (
-    "runtimes outside of this program are not supported yet. Unset it to serve with the built-in runtime"
+_SIDECAR: Final = (
+    "With neither set, in a pod without a folder to serve: /tmp/mmesh/grpc.sock, then port 8085, as there."
+)
+_EITHER: Final = (
+    ("INTERNAL_GRPC_PORT", "INTERNAL_GRPC_SOCKET_PATH"),
+    ("INTERNAL_SERVING_GRPC_PORT", "INTERNAL_SERVING_GRPC_SOCKET_PATH"),
 )
 
 _POD: Final = "WKUBE_POD_NAME"
@@ -131,10 +147,10 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
         ("WKUBE_POD_IPADDR",), "host", _pod_address, "All interfaces, since a pod is called from outside."
     ),
     # Runtimes beside this program.
-    Refused(("INTERNAL_GRPC_PORT",), _RUNTIME),
-    Refused(("INTERNAL_GRPC_SOCKET_PATH",), _RUNTIME),
-    Refused(("INTERNAL_SERVING_GRPC_PORT",), _RUNTIME),
-    Refused(("INTERNAL_SERVING_GRPC_SOCKET_PATH",), _RUNTIME),
+    Carried(("INTERNAL_GRPC_PORT",), "runtime", _local_port, _SIDECAR),
+    Carried(("INTERNAL_GRPC_SOCKET_PATH",), "runtime", _socket, _SIDECAR),
+    Carried(("INTERNAL_SERVING_GRPC_PORT",), "runtime_serving", _local_port),
+    Carried(("INTERNAL_SERVING_GRPC_SOCKET_PATH",), "runtime_serving", _socket),
     # Behaviour.
     Carried(("SHUTDOWN_TIMEOUT_MS",), "grace", _milliseconds),
     Ignored(("MM_SCALEUP_RPM_THRESHOLD",), "copies follow measured load, not a count of requests"),
@@ -237,6 +253,9 @@ def refused(environment: Mapping[str, str]) -> Iterator[str]:
     for row in TABLE:
         if isinstance(row, Refused) and (name := _set_name(row.names, environment)):
             yield f'{name}: "{environment[name]}" cannot be used: {row.reason}.'
+    for port, path in _EITHER:
+        if environment.get(port) and environment.get(path):
+            yield f"{port} and {path} are both set; where the runtime is is not clear, so set only one."
 
 
 def ignored(environment: Mapping[str, str]) -> Iterator[str]:
@@ -244,6 +263,11 @@ def ignored(environment: Mapping[str, str]) -> Iterator[str]:
     for row in TABLE:
         if isinstance(row, Ignored):
             yield from (f"{name} is ignored: {row.reason}." for name in row.names if environment.get(name))
+
+
+def in_pod(environment: Mapping[str, str]) -> bool:
+    """Whether this runs as the predecessor does in Kubernetes."""
+    return bool(environment.get(_POD))
 
 
 def carried(setting: str, environment: Mapping[str, str]) -> tuple[str, str] | None:

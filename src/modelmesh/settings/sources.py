@@ -7,12 +7,14 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 from modelmesh.errors import SettingsError
 from modelmesh.settings import exporting, parsing, predecessor
 from modelmesh.settings.machine import cores
+from modelmesh.settings.runtimes import BUILTIN, SIDECAR, parse_runtimes
 from modelmesh.settings.tree import (
     Edges,
     Lifecycle,
@@ -21,6 +23,7 @@ from modelmesh.settings.tree import (
     Metrics,
     Models,
     Network,
+    Runtimes,
     Setting,
     Settings,
     State,
@@ -29,6 +32,7 @@ from modelmesh.settings.tree import (
 ENVIRONMENT_PREFIX: Final = "MODELMESH_"
 _CONCERNS: Final = {
     "models": Models,
+    "runtimes": Runtimes,
     "memory": Memory,
     "network": Network,
     "edges": Edges,
@@ -72,6 +76,7 @@ def read_settings(
         for concern, kind in _CONCERNS.items()
     }
     _derive(concerns, environment)
+    _derive_runtimes(concerns, environment)
     return Settings(**{concern: kind(**concerns[concern]) for concern, kind in _CONCERNS.items()})
 
 
@@ -115,6 +120,28 @@ def _derive(concerns: dict[str, dict[str, Any]], environment: Mapping[str, str])
             raise SettingsError(f"info_metric: {metrics['info'].name} {error}.") from error
 
 
+def _derive_runtimes(concerns: dict[str, dict[str, Any]], environment: Mapping[str, str]) -> None:
+    """Put the serving address where it belongs. In a pod of the predecessor's, where nothing is said of runtimes and no local
+    model could be loaded, the runtime is beside us."""
+    models, runtimes = concerns["models"], concerns["runtimes"]
+    serving = runtimes["serving_address"]
+    if runtimes["chosen"] is None:
+        beside = serving is not None or (predecessor.in_pod(environment) and models["model_root"] is None)
+        runtimes["chosen"] = parse_runtimes(SIDECAR if beside else BUILTIN)
+    chosen = runtimes["chosen"]
+    if models["folder"] is not None and not any(choice.is_builtin for choice in chosen):
+        raise SettingsError(
+            "runtime: a folder is served by the built-in runtime, which is not among those given; add --runtime builtin, or "
+            "leave out the folder."
+        )
+    if serving is not None:
+        if len(chosen) > 1 or chosen[0].is_builtin or chosen[0].serving_address:
+            raise SettingsError(
+                "runtime_serving: it is for one runtime outside of this program; write serving=ADDRESS behind each that needs it."
+            )
+        runtimes["chosen"] = (replace(chosen[0], serving_address=serving),)
+
+
 def _value(
     setting: Setting,
     flags: Mapping[str, object],
@@ -129,6 +156,8 @@ def _value(
     source = name
     if flags.get(name) is not None:
         raw, source = flags[name], "FOLDER" if name == "folder" else f"--{name.replace('_', '-')}"
+        if isinstance(raw, list):
+            raw = ";".join(raw)
     elif environment.get(variable):
         raw, source = environment[variable], variable
     elif name in file:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from modelmesh.settings import exporting, parsing
 from modelmesh.settings.exporting import Export, InfoMetric
+from modelmesh.settings.runtimes import RuntimeChoice, parse_address, parse_runtimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Setting:
     says: str
     metavar: str = "N"
     """What stands for the value in a list of flags."""
+    several: bool = False
+    """Its flag may be repeated; other sources write several values with ";" between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,35 @@ class Models:
         str | None,
         Setting(
             "vmodel_owner", parsing.text, "", "Owner of vmodels created without one. Default: none.", "NAME"
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Runtimes:
+    """What the models run in."""
+
+    chosen: Annotated[
+        tuple[RuntimeChoice, ...],
+        Setting(
+            "runtime",
+            parse_runtimes,
+            "",
+            "What serves the models, repeated for several: builtin, or a server of the mmesh.ModelRuntime contract at unix:PATH "
+            "or HOST:PORT; in quotes with types=TYPE,TYPE if it is for those only, and serving=ADDRESS if it serves elsewhere "
+            "than it is managed; sidecar: where the predecessor looks. Default: builtin.",
+            "RUNTIME",
+            several=True,
+        ),
+    ]
+    serving_address: Annotated[
+        str | None,
+        Setting(
+            "runtime_serving",
+            parse_address,
+            "",
+            "Where the one runtime given serves requests, if not where it is managed.",
+            "ADDRESS",
         ),
     ]
 
@@ -472,6 +504,7 @@ class Settings:
     """All of them. Made by `sources.read_settings`, once, at the start; passed down, never read again."""
 
     models: Models
+    runtimes: Runtimes
     memory: Memory
     network: Network
     edges: Edges

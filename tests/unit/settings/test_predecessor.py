@@ -6,6 +6,7 @@ import pytest
 
 from modelmesh.errors import SettingsError
 from modelmesh.settings.predecessor import TABLE, Carried, Ignored, Refused, ignored
+from modelmesh.settings.runtimes import RuntimeChoice
 from modelmesh.settings.sources import described, read_settings
 
 NAMED = [
@@ -159,6 +160,36 @@ def test_ports_beside_the_ops_port_are_as_the_manifests_expect() -> None:
     assert ports(MM_PROBE_PORT="NONE", MODELMESH_PROBE_PORT="9002") == (9002, None)
 
 
+def runtimes(*, folder: Path | None = None, **environment: str) -> tuple[RuntimeChoice, ...]:
+    flags = {} if folder is None else {"folder": str(folder)}
+    return read_settings(flags, environment).runtimes.chosen
+
+
+def test_the_runtime_is_where_the_variables_say(tmp_path: Path) -> None:
+    (builtin,) = runtimes()
+    assert builtin.is_builtin
+    (port,) = runtimes(INTERNAL_GRPC_PORT="8086", INTERNAL_SERVING_GRPC_SOCKET_PATH="/run/s.sock")
+    assert (port.addresses, port.serving_address) == (("localhost:8086",), "unix:/run/s.sock")
+    (path,) = runtimes(INTERNAL_GRPC_SOCKET_PATH="/run/m.sock", INTERNAL_SERVING_GRPC_PORT="8001")
+    assert (path.addresses, path.serving_address) == (("unix:/run/m.sock",), "localhost:8001")
+    (ours,) = runtimes(INTERNAL_GRPC_PORT="8086", MODELMESH_RUNTIME="builtin")
+    assert ours.is_builtin
+    for pair in (
+        {"INTERNAL_GRPC_PORT": "1", "INTERNAL_GRPC_SOCKET_PATH": "/a"},
+        {"INTERNAL_SERVING_GRPC_PORT": "1", "INTERNAL_SERVING_GRPC_SOCKET_PATH": "/a"},
+    ):
+        with pytest.raises(SettingsError, match="are both set"):
+            runtimes(**pair)
+
+
+def test_the_default_candidates_are_for_pods_that_say_nothing_else(tmp_path: Path) -> None:
+    beside = (RuntimeChoice("sidecar", ("unix:/tmp/mmesh/grpc.sock", "localhost:8085")),)
+    assert runtimes(WKUBE_POD_NAME="pod") == beside
+    assert runtimes(folder=tmp_path, WKUBE_POD_NAME="pod")[0].is_builtin
+    (serving,) = runtimes(INTERNAL_SERVING_GRPC_PORT="8001")
+    assert (serving.name, serving.serving_address) == ("sidecar", "localhost:8001")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
@@ -171,7 +202,9 @@ def test_ports_beside_the_ops_port_are_as_the_manifests_expect() -> None:
         ("KV_STORE", "zookeeper:zk:2181", "is a ZooKeeper, which is not supported"),
         ("KV_STORE", "etcd:", "is not etcd:FILE"),
         ("MM_SERVICE_NAME", "a/b", "is empty, or contains a slash"),
-        ("INTERNAL_GRPC_PORT", "8085", "cannot be used: runtimes outside"),
+        ("INTERNAL_GRPC_PORT", "eighty", "is not a port"),
+        ("INTERNAL_SERVING_GRPC_PORT", "80850", "is not a port"),
+        ("INTERNAL_GRPC_SOCKET_PATH", "grpc.sock", "is not the absolute path"),
     ],
 )
 def test_a_wrong_value_stops_the_start_by_its_name(name: str, value: str, says: str) -> None:

@@ -331,6 +331,10 @@ class SpiRuntime:
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
+    def target_reached(self, target_id: int, reached: bool) -> None:
+        """The connection of the management calls tells what has to be known, and the process is not ours. See
+        `Runtime.target_reached`."""
+
     async def next_events(self) -> list[RuntimeEvent]:
         """See `Runtime.next_events`. Raises the bug that ended the following of the server, if one did."""
         assert self._following is not None, "started first"
