@@ -144,7 +144,11 @@ class Instance:
         self.addresses = self.dataplane.start()
         if settings.models.folder is not None:
             self._keeper = FolderKeeper(
-                _scanner(settings.models.folder), self.mesh.transitions, self.mesh, self.journal
+                _scanner(settings.models.folder),
+                self.mesh.transitions,
+                self.mesh,
+                self.journal,
+                self.mesh.redirect,
             )
             serving.push_async_callback(self._keeper.stop)
             await self._keeper.start()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
@@ -47,14 +47,17 @@ class FolderKeeper:
         vmodels: VModels,
         loader: Loader,
         journal: Journal,
+        redirect: Callable[[str, str], None],
         *,
         pause_s: float = PAUSE_S,
     ) -> None:
+        """`redirect` has requests for a vmodel, also those that wait, go to a model until the vmodel's record changes."""
         self._scanner = scanner
         self._vmodels = vmodels
         self._mirror = vmodels.mirror
         self._loader = loader
         self._journal = journal
+        self._redirect = redirect
         self._pause_s = pause_s
         self._versions: dict[str, tuple[str, ...]] = {}
         """Names with versions, and the concrete models of these, lowest version first."""
@@ -90,42 +93,64 @@ class FolderKeeper:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def load_failed(self, model: str) -> None:
-        """A load failed for good: when it was a version that a bare name follows, move that name on soon."""
-        if split_version(name_of(model))[0] in self._versions:
-            self._failed.set()
+        """A load failed. When it was a version that a bare name follows, and is broken, those that wait for that name go to the
+        next version at once, before anybody is refused; the name itself is moved on soon."""
+        name, version = split_version(name_of(model))
+        if not version or not self._is_ours(name) or not self._loader.failure(model):
+            return
+        if name not in self._versions:
+            self._versions[name] = self._known_versions(name)
+        self._redirect(name, self._bare(name).target)
+        self._failed.set()
+
+    def _known_versions(self, name: str) -> tuple[str, ...]:
+        """As the registry has them: the folder was not looked at yet."""
+        versions = [(int(split_version(id)[1]), id) for id in self._names(name) if id != name]
+        records = [self._mirror.vmodel(id) for _, id in sorted(versions)]
+        return tuple(record.active for record in records if record is not None)
 
     # Scanning
 
     async def _follow(self) -> None:
-        first = True
+        """Look through the folder again and again; versions that fail meanwhile are followed at once."""
+        await self._carefully(self._look_through)
+        await self._carefully(self._expect_known)
         while True:
-            try:
-                await self._forget_deleted()
-                await self._scan(gently=True)
-                if first:
-                    await self._expect_known()
-                    first = False
-                if self._missing:
-                    log.info("The folder %s is there again.", self._scanner.root)
-                    self._missing = ""
-                await self._follow_versions()
-            except RootMissing as error:
-                self._warn_missing(error)
-            except StoreUnavailable as error:
-                log.warning("Changes in the folder wait for the store: %s", error)
-            except Exception:
-                # A format's plug-in that raises, or a bug of ours: the models served so far go on.
-                log.exception("The folder %s could not be followed; it is tried again.", self._scanner.root)
-                await asyncio.sleep(AFTER_BUG_S)
-            await self._pause()
+            next_s = asyncio.get_running_loop().time() + self._pause_s
+            while await self._failed_before(next_s):
+                await self._carefully(self._follow_versions)
+            await self._carefully(self._look_through)
 
-    async def _pause(self) -> None:
-        self._failed.clear()
+    async def _look_through(self) -> None:
+        await self._forget_deleted()
+        await self._scan(gently=True)
+        if self._missing:
+            log.info("The folder %s is there again.", self._scanner.root)
+            self._missing = ""
+        await self._follow_versions()
+
+    async def _carefully(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Do it, or say why it cannot be done now."""
         try:
-            async with asyncio.timeout(self._pause_s):
+            await step()
+        except RootMissing as error:
+            self._warn_missing(error)
+        except StoreUnavailable as error:
+            log.warning("Changes in the folder wait for the store: %s", error)
+        except Exception:
+            # A format's plug-in that raises, or a bug of ours: the models served so far go on.
+            log.exception("The folder %s could not be followed; it is tried again.", self._scanner.root)
+            await asyncio.sleep(AFTER_BUG_S)
+
+    async def _failed_before(self, time_s: float) -> bool:
+        """Whether a version failed before that time of the loop, which is waited for."""
+        try:
+            async with asyncio.timeout_at(time_s):
                 await self._failed.wait()
         except TimeoutError:
-            return
+            return False
+        self._failed.clear()
+        return True
 
     def _changed(self, changed: ChangedIds) -> None:
         for vmodel in changed.vmodels:
@@ -314,14 +339,14 @@ class FolderKeeper:
             if name not in self._fallen and (len(models) < 2 or not self._loader.failure(models[-1])):
                 continue
             setting = self._bare(name)
-            if self._differs(setting):
-                if why := self._loader.failure(models[-1]):
-                    self._journal.record(
-                        Did.WARNED,
-                        name,
-                        f"{setting.target} serves, because {models[-1]} cannot be loaded: {why}",
-                    )
-                await self._write([setting], ())
+            if not self._differs(setting):
+                self._redirect(name, setting.target)  # perhaps a failure expired before the name was moved
+                continue
+            if why := self._loader.failure(models[-1]):
+                self._journal.record(
+                    Did.WARNED, name, f"{setting.target} serves, because {models[-1]} cannot be loaded: {why}"
+                )
+            await self._write([setting], ())
 
 
 def _setting(vmodel: str, name: str, found: FoundModel) -> Setting:

@@ -371,6 +371,16 @@ class Mesh:
         standing = self._failures.standing(model)
         return str(standing.error) if standing is not None and standing.permanent else ""
 
+    def redirect(self, vmodel: str, model: str) -> None:
+        """Until its record changes, requests for a vmodel are for this model, also those that wait: the one they are for now
+        cannot be loaded. The active one itself ends this."""
+        before = self._names.resolve(Name(NameKind.VMODEL, vmodel))
+        self._names.redirect(vmodel, model)
+        copy = None if before is None else self._copies.get(before)
+        if copy is not None and copy.want is not None:
+            rows = {row.model: row.waiting for row in self._dataplane.take_waiting()}
+            copy.want.waiting = rows.get(copy.model, 0)
+
     # --- ControlPlane: models -------------------------------------------------------------------------------
 
     @property

@@ -34,6 +34,8 @@ class Names:
         """Name -> the model the data plane was told; empty: it was refused."""
         self._by_id: dict[str, dict[Name, None]] = {}
         """Id of a model or vmodel -> the told names whose answer depends on it."""
+        self._redirected: dict[str, tuple[str, str]] = {}
+        """vmodel -> its active model, and the one that is meant instead."""
         self._serves_versions = serves_versions
         """Whether a runtime that runs knows versions of its own."""
 
@@ -62,7 +64,20 @@ class Names:
 
     def _active(self, vmodel: str) -> str | None:
         record = self._mirror.vmodel(vmodel)
-        return None if record is None else record.active
+        if record is None:
+            return None
+        active, instead = self._redirected.get(vmodel, ("", ""))
+        return instead if active == record.active and self._mirror.has_model(instead) else record.active
+
+    def redirect(self, vmodel: str, model: str) -> None:
+        """Until its record changes, a vmodel means this model instead of its active one, also for those that wait; the active
+        one itself ends that."""
+        record = self._mirror.vmodel(vmodel)
+        if record is None or record.active == model:
+            self._redirected.pop(vmodel, None)
+        else:
+            self._redirected[vmodel] = (record.active, model)
+        self.changed([vmodel])
 
     def not_found(self, name: Name) -> ModelNotFound:
         """The error of a name that means nothing."""
@@ -91,6 +106,7 @@ class Names:
         publish: list[tuple[Name, str]] = []
         forget: list[Name] = []
         for id in ids:
+            self._end_redirect(id)
             for name in self._by_id.get(id, ()):
                 told, model = self._told[name], self.resolve(name)
                 if model is None:
@@ -103,6 +119,13 @@ class Names:
         if forget:
             self._dataplane.forget_names(list(dict.fromkeys(forget)))
         self.tell(dict.fromkeys(publish))
+
+    def _end_redirect(self, vmodel: str) -> None:
+        """Unless it is still about the vmodel's active model."""
+        if vmodel in self._redirected:
+            record = self._mirror.vmodel(vmodel)
+            if record is None or record.active != self._redirected[vmodel][0]:
+                del self._redirected[vmodel]
 
     def _ids(self, name: Name) -> tuple[str, ...]:
         return (name.name, version_name(name.name, name.version)) if name.version else (name.name,)

@@ -46,10 +46,11 @@ class Stage:
         seed: int = 1,
         offers: Sequence[Offer] = (FAKE,),
         constraints: Mapping[str, Constraint] | None = None,
+        sink: Callable[[Entry], None] | None = None,
     ) -> None:
         self.artefacts: dict[str, Artefact] = {}
         self.clock = LoopClock(WALL_START_S)
-        self.journal = Journal(self.clock)
+        self.journal = Journal(self.clock, sink=sink)
         self.store = MemoryStore()
         self.mirror = Mirror()
         self.registrar = Registrar(self.store, self.mirror, self.clock, self.journal)

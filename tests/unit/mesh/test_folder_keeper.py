@@ -77,7 +77,10 @@ class House:
             monotonic_s=lambda: time.monotonic() + self.skew_s,
             wall_ns=lambda: time.time_ns() + (3600 if self.calm else -3600) * 1_000_000_000,
         )
-        self.keeper = FolderKeeper(scanner, self.vmodels, self.loader, self.journal, pause_s=0.005)
+        self.redirected: dict[str, str] = {}
+        self.keeper = FolderKeeper(
+            scanner, self.vmodels, self.loader, self.journal, self.redirected.__setitem__, pause_s=0.005
+        )
 
     async def start(self) -> None:
         await self.registrar.start()
@@ -297,7 +300,11 @@ def test_the_bare_name_follows_the_highest_version_that_loads(folder: Path) -> N
     async def scenario(house: House) -> None:
         second = house.active("iris:2")
         house.loader.broken[second] = "bad second version"
+        house.keeper.load_failed("iris")
+        house.keeper.load_failed(house.active("iris:1"))
+        assert house.redirected == {}
         house.keeper.load_failed(second)
+        assert house.redirected == {"iris": house.active("iris:1")}, "before anything is written"
         await house.until(lambda: house.names()["iris"] == "iris/1")
         assert any("bad second version" in reason for reason in house.told(Did.WARNED))
         await house.for_a_while()
