@@ -23,6 +23,7 @@ from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.store.etcd import EtcdStore
 from modelmesh.store.etcd_client import RANGE, EtcdClient
 from modelmesh.store.etcd_connection import read_connection
+from modelmesh.store.presence import Presence
 from modelmesh.store.protocol import Change, Revision, Txn
 from modelmesh.testing.etcd import Etcd, ServerTls, missing
 from modelmesh.wire.generated import etcd_pb2 as pb
@@ -410,7 +411,19 @@ def test_a_lease_is_kept_and_its_loss_is_told(single: Etcd) -> None:
             await store.commit(Txn(puts={"member": b"2"}, lease=again))
             await lease.close()
             assert [entry.value for entry in (await store.snapshot("")).entries] == [b"2"]
+            await again.close()
             await followed.stop()
+            presence = Presence(store, 1)
+            await presence.start({"member": b"3"})
+            (own,) = json.loads(await asyncio.to_thread(single.ctl, "lease", "list", "-w", "json"))["leases"]
+            followed = Followed(store, await store.revision())
+            await asyncio.to_thread(single.ctl, "lease", "revoke", f"{own['id']:x}")
+            gone, back = await followed.until(followed.revision + 2)
+            assert (gone.value, back.value) == (None, b"3"), "a presence takes a new lease by itself"
+            await followed.stop()
+            await presence.stop()
+            assert list((await store.snapshot("")).entries) == []
+            await store.commit(Txn(puts={"member": b"4"}, lease=await store.lease(60)))
         async with opened(single.endpoints, "/leases/") as store:
             assert list((await store.snapshot("")).entries) == [], "closing the store ends its leases"
 
