@@ -416,9 +416,10 @@ def test_a_lease_is_kept_and_its_loss_is_told(single: Etcd) -> None:
             presence = Presence(store, 1)
             await presence.start({"member": b"3"})
             (own,) = json.loads(await asyncio.to_thread(single.ctl, "lease", "list", "-w", "json"))["leases"]
-            followed = Followed(store, await store.revision())
+            before = await store.revision()
+            followed = Followed(store, before)
             await asyncio.to_thread(single.ctl, "lease", "revoke", f"{own['id']:x}")
-            gone, back = await followed.until(followed.revision + 2)
+            gone, back = await followed.until(before + 2)
             assert (gone.value, back.value) == (None, b"3"), "a presence takes a new lease by itself"
             await followed.stop()
             await presence.stop()
