@@ -25,6 +25,7 @@ COMMANDS = {
     "vmodel": "vmodel:app",
     "explain": "explain:explain",
     "top": "top:top",
+    "adapter": "adapter:app",
     "migrate": "migrate:migrate",
 }
 """Command → module and function. Only the modules of the command that is run are imported."""
