@@ -424,6 +424,8 @@ class Loads:
             self._budget.thrash.loaded(copy.model, loaded.size_bytes, now_s)
         self._measures.count("modelmesh_loadmodel")
         self._measures.observe("modelmesh_loadmodel_milliseconds", loaded.load_s * 1000)
+        if loaded.sizing_s > 0:
+            self._measures.observe("modelmesh_model_sizing_milliseconds", loaded.sizing_s * 1000)
         self._measures.observe("modelmesh_loaded_model_size_bytes", loaded.size_bytes)
         self._journal.record(
             Did.LOADED,

@@ -19,6 +19,7 @@ from modelmesh.runtime.protocol import (
     RuntimeEvent,
     SizeChanged,
     TargetsChanged,
+    UnloadGivenUp,
 )
 from modelmesh.settings.sizes import format_size
 
@@ -62,6 +63,8 @@ class RuntimeEvents:
                 self._copy_lost(event)
             case SizeChanged():
                 self._resized(event)
+            case UnloadGivenUp():
+                self._measures.count("modelmesh_unloadmodel_failure")
             case ReplicasChanged():
                 copy = self._own(event.model)
                 if copy is not None and copy.state is State.LOADED:
@@ -91,6 +94,8 @@ class RuntimeEvents:
         self._on_gone(copy)
 
     def _resized(self, event: SizeChanged) -> None:
+        if event.sizing_s > 0:
+            self._measures.observe("modelmesh_model_sizing_milliseconds", event.sizing_s * 1000)
         copy = self._own(event.model)
         if copy is None or copy.state not in (State.LOADED, State.UNLOADING):
             return

@@ -63,7 +63,11 @@ PREDECESSOR: Final = (
     Family("modelmesh_loadmodel_milliseconds", "histogram", "Loads that succeeded.", MILLISECONDS),
     Family("modelmesh_loadmodel_failure", "untyped", "Loads that were tried and failed."),
     Family("modelmesh_unloadmodel_milliseconds", "histogram", "Unloads.", MILLISECONDS),
-    Family("modelmesh_unloadmodel_failure", "untyped", "Unloads given up."),
+    Family(
+        "modelmesh_unloadmodel_failure",
+        "untyped",
+        "Unloads given up after several tries; the memory counts as nobody's.",
+    ),
     Family("modelmesh_unloadmodel_attempt_failure", "untyped", "Failed attempts to unload."),
     Family(
         "modelmesh_req_queue_delay_milliseconds",
@@ -77,7 +81,12 @@ PREDECESSOR: Final = (
         "Waits of loads in their queue.",
         MILLISECONDS,
     ),
-    Family("modelmesh_model_sizing_milliseconds", "histogram", "Time to measure a model.", MILLISECONDS),
+    Family(
+        "modelmesh_model_sizing_milliseconds",
+        "histogram",
+        "Time to measure a model, beside its load.",
+        MILLISECONDS,
+    ),
     Family(
         "modelmesh_age_at_eviction_milliseconds",
         "histogram",

@@ -308,6 +308,7 @@ class BuiltinRuntime:
             content=placed.content,
             replicas=(placed.replica,),
             capacity_bytes=self._meter.adopted(),
+            sizing_s=placed.sizing_s,
         )
 
     def _find_fault(self, spec: ModelSpec, worker: WorkerProcess | None) -> None:

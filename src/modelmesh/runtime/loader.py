@@ -110,7 +110,7 @@ class Loader:
         weight = Weight(size_bytes, peak_bytes, done.load_s, done.file_bytes)
         self._sizes.learn(examined, done.content, weight, measured=measured)
         self._facts.largest_model_bytes = max(self._facts.largest_model_bytes, size_bytes)
-        placed = Placed(spec, format, done.content, replica, peak_bytes, done.load_s)
+        placed = Placed(spec, format, done.content, replica, peak_bytes, done.load_s, done.sizing_s)
         if seat.worker is not worker:
             raise WorkerDied(seat.name)
         seat.models[spec.id] = placed

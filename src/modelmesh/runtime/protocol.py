@@ -67,6 +67,8 @@ class Loaded:
     content: str
     replicas: tuple[Replica, ...]
     capacity_bytes: int
+    sizing_s: float = 0.0
+    """What finding out the size took beside the load itself; 0: it was known, or is told later."""
 
 
 class CopyLost(NamedTuple):
@@ -90,6 +92,8 @@ class SizeChanged(NamedTuple):
 
     model: str
     size_bytes: int
+    sizing_s: float = 0.0
+    """How long it took to find out; 0 where that is not told apart."""
 
 
 class ReplicasChanged(NamedTuple):
@@ -99,6 +103,12 @@ class ReplicasChanged(NamedTuple):
     replicas: tuple[Replica, ...]
     size_bytes: int
     """What they weigh together now."""
+
+
+class UnloadGivenUp(NamedTuple):
+    """The server did not unload the model in spite of several tries. What it holds counts as unattributed from now on."""
+
+    model: str
 
 
 class TargetsChanged(NamedTuple):
@@ -116,7 +126,9 @@ class Noted(NamedTuple):
     reason: str
 
 
-RuntimeEvent = CopyLost | CapacityChanged | SizeChanged | ReplicasChanged | TargetsChanged | Noted
+RuntimeEvent = (
+    CopyLost | CapacityChanged | SizeChanged | ReplicasChanged | TargetsChanged | UnloadGivenUp | Noted
+)
 
 
 class Runtime(Protocol):

@@ -23,6 +23,8 @@ class Placed:
     replica: Replica
     peak_bytes: int
     load_s: float
+    sizing_s: float
+    """What measuring its size took beside that; 0: it was known."""
 
 
 @dataclass(slots=True, eq=False)

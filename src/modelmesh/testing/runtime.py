@@ -47,6 +47,8 @@ class Artefact:
     estimate_error: ModelMeshError | None = None
     unload_errors: int = 0
     """How many unloads fail before one succeeds."""
+    sizing_s: float = 0.0
+    """What finding out the size is said to have taken."""
     base_bytes: int = 0
     """The server grows by this at the first load of any model with the same `type`."""
 
@@ -173,6 +175,7 @@ class FakeRuntime:
             artefact.content,
             replicas,
             self.capacity_bytes,
+            artefact.sizing_s,
         )
 
     async def unload(self, model: str) -> None:

@@ -106,6 +106,8 @@ class LoadDone(Message):
     content: str
     base_bytes: int
     """What the worker itself grew by, when it was the first of its format here or imported modules."""
+    sizing_s: float
+    """What measuring took beside the load."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,7 @@ class Residents:
             load_s=load.seconds,
             content=content,
             base_bytes=base_bytes,
+            sizing_s=load.sizing_s,
         )
 
     @contextlib.contextmanager
@@ -166,6 +167,7 @@ class Residents:
             load_s=seconds,
             content=command.content,
             base_bytes=0,
+            sizing_s=0.0,
         )
 
     def free(self, handle: int) -> None:
@@ -273,6 +275,7 @@ class _MeasuredLoad:
     file_bytes: int
     after_bytes: int
     seconds: float
+    sizing_s: float
     undisturbed: bool
 
 
@@ -283,6 +286,7 @@ FILE_BYTES_MIN = 1 << 20
 def _measured_load(residents: Residents, format: Format, path: Path) -> _MeasuredLoad:
     """Load between two readings of the heap, each taken while no batch runs. The peak counts the free pages the load may have
     used, as far as its format is known to need them."""
+    began_s = time.perf_counter()
     gc.collect()
     before_bytes = residents.in_use_bytes()
     batches, freed_bytes = residents.batches, residents.freed_bytes
@@ -311,6 +315,7 @@ def _measured_load(residents: Residents, format: Format, path: Path) -> _Measure
         file_bytes=file_bytes,
         after_bytes=after_bytes,
         seconds=seconds,
+        sizing_s=time.perf_counter() - began_s - seconds,
         undisturbed=residents.batches == batches and freed_bytes == 0,
     )
 

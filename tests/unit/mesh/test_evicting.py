@@ -9,7 +9,7 @@ from modelmesh.errors import Code, LoadTimeout, ModelNotFound
 from modelmesh.journal import Did
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
-from modelmesh.runtime.protocol import CopyLost
+from modelmesh.runtime.protocol import CopyLost, SizeChanged, UnloadGivenUp
 from modelmesh.testing.loop import run
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.stage import Stage, raised
@@ -279,6 +279,23 @@ def test_stale_news_changes_nothing() -> None:
             stage.runtime.emit(CopyLost("nobody", "a test"))
             await asyncio.sleep(0.01)
             assert stage.mesh.model("m").state is State.LOADED and not stage.told(Did.LOST)
+
+    run(scene())
+
+
+def test_time_spent_on_sizes_and_unloads_given_up_are_counted() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            sizing = stage.mesh.measures.histograms["modelmesh_model_sizing_milliseconds"]
+            await stage.register("measured", Artefact(sizing_s=0.003))
+            await stage.register("known")
+            for model in ("measured", "known"):
+                await stage.ask(model).answer
+            assert (sizing.count, sizing.sum) == (1, 3.0)
+            stage.runtime.emit(SizeChanged("known", 900, 0.002), UnloadGivenUp("measured"))
+            await stage.until(lambda: sizing.count == 2)
+            assert sizing.sum == 5.0
+            assert stage.mesh.measures.counters["modelmesh_unloadmodel_failure"] == 1
 
     run(scene())
 

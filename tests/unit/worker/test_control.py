@@ -35,7 +35,7 @@ MESSAGES: list[Message] = [
     Measure(1 << 20),
     Stop(5.0),
     Done(),
-    LoadDone(1, 2, 0, True, 0.5, "abc", 7),
+    LoadDone(1, 2, 0, True, 0.5, "abc", 7, 0.1),
     Measured(1, 2, 3, 0.5, 4, {"iris": 4}, {"iris": 0.5}),
     Refused(3, "No."),
 ]

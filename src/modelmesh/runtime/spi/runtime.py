@@ -27,6 +27,7 @@ from modelmesh.runtime.protocol import (
     RuntimeInfo,
     SizeChanged,
     TargetsChanged,
+    UnloadGivenUp,
 )
 from modelmesh.runtime.spi.calls import CallFailed
 from modelmesh.runtime.spi.life import Life, Poll
@@ -278,6 +279,8 @@ class SpiRuntime:
         return max(max_concurrency, 1)
 
     async def _ask_size(self, life: Life, model: str) -> None:
+        clock = asyncio.get_running_loop()
+        began_s = clock.time()
         try:
             size_bytes = await life.calls.size(model, SIZE_TIMEOUT_S)
         except CallFailed as failed:
@@ -288,7 +291,7 @@ class SpiRuntime:
             return
         if model in self._loaded and not life.ended.is_set() and size_bytes > 0:
             self._bytes[model] = size_bytes
-            self._events.put(SizeChanged(model, size_bytes))
+            self._events.put(SizeChanged(model, size_bytes, clock.time() - began_s))
 
     # --- unloads ----------------------------------------------------------------------------------------------------
 
@@ -319,6 +322,7 @@ class SpiRuntime:
             ) from failed
         del self._failing_since_s[model]
         self._stray[model] = self._bytes.pop(model, 0)
+        self._events.put(UnloadGivenUp(model))
         self._tell_stray(life, f"the unload of {model} was given up: {failed}")
 
     def _found_again(self, model: str, life: Life) -> None:
