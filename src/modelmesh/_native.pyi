@@ -29,9 +29,11 @@ class ModelServer:
         batch_bytes_max: int = 4194304,
         queue_max: int = 4096,
         queue_bytes_max: int = 67108864,
+        stuck_after_ms: int = 60000,
     ) -> None:
         """`queue_bytes_max` bounds the request messages being read, waiting and running together. `executing_path` is
-        described in `modelmesh.dataplane.executing`."""
+        described in `modelmesh.dataplane.executing`. When a batch runs longer than `stuck_after_ms`, all who wait for its model
+        are told DEADLINE_EXCEEDED."""
 
     def start(self) -> None:
         """Bind and serve on a thread of its own. Raises OSError."""

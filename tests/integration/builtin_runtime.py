@@ -131,6 +131,7 @@ async def serving(
     budget_mib: int = 1000,
     n_workers: int = 1,
     load_timeout_s: float = 30.0,
+    stuck_after_s: float = 60.0,
     python_path: Path | None = None,
 ) -> AsyncIterator[Served]:
     """A started runtime; stopped and checked for leftovers at the end."""
@@ -138,7 +139,7 @@ async def serving(
         socket_dir = Path(folder)
         config = BuiltinConfig(
             budget_bytes=budget_mib * MIB,
-            workers=WorkerConfig(socket_dir),
+            workers=WorkerConfig(socket_dir, stuck_after_s=stuck_after_s),
             n_workers=n_workers,
             load_timeout_s=load_timeout_s,
         )

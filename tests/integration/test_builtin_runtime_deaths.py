@@ -197,6 +197,57 @@ def test_a_load_that_hangs_is_given_up_and_the_others_are_saved(strange: Save) -
     asyncio.run(scenario())
 
 
+def test_a_model_that_never_answers_is_isolated_then_quarantined(strange: Save) -> None:
+    """Who waits for it is told; its worker, with all that wait behind it, is replaced."""
+
+    async def scenario() -> None:
+        async with serving(stuck_after_s=1.0) as served:
+            hangs = strange("hangs", trouble="sleep 600")
+            await served.load("calm", "strange", strange("calm"))
+            await served.load("hangs", "strange", hangs)
+            first = served.pid_of("calm")
+            waiting = asyncio.create_task(served.infer("hangs", TROUBLE))
+            await served.until(lambda: _executing(served) == ["hangs"], "it executes")
+            behind = asyncio.create_task(served.infer("calm", FINE))
+            with pytest.raises(InferenceServerException, match="hangs did not answer within 1 s") as told:
+                await waiting
+            assert told.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+            with pytest.raises(InferenceServerException):
+                await behind
+            await _until_lost(served, "calm", "hangs")
+            assert not is_running(first)
+            (struck,) = notes(served, Did.STRUCK, "hangs")
+            assert "hangs did not answer within 1 s" in struck
+            await served.until(lambda: len(served.pids()) == 1, "the worker is started again")
+
+            await served.load("calm", "strange", strange("calm"))
+            await served.load("hangs", "strange", hangs)
+            assert served.pid_of("hangs") != served.pid_of("calm"), "it runs alone"
+            with pytest.raises(InferenceServerException, match="hangs did not answer"):
+                await served.infer("hangs", TROUBLE)
+            await served.until(lambda: bool(notes(served, Did.QUARANTINED, "hangs")), "it is quarantined")
+            with pytest.raises(Quarantined, match="hangs did not answer within 1 s"):
+                await served.load("hangs", "strange", hangs)
+            assert await answers(served, "calm")
+            assert not notes(served, Did.STRUCK, "calm")
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_model_is_left_alone(strange: Save) -> None:
+    """Many batches one after another are not one that does not end."""
+
+    async def scenario() -> None:
+        async with serving(stuck_after_s=1.0) as served:
+            await served.load("slow", "strange", strange("slow", trouble="sleep 0.7"))
+            worker = served.pid_of("slow")
+            for _ in range(6):
+                assert ((await served.infer("slow", TROUBLE))["predict"] == TROUBLE * 2).all()
+            assert served.pid_of("slow") == worker
+
+    asyncio.run(scenario())
+
+
 def test_a_cancelled_load_leaves_nothing(strange: Save) -> None:
     async def scenario() -> None:
         async with serving() as served:

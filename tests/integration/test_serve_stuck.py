@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -49,3 +50,31 @@ def test_requests_survive_a_stopped_worker(tmp_path: Path, strange: Save) -> Non
         assert worker_of(instance) != stopped
         told = instance.cli_json("explain", "calm")
         assert any("did not answer any more and was killed" in str(entry) for entry in told["entries"]), told
+
+
+def test_a_model_that_never_answers_fails_and_its_neighbours_do_not(tmp_path: Path, strange: Save) -> None:
+    add(tmp_path / "models", "calm", strange("calm"))
+    add(tmp_path / "models", "hangs", strange("hangs", trouble="sleep 600"))
+    patience = ("--inference-timeout", "2")
+    with (
+        served(tmp_path / "run", str(tmp_path / "models"), *SMALL, *patience) as instance,
+        ThreadPoolExecutor(2) as pool,
+    ):
+
+        def ask(model: str, first: float) -> httpx.Response:
+            url = f"{instance.rest}/v2/models/{model}/infer"
+            return httpx.post(url, json=body(first), timeout=TIMEOUT_S)
+
+        for model in ("calm", "hangs"):
+            assert ask(model, 1.0).status_code == 200
+        hanging = pool.submit(ask, "hangs", 1000.0)
+        behind = pool.submit(ask, "calm", 1.0)
+        answer = hanging.result(TIMEOUT_S)
+        assert answer.status_code == 504
+        assert "did not answer within 2 s" in answer.json()["error"]
+        assert behind.result(TIMEOUT_S).status_code == 200
+        until(lambda: ask("hangs", 1.0).status_code == 200, "it is served in a worker of its own")
+        assert ask("hangs", 1000.0).status_code == 504
+        refused = until(lambda: (last := ask("hangs", 1.0)).status_code == 412 and last, "the quarantine")
+        assert "is quarantined" in refused.json()["error"]
+        assert ask("calm", 1.0).status_code == 200

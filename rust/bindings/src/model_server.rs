@@ -31,7 +31,9 @@ impl ModelServer {
         batch_bytes_max = 4_194_304,
         queue_max = 4096,
         queue_bytes_max = 67_108_864,
+        stuck_after_ms = 60_000,
     ))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         socket_path: PathBuf,
         executing_path: PathBuf,
@@ -40,6 +42,7 @@ impl ModelServer {
         batch_bytes_max: usize,
         queue_max: usize,
         queue_bytes_max: usize,
+        stuck_after_ms: u64,
     ) -> Self {
         let config = Config {
             socket_path,
@@ -51,6 +54,7 @@ impl ModelServer {
                 batch_bytes_max,
                 queue_max,
             },
+            stuck_after: Duration::from_millis(stuck_after_ms),
         };
         Self {
             server: model_server::ModelServer::new(config),

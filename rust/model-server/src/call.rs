@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -34,6 +34,8 @@ pub struct Core {
     pub queue: Arc<Queue>,
     /// The bounds on messages.
     pub limits: MessageLimits,
+    /// How long a batch may run.
+    pub stuck_after: Duration,
     /// What has been counted.
     pub counts: Counts,
 }
@@ -143,19 +145,22 @@ async fn infer(
     let (message, charge) = body.read_message(&core.limits).await?;
     let (answer, receive) = oneshot::channel();
     let queued = check(head, message, core).and_then(|(request, lease)| {
+        let model = Arc::clone(&lease);
         let place = core
             .queue
             .push(Pending::new(request, deadline, answer, lease, charge))?;
-        Ok(Waiting {
-            place,
-            queue: &core.queue,
-        })
+        let queue = &core.queue;
+        Ok((Waiting { place, queue }, model))
     });
-    let waiting = queued.inspect_err(|_| {
+    let (waiting, model) = queued.inspect_err(|_| {
         core.counts.refused.fetch_add(1, Ordering::Relaxed);
     })?;
     core.counts.requests.fetch_add(1, Ordering::Relaxed);
-    let answer = receive.await;
+    let answer = tokio::select! {
+        biased;
+        answer = receive => answer,
+        () = model.given_up() => return Err(stuck(&model.id, core.stuck_after).into()),
+    };
     waiting.answered();
     match answer {
         Ok(Ok(answered)) => Ok(Ending::Message {
@@ -172,6 +177,15 @@ async fn infer(
         )
         .into()),
     }
+}
+
+fn stuck(model: &str, bound: Duration) -> Status {
+    let sentence = format!(
+        "Model {model} did not answer within {} s and was given up; its worker is replaced. Send less at once, or look at \
+         the model's code.",
+        bound.as_secs_f64()
+    );
+    Status::new(Code::DeadlineExceeded, sentence)
 }
 
 fn check(head: &Parts, message: Bytes, core: &Core) -> Result<(Request, Lease), Status> {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ahash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use inference::datatype::Datatype;
+use tokio::sync::Notify;
 
 /// One input or output as declared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +55,7 @@ pub struct Model {
     pub signature: Arc<Signature>,
     batchable: AtomicBool,
     leases: AtomicUsize,
+    stuck: Notify,
 }
 
 impl Model {
@@ -66,6 +68,16 @@ impl Model {
     /// Never stack its requests again.
     pub fn forbid_batching(&self) {
         self.batchable.store(false, Ordering::Relaxed);
+    }
+
+    /// A batch of it does not end: who waits for it now waits in vain.
+    pub fn give_up(&self) {
+        self.stuck.notify_waiters();
+    }
+
+    /// Resolves when it is given up after this was polled for the first time.
+    pub async fn given_up(&self) {
+        self.stuck.notified().await;
     }
 
     fn leases(&self) -> usize {
@@ -133,6 +145,7 @@ impl Models {
             batchable: AtomicBool::new(signature.row_wise),
             signature,
             leases: AtomicUsize::new(0),
+            stuck: Notify::new(),
         };
         self.next_serial += 1;
         self.by_id.insert(id.into(), Arc::new(model));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
@@ -27,6 +27,8 @@ use crate::status::{Code, Status};
 
 /// How long the last answers may take to leave after the server has closed.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(250);
+/// How often it is looked at whether a batch does not end.
+const STUCK_CHECK: Duration = Duration::from_secs(1);
 /// How long to wait before accepting again when the process is out of file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
@@ -45,6 +47,8 @@ pub struct Config {
     pub queue_bytes_max: usize,
     /// How much runs together, and how much may wait.
     pub limits: Limits,
+    /// A batch that runs longer is given up: who waits for its model is told. Ending it is the supervisor's.
+    pub stuck_after: Duration,
 }
 
 /// Totals since the start; `queued` and `connections` are of now.
@@ -94,6 +98,7 @@ impl ModelServer {
                 message_bytes_max: config.message_bytes_max,
                 budget: Budget::new(config.queue_bytes_max.max(config.message_bytes_max)),
             },
+            stuck_after: config.stuck_after,
             counts: Counts::default(),
         };
         Self {
@@ -130,7 +135,7 @@ impl ModelServer {
             .enable_io()
             .enable_time()
             .build()?;
-        let core = self.core.clone();
+        let (core, watched) = (self.core.clone(), executing.clone());
         // Streams beyond the queue only wait in another place; some are other calls than ModelInfer.
         let streams_max = u32::try_from(self.config.limits.queue_max)
             .unwrap_or(u32::MAX)
@@ -138,7 +143,8 @@ impl ModelServer {
         let thread = thread::Builder::new()
             .name("model-server".to_owned())
             .spawn(move || {
-                runtime.block_on(serve(listener, core, streams_max, stopped, closed, sent));
+                let work = serve(listener, core, streams_max, stopped, closed, sent, watched);
+                runtime.block_on(work);
             })?;
         *serving = Some(Serving {
             thread,
@@ -168,7 +174,7 @@ impl ModelServer {
             let taken = self.core.queue.next(timeout)?;
             let started = self.started.wait();
             let id = taken.model.id.clone();
-            let (marker, unmarked) = match started.executing.mark(&id) {
+            let (marker, unmarked) = match started.executing.mark(&taken.model) {
                 Ok(marker) => (Some(marker), None),
                 Err(error) => (None, Some(error)),
             };
@@ -261,6 +267,7 @@ async fn serve(
     stopping: watch::Receiver<bool>,
     closed: oneshot::Receiver<()>,
     mut sent: Sent,
+    executing: Arc<Executing>,
 ) {
     let deliver = async {
         while let Some(answers) = sent.recv().await {
@@ -281,6 +288,17 @@ async fn serve(
     tokio::select! {
         () = deliver => {}
         () = accept => {}
+        () = give_up_stuck(&executing, core.stuck_after) => {}
+    }
+}
+
+/// Has those told who wait for a model whose batch does not end.
+async fn give_up_stuck(executing: &Executing, bound: Duration) {
+    loop {
+        tokio::time::sleep(bound.min(STUCK_CHECK)).await;
+        for model in executing.overdue(bound, Instant::now()) {
+            model.give_up();
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::batch::{Answers, Batch};
 use crate::budget::Budget;
 use crate::encode::PREFIX_BYTES;
-use crate::models::{Lease, Models, Signature, TensorSpec};
+use crate::models::{Lease, Model, Models, Signature, TensorSpec};
 use crate::queue::{Answer, Limits, Pending, Place, Queue};
 use crate::request::Request;
 use crate::status::Status;
@@ -50,6 +50,13 @@ pub fn lease(signature: Signature) -> Lease {
     let mut models = Models::new();
     models.add("m", 1, signature);
     models.lease("m").unwrap()
+}
+
+/// A model of its own.
+pub fn model(id: &str) -> Arc<Model> {
+    let mut models = Models::new();
+    models.add(id, 1, signature(&[], &[], true));
+    Arc::clone(&models.lease(id).unwrap())
 }
 
 pub fn fp64(name: &str, shape: &[i64], values: &[f64]) -> Tensor {

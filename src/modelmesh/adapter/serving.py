@@ -48,7 +48,11 @@ async def builtin_adapter(settings: Settings, port: int, serving_port: int) -> A
         runtime = BuiltinRuntime(
             BuiltinConfig(
                 budget_bytes=settings.memory.budget_bytes,
-                workers=WorkerConfig(folder.path, message_bytes_max=settings.network.message_bytes_max),
+                workers=WorkerConfig(
+                    folder.path,
+                    message_bytes_max=settings.network.message_bytes_max,
+                    stuck_after_s=settings.lifecycle.inference_timeout_s,
+                ),
                 n_workers=settings.memory.workers,
                 load_timeout_s=LOAD_TIMEOUT_S,
             )

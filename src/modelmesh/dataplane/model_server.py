@@ -104,9 +104,11 @@ class ModelServer:
         batch_bytes_max: int = 4 << 20,
         queue_max: int = 4096,
         queue_bytes_max: int = 64 << 20,
+        stuck_after_s: float = 60.0,
     ) -> None:
         """`queue_bytes_max` bounds the messages being read, waiting and running together; beyond it and beyond `queue_max`
-        waiting requests callers are told RESOURCE_EXHAUSTED and when to come back."""
+        waiting requests callers are told RESOURCE_EXHAUSTED and when to come back. When a batch runs longer than
+        `stuck_after_s`, all who wait for its model are told DEADLINE_EXCEEDED; ending it is the supervisor's."""
         self._native = _native.ModelServer(
             str(socket_path),
             str(executing_path),
@@ -115,6 +117,7 @@ class ModelServer:
             batch_bytes_max=batch_bytes_max,
             queue_max=queue_max,
             queue_bytes_max=queue_bytes_max,
+            stuck_after_ms=round(stuck_after_s * 1000),
         )
 
     def start(self) -> None:

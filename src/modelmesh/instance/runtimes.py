@@ -66,7 +66,11 @@ def _builtin(settings: Settings, socket_dir: Path, root: ModelRoot, ids: Ids) ->
     return BuiltinRuntime(
         BuiltinConfig(
             budget_bytes=settings.memory.budget_bytes,
-            workers=WorkerConfig(socket_dir, message_bytes_max=settings.network.message_bytes_max),
+            workers=WorkerConfig(
+                socket_dir,
+                message_bytes_max=settings.network.message_bytes_max,
+                stuck_after_s=settings.lifecycle.inference_timeout_s,
+            ),
             n_workers=settings.memory.workers,
             load_timeout_s=LOAD_TIMEOUT_S,
             facts_path=None if state is None else state / "runtime-facts.json",

@@ -137,6 +137,7 @@ class BuiltinRuntime:
             )
         self._warn_if_small()
         self._supervisor.spawn(self._meter.run(), "memory meter")
+        self._supervisor.spawn(self._supervisor.watch_batches(), "watch of batches")
         return RuntimeInfo(
             capacity_bytes=capacity_bytes,
             max_loads=config.n_workers,

@@ -24,10 +24,15 @@ class Death:
     on_purpose: str
     """Why the supervisor itself ended it; else empty."""
     suspects: tuple[str, ...]
+    stuck: bool = False
+    """The supervisor ended it because the suspect did not answer."""
 
     @property
     def blames_models(self) -> bool:
-        """Whether it is a strike: a crash, an exit of its own, the kernel's out-of-memory killer. A kill from outside is not."""
+        """Whether it is a strike: a crash, an exit of its own, the kernel's out-of-memory killer, no answer. A kill from outside
+        is not."""
+        if self.stuck:
+            return True
         if self.on_purpose:
             return False
         if self.return_code == -signal.SIGKILL:

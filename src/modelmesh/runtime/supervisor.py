@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from modelmesh.clock import LoopClock
-from modelmesh.dataplane.executing import executing_models
+from modelmesh.dataplane.executing import executing_models, executions
 from modelmesh.dataplane.protocol import Target
 from modelmesh.errors import ModelMeshError, RuntimeUnavailable
 from modelmesh.journal import Did
@@ -20,6 +20,7 @@ from modelmesh.runtime.ids import Ids
 from modelmesh.runtime.protocol import CopyLost, Noted, TargetsChanged
 from modelmesh.runtime.quarantine import Quarantine
 from modelmesh.runtime.seat import Seat, whereabouts
+from modelmesh.runtime.stuck import CHECK_S, StuckBatches
 from modelmesh.runtime.worker_process import WorkerConfig, WorkerProcess
 from modelmesh.worker.memory import footprint
 
@@ -112,6 +113,27 @@ class Supervisor:
         if seat.worker is worker and worker.alive and not seat.reached:
             await self.end_worker(seat, "it did not answer any more and was killed")
 
+    async def watch_batches(self) -> None:
+        """Look for batches that do not end, for ever. Their models are struck, their workers replaced."""
+        stuck = StuckBatches(self._config.stuck_after_s)
+        while True:
+            await asyncio.sleep(CHECK_S)
+            running = [
+                (seat.target_id, execution)
+                for seat in self.seats
+                if seat.worker is not None and seat.worker.alive
+                for execution in executions(seat.worker.executing_path)
+            ]
+            for target_id, execution in stuck.overdue(running, self._clock.monotonic_s()):
+                await self._end_stuck(target_id, execution.model)
+
+    async def _end_stuck(self, target_id: int, model: str) -> None:
+        seat = next((seat for seat in self.seats if seat.target_id == target_id), None)
+        if seat is None or seat.worker is None or not seat.worker.alive:
+            return
+        seat.worker.stuck = model
+        await self.end_worker(seat, f"{model} did not answer within {self._config.stuck_after_s:g} s")
+
     async def end_worker(self, seat: Seat, why: str) -> None:
         """Kill the process of a seat; another takes its place, its models are lost."""
         worker = seat.worker
@@ -165,11 +187,14 @@ class Supervisor:
 
     def _died(self, seat: Seat, worker: WorkerProcess) -> None:
         """Say what is lost, blame who is to blame, then bury and start again. Called as soon as the process has ended."""
-        suspects = tuple(executing_models(worker.executing_path))
-        if seat.loading is not None:
+        suspects = (worker.stuck,) if worker.stuck else tuple(executing_models(worker.executing_path))
+        if seat.loading is not None and not worker.stuck:
             suspects = tuple(dict.fromkeys((*suspects, seat.loading.id)))
         counted, self._oom_kills = self._oom_kills, oom_kills()
-        death = Death(worker.exited.result(), self._oom_kills > counted, worker.ending, suspects)
+        out_of_memory = self._oom_kills > counted
+        death = Death(
+            worker.exited.result(), out_of_memory, worker.ending, suspects, stuck=bool(worker.stuck)
+        )
         target_id, alone = seat.target_id, bool(seat.alone_for)
         lost = seat.vacate(self._facts.idle_base_bytes())
         if not self._stopping:

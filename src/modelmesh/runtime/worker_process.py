@@ -55,6 +55,8 @@ class WorkerConfig:
     batch_rows_max: int = 256
     batch_bytes_max: int = 4 * 1024 * 1024
     message_bytes_max: int = 16 * 1024 * 1024
+    stuck_after_s: float = 60.0
+    """How long a batch may run; then its worker is replaced."""
 
 
 class WorkerProcess:
@@ -66,6 +68,8 @@ class WorkerProcess:
         self.executing_path = config.socket_dir / f"{name}.run"
         self.ending = ""
         """Why it is being ended on purpose; empty while it is meant to live."""
+        self.stuck = ""
+        """The model it is ended for, which did not answer."""
         loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = loop.create_future()
         self.buried: asyncio.Future[Death] = loop.create_future()
@@ -118,6 +122,7 @@ class WorkerProcess:
             batch_rows_max=self._config.batch_rows_max,
             batch_bytes_max=self._config.batch_bytes_max,
             message_bytes_max=self._config.message_bytes_max,
+            stuck_after_s=self._config.stuck_after_s,
         )
         try:
             answer = await self.ask(serve, START_TIMEOUT_S)

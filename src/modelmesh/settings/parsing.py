@@ -54,6 +54,13 @@ def seconds(value: str) -> float:
     return number
 
 
+def patience(value: str) -> float:
+    number = seconds(value)
+    if number < 1:
+        raise ValueError("is not a number of seconds from 1 to 86400")
+    return number
+
+
 def message_size(value: str) -> int:
     """Bounded by what gRPC can count."""
     size_bytes = parse_size(value)

@@ -410,6 +410,17 @@ class Lifecycle:
         ),
     ]
 
+    inference_timeout_s: Annotated[
+        float,
+        Setting(
+            "inference_timeout",
+            parsing.patience,
+            "60",
+            "Seconds a built-in model may take over a batch; then its requests fail, and its worker is killed and replaced.",
+            "SECONDS",
+        ),
+    ]
+
     ready_file: Annotated[
         Path | None,
         Setting(

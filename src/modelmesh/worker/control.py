@@ -36,6 +36,7 @@ class Serve(Message):
     batch_rows_max: int
     batch_bytes_max: int
     message_bytes_max: int
+    stuck_after_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,6 +250,7 @@ def _begin(channel: socket.socket) -> tuple[int, ModelServer] | None:
         Path(serve.socket_path),
         Path(serve.executing_path),
         message_bytes_max=serve.message_bytes_max,
+        stuck_after_s=serve.stuck_after_s,
         batch_rows_max=serve.batch_rows_max,
         batch_bytes_max=serve.batch_bytes_max,
     )

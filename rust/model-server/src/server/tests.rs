@@ -4,7 +4,7 @@ use http::Request;
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::testing::{LIMITS, temporary};
+use crate::testing::{LIMITS, fp64, request, signature, spec, temporary};
 
 fn server(name: &str) -> ModelServer {
     ModelServer::new(Config {
@@ -13,6 +13,7 @@ fn server(name: &str) -> ModelServer {
         message_bytes_max: 1 << 20,
         queue_bytes_max: 1 << 20,
         limits: LIMITS,
+        stuck_after: Duration::from_millis(200),
     })
 }
 
@@ -109,6 +110,46 @@ fn broken_messages_and_calls_that_are_none_get_an_answer() {
             .send_request(request.body(()).unwrap(), true)
             .unwrap();
         assert_eq!(response.await.unwrap().status(), 415);
+    });
+    server.stop(Duration::ZERO);
+    std::fs::remove_file(&server.config.executing_path).unwrap();
+}
+
+#[test]
+fn who_waits_for_a_batch_that_does_not_end_is_told() {
+    let server = server("stuck");
+    let rows = signature(&[spec("x", None, &[-1, 2])], &[], true);
+    server.add_model("called", 1, rows);
+    server.start().unwrap();
+    let message = request(vec![fp64("x", &[1, 2], &[1.0, 2.0])], &[]).encode();
+    let message = crate::encode::framed(&message).unwrap();
+    run(async {
+        let (mut client, _driver) = connect(&server).await;
+        for _ in 0..2 {
+            let uri = "http://worker/inference.GRPCInferenceService/ModelInfer";
+            let head = Request::post(uri).header("content-type", "application/grpc");
+            let (response, mut body) = client.send_request(head.body(()).unwrap(), false).unwrap();
+            body.send_data(message.clone(), true).unwrap();
+            let stuck = async {
+                let taken = || server.next_batch(Duration::ZERO);
+                loop {
+                    match taken() {
+                        Some(batch) => return batch,
+                        None => tokio::task::yield_now().await,
+                    }
+                }
+            };
+            let mut stuck = stuck.await;
+            let response = response.await.unwrap();
+            assert_eq!(response.headers()["grpc-status"], "4");
+            let told = response.headers()["grpc-message"].to_str().unwrap();
+            assert!(
+                told.contains("called did not answer within 0.2 s"),
+                "{told}"
+            );
+            // What it says when it ends after all is for nobody.
+            assert_eq!(stuck.fail(Code::Internal, "late"), Ok(true));
+        }
     });
     server.stop(Duration::ZERO);
     std::fs::remove_file(&server.config.executing_path).unwrap();
