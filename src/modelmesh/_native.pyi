@@ -95,7 +95,7 @@ Name: TypeAlias = tuple[int, str, str]
 """(kind, name, version); a `modelmesh.dataplane.protocol.Name` is one."""
 
 Event: TypeAlias = (
-    tuple[Literal["fault"], int, str, str, str, int, int, int]
+    tuple[Literal["fault"], int, str, str, str, int, int, int, list[tuple[str, str]]]
     | tuple[Literal["abandoned"], int, str, str, str]
     | tuple[Literal["target_lost"], int]
     | tuple[Literal["target_back"], int]
@@ -111,7 +111,7 @@ class DataPlane:
     and routes are read by attribute. All calls raise RuntimeError in a forked child."""
 
     def __init__(self, config: DataPlaneConfig) -> None:
-        """Raises ValueError for an impossible port."""
+        """Raises ValueError for an impossible port or name of a header."""
     def start(self) -> tuple[str, str]:
         """The bound gRPC and REST addresses, "host:port" or empty. Raises OSError with a sentence."""
     def fileno(self) -> int: ...
@@ -142,7 +142,7 @@ class DataPlane:
         """Fields of `Waiting`."""
     def take_usage(self) -> list[tuple[str, int, int, int, int, int, int]]:
         """Fields of `Usage`."""
-    def histograms(self) -> list[tuple[str, str, int, list[int], float]]:
+    def histograms(self) -> list[tuple[str, str, int, list[int], float, str, str]]:
         """Fields of `Histogram`."""
     def stats(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """The gauges of `RelayStats` and its counters, by name."""

@@ -6,11 +6,12 @@ entry as well (a JSON lines file). Nothing here decides anything.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import takewhile
+from typing import Final
 
 from modelmesh.clock import Clock
 
@@ -41,6 +42,10 @@ class Did(StrEnum):
     WARNED = "warned"
 
 
+_WAITING_ENDS: Final = frozenset({Did.LOADED, Did.LOAD_FAILED, Did.REFUSED, Did.REVIVED})
+_REQUESTS_MAX: Final = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One decision. `numbers` are the values it was taken on, units last in their names (`size_bytes`)."""
@@ -52,6 +57,8 @@ class Entry:
     reason: str
     """One sentence, with the counterfactual where there is one ("would have stayed with 1.4 MB more")."""
     numbers: Mapping[str, float | int | str] = field(default_factory=dict)
+    request: Mapping[str, str] = field(default_factory=dict)
+    """What the request it goes back to said of itself, by the names chosen in the settings."""
 
 
 class Journal:
@@ -64,11 +71,22 @@ class Journal:
         self._entries: deque[Entry] = deque(maxlen=capacity)
         self._sink = sink
         self._sequence = 0
+        self._requests: OrderedDict[str, Mapping[str, str]] = OrderedDict()
+
+    def asked(self, model: str, request: Mapping[str, str]) -> None:
+        """A request that says this of itself waits for `model`: entries about it tell so, up to the one that ends the waiting.
+        The first request counts. At most 10,000 models are remembered."""
+        if request and model not in self._requests:
+            self._requests[model] = request
+            if len(self._requests) > _REQUESTS_MAX:
+                self._requests.popitem(last=False)
 
     def record(self, did: Did, model: str, reason: str, **numbers: float | int | str) -> Entry:
         """Append a decision about `model` (empty: about the instance) and return the entry."""
         self._sequence += 1
-        entry = Entry(self._sequence, self._clock.wall_s(), did, model, reason, numbers)
+        end = did in _WAITING_ENDS
+        request = self._requests.pop(model, {}) if end else self._requests.get(model, {})
+        entry = Entry(self._sequence, self._clock.wall_s(), did, model, reason, numbers, request)
         self._entries.append(entry)
         if self._sink is not None:
             self._sink(entry)

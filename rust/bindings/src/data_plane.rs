@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
-use relay::config::Config;
+use relay::config::{Config, header_names};
 use relay::data_plane::{self, NewTarget};
 use relay::event::Event;
 use relay::name::{Name, NameKind};
@@ -40,6 +40,10 @@ struct PyConfig {
     gate_queue_max: usize,
     streams_per_connection_max: u32,
     multi_parallelism: usize,
+    connection_age_ms: i64,
+    connection_age_grace_ms: i64,
+    model_series_max: usize,
+    told_headers: Vec<(String, String)>,
     retry_ratio: f64,
     pass_credentials: bool,
 }
@@ -87,8 +91,8 @@ type PyName = (u8, String, String);
 
 /// A row of `take_usage`: `protocol.Usage` field by field.
 type UsageTuple = (String, u64, u64, u64, u32, u64, u64);
-/// A row of `histograms`: metric, method, code, counts, sum.
-type HistogramTuple = (&'static str, String, u8, Vec<u64>, f64);
+/// A row of `histograms`: metric, method, code, counts, sum, model, vmodel.
+type HistogramTuple = (&'static str, String, u8, Vec<u64>, f64, String, String);
 /// Gauges of the moment, and counters since the start.
 type StatsTuple = (Vec<(&'static str, usize)>, Vec<(&'static str, u64)>);
 
@@ -135,6 +139,10 @@ impl DataPlane {
             gate_queue_max: config.gate_queue_max,
             streams_per_connection_max: config.streams_per_connection_max,
             multi_parallelism: config.multi_parallelism.max(1),
+            connection_age: if_any(config.connection_age_ms),
+            connection_age_grace: if_any(config.connection_age_grace_ms),
+            model_series_max: config.model_series_max,
+            told_headers: header_names(config.told_headers).map_err(PyValueError::new_err)?,
             retry_ratio: config.retry_ratio,
             pass_credentials: config.pass_credentials,
         };
@@ -392,6 +400,8 @@ impl DataPlane {
                 row.code as u8,
                 counts,
                 sum,
+                row.model.to_string(),
+                row.vmodel.to_string(),
             )
         };
         Ok(rows.into_iter().map(row).collect())
@@ -456,10 +466,12 @@ fn event_tuple(py: Python<'_>, event: Event, now: Instant) -> PyResult<Bound<'_,
             model,
             waiting,
             deadline,
+            told,
         } => {
             let (kind, id, version) = name_tuple(&name);
-            let left = until_ms(deadline, now);
-            ("fault", kind, id, version, text(model), waiting, left, left).into_pyobject(py)
+            let (left, told) = (until_ms(deadline, now), told.into_vec());
+            let model = text(model);
+            ("fault", kind, id, version, model, waiting, left, left, told).into_pyobject(py)
         }
         Event::Abandoned { name, model } => {
             let (kind, id, version) = name_tuple(&name);
@@ -520,6 +532,11 @@ fn port(port: i32) -> PyResult<Option<u16>> {
     port.map(Some).map_err(|_| {
         PyValueError::new_err("A port is between 0 (any free one) and 65535, or −1 (off).")
     })
+}
+
+/// `None` for 0.
+fn if_any(ms: i64) -> Option<Duration> {
+    (ms > 0).then(|| milliseconds(ms))
 }
 
 fn milliseconds(ms: i64) -> Duration {

@@ -11,10 +11,8 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::attempt::{Attempt, Broken};
 use crate::body::Body;
-use crate::event_loop::EventLoop;
+use crate::call::Door;
 use crate::headers::{self, Private};
-use crate::method::Method;
-use crate::metrics::{Metric, milliseconds};
 use crate::pick::Lease;
 use crate::status::{Code, Status};
 use crate::upstream::{Failure, Head};
@@ -192,12 +190,7 @@ impl Answer {
     }
 
     /// It ended by itself, with these trailers.
-    pub fn finish(
-        &mut self,
-        event_loop: &EventLoop,
-        method: &Method,
-        trailers: &HeaderMap,
-    ) -> Code {
+    pub fn finish(&mut self, door: &Door<'_>, trailers: &HeaderMap) -> Code {
         let code = headers::code_in(trailers).unwrap_or(Code::Internal);
         let Some(server) = self.server.take() else {
             return code;
@@ -212,11 +205,8 @@ impl Answer {
         if code != Code::Unavailable {
             server.lease.replica.circuit.succeeded();
         }
-        event_loop.plane.touch(&server.lease.replica);
-        let took = milliseconds(server.started.elapsed());
-        event_loop
-            .histograms()
-            .observe(method.label, code, &[(Metric::InvokeModel, took)]);
+        door.event_loop.plane.touch(&server.lease.replica);
+        door.books.invoked.set(Some(server.started.elapsed()));
         code
     }
 

@@ -15,6 +15,7 @@ use crate::method::{Class, Method};
 use crate::metrics::{Metric, NO_LABEL, milliseconds};
 use crate::name::{Name, NameKind};
 use crate::plane::Held;
+use crate::series;
 use crate::status::Code;
 use crate::tee::{self, Tap};
 
@@ -53,13 +54,17 @@ pub struct Books<'a> {
     pub parked: Cell<Duration>,
     /// It has not become a request for a model yet.
     pub early: Cell<bool>,
+    /// How long it waited at gates.
+    pub queued: Cell<Duration>,
+    /// How long the model server took, once it answered to the end.
+    pub invoked: Cell<Option<Duration>>,
     /// Framed bytes the client sent.
     pub request_bytes: Cell<u64>,
     /// How it ended.
     pub end: Cell<Option<End>>,
     /// What payload processors hear of it; `None`: nothing.
     pub tap: RefCell<Option<Tap>>,
-    /// Its name and, once it was served, the concrete model; kept only for the tap.
+    /// Its name and, once it was served, the concrete model; kept only for the tap and for series per model.
     pub about: RefCell<(Option<Name>, Option<Arc<str>>)>,
     event_loop: &'a EventLoop,
     method: &'a Method,
@@ -95,6 +100,8 @@ impl<'a> Books<'a> {
             stage: Cell::new(Stage::Reading),
             asked: RefCell::default(),
             parked: Cell::default(),
+            queued: Cell::default(),
+            invoked: Cell::default(),
             early: Cell::new(true),
             request_bytes: Cell::new(0),
             end: Cell::new(None),
@@ -141,41 +148,69 @@ impl<'a> Books<'a> {
         }
     }
 
-    fn offer(&self, end: End) {
-        let (Some(tap), (Some(name), served)) = (self.tap.take(), self.about.take()) else {
+    /// The concrete model, if it is known, and what it was asked for by.
+    fn model(&self) -> Option<(Option<Arc<str>>, Name)> {
+        let (name, served) = self.about.take();
+        let name = name?;
+        let model = served.or_else(|| self.event_loop.plane.names.get(&name));
+        Some((model, name))
+    }
+
+    fn offer(&self, end: End, asked: Option<(Option<Arc<str>>, Name)>) {
+        let (Some(tap), Some((model, name))) = (self.tap.take(), asked) else {
             return;
         };
         let plane = &self.event_loop.plane;
-        let model = served
-            .or_else(|| plane.names.get(&name))
-            .unwrap_or_else(|| name.name.clone());
-        let by_vmodel = name.kind == NameKind::VModel || model != name.name;
+        let model = model.unwrap_or_else(|| name.name.clone());
         let about = tee::About {
             path: &self.method.path,
             model: &model,
-            vmodel: if by_vmodel { &name.name } else { "" },
+            vmodel: by_vmodel(&name, &model).map_or("", |vmodel| vmodel),
             code: end.code,
         };
         plane.tee.offer(tap, &about, &plane.counters);
     }
 
-    fn observe(&self, end: End) {
-        let payload = |framed: u64| framed.saturating_sub(PREFIX_BYTES as u64) as f64;
-        let values = [
-            (Metric::ApiRequest, milliseconds(self.arrived.elapsed())),
-            (Metric::RequestSize, payload(self.request_bytes.get())),
-            (Metric::ResponseSize, payload(end.response_bytes)),
-        ];
-        let observed = if end.response_bytes > 0 { 3 } else { 2 };
-        let histograms = self.event_loop.histograms();
-        if !self.part {
-            histograms.observe(self.method.label, end.code, &values[..observed]);
-        }
-        if self.parked.get() > CACHE_MISS_MIN {
-            let missed = milliseconds(self.parked.get());
-            histograms.observe(NO_LABEL, Code::Ok, &[(Metric::CacheMiss, missed)]);
+    /// The series of the model. Names that stand for nothing have none: clients invent them.
+    fn series(&self, asked: Option<&(Option<Arc<str>>, Name)>) -> u64 {
+        match asked {
+            Some((Some(model), name)) => {
+                let vmodel = by_vmodel(name, model);
+                self.event_loop.plane.series_of(model, vmodel)
+            }
+            _ => series::NONE,
         }
     }
+
+    fn observe(&self, end: End, series: u64) {
+        let payload = |framed: u64| framed.saturating_sub(PREFIX_BYTES as u64) as f64;
+        let took = milliseconds(self.arrived.elapsed());
+        let responded = end.response_bytes > 0;
+        // The parts of a call for several models are not calls of clients.
+        let whole = !self.part;
+        let called = [
+            whole.then_some((Metric::ApiRequest, took)),
+            whole.then(|| (Metric::RequestSize, payload(self.request_bytes.get()))),
+            (whole && responded).then(|| (Metric::ResponseSize, payload(end.response_bytes))),
+            self.invoked
+                .get()
+                .map(|took| (Metric::InvokeModel, milliseconds(took))),
+        ];
+        let (parked, queued) = (self.parked.get(), self.queued.get());
+        let waited = [
+            (parked > CACHE_MISS_MIN).then(|| (Metric::CacheMiss, milliseconds(parked))),
+            (!queued.is_zero()).then(|| (Metric::QueueDelay, milliseconds(queued))),
+        ];
+        let histograms = self.event_loop.histograms();
+        histograms.observe(self.method.label, end.code, series, called);
+        if waited.iter().any(Option::is_some) {
+            histograms.observe(NO_LABEL, Code::Ok, series, waited);
+        }
+    }
+}
+
+fn by_vmodel<'n>(name: &'n Name, model: &Arc<str>) -> Option<&'n Arc<str>> {
+    (name.kind == NameKind::VModel || *model != name.name).then_some(&name.name)
 }
 
 impl Drop for Books<'_> {
@@ -190,8 +225,9 @@ impl Drop for Books<'_> {
             _ => {}
         }
         if self.method.class == Class::Inference && !self.early.get() {
-            self.observe(end);
-            self.offer(end);
+            let asked = self.model();
+            self.observe(end, self.series(asked.as_ref()));
+            self.offer(end, asked);
         }
     }
 }

@@ -52,6 +52,8 @@ pub struct Call<'a> {
     pub avoid: Vec<u64>,
     /// How long it was parked.
     pub parked: Duration,
+    /// How long it waited at gates.
+    pub queued: Duration,
     /// What it is doing.
     pub stage: &'a Cell<Stage>,
 }
@@ -180,19 +182,20 @@ pub async fn answer(
             .unwrap_or(door.arrived + plane.config.park_timeout),
         avoid: Vec::new(),
         parked: Duration::ZERO,
+        queued: Duration::ZERO,
         stage: &door.books.stage,
     };
     door.event_loop.budget.deposit();
-    if door.books.tap.borrow().is_some() {
+    let remembered = plane.series.wanted() || door.books.tap.borrow().is_some();
+    if remembered {
         door.books.about.borrow_mut().0 = Some(call.name.clone());
     }
     let answered = call.infer(body).await;
-    if let Ok(answer) = &answered
-        && door.books.tap.borrow().is_some()
-    {
+    if remembered && let Ok(answer) = &answered {
         door.books.about.borrow_mut().1 = answer.model();
     }
     door.books.parked.set(call.parked);
+    door.books.queued.set(call.queued);
     answered
 }
 

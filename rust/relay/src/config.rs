@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::HeaderName;
+
 /// See `modelmesh.dataplane.protocol.DataPlaneConfig`.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -36,10 +38,33 @@ pub struct Config {
     pub streams_per_connection_max: u32,
     /// Models that a request which names several is sent to at once.
     pub multi_parallelism: usize,
+    /// After about this long a gRPC connection is asked to end; `None`: never.
+    pub connection_age: Option<Duration>,
+    /// How much longer its calls may take; `None`: as long as they do.
+    pub connection_age_grace: Option<Duration>,
+    /// Models with series of their own in the histograms; 0: there are none.
+    pub model_series_max: usize,
+    /// Headers of requests that faults tell of, and what they are called there.
+    pub told_headers: Vec<(HeaderName, String)>,
     /// Retries allowed per request, plus a floor of 10 per second.
     pub retry_ratio: f64,
     /// Whether model servers that do not signal loss, which are not ours, are sent the credentials of clients.
     pub pass_credentials: bool,
+}
+
+/// Headers and what they are called, as a user wrote them.
+///
+/// # Errors
+/// A sentence about one that no request can have.
+pub fn header_names(
+    wanted: impl IntoIterator<Item = (String, String)>,
+) -> Result<Vec<(HeaderName, String)>, String> {
+    let name = |(header, called): (String, String)| {
+        HeaderName::from_bytes(header.as_bytes())
+            .map(|name| (name, called))
+            .map_err(|_| format!("{header:?} is not the name of a header."))
+    };
+    wanted.into_iter().map(name).collect()
 }
 
 impl Default for Config {
@@ -60,6 +85,10 @@ impl Default for Config {
             gate_queue_max: 1024,
             streams_per_connection_max: 1024,
             multi_parallelism: 4,
+            connection_age: None,
+            connection_age_grace: None,
+            model_series_max: 0,
+            told_headers: Vec::new(),
             retry_ratio: 0.1,
             pass_credentials: false,
         }

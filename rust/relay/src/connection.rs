@@ -19,6 +19,9 @@ use crate::upstream::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What sending the last frames may take.
+const FAREWELL: Duration = Duration::from_millis(100);
+
 /// Header lists up to this are read and answered with a sentence; beyond, HTTP/2 itself answers 431 for that request, and far
 /// beyond it takes the client for a flood.
 const HEADER_BYTES_READ: u32 = 256 << 10;
@@ -55,6 +58,8 @@ pub async fn serve(stream: Stream, event_loop: Rc<EventLoop>) {
         return;
     };
     let mut drained = std::pin::pin!(event_loop.draining());
+    let mut aged = std::pin::pin!(elapsed(age(config.connection_age, event_loop.random())));
+    let mut overdue = std::pin::pin!(elapsed(None));
     let mut cut = std::pin::pin!(event_loop.cut());
     let mut leaving = false;
     loop {
@@ -75,13 +80,38 @@ pub async fn serve(stream: Stream, event_loop: Rc<EventLoop>) {
                 leaving = true;
                 connection.graceful_shutdown();
             }
+            () = &mut aged, if !leaving => {
+                leaving = true;
+                plane.counters.aged.add(1);
+                connection.graceful_shutdown();
+                overdue.set(elapsed(config.connection_age_grace));
+            }
+            () = &mut overdue => {
+                connection.abrupt_shutdown(Reason::NO_ERROR);
+                let _ = tokio::time::timeout(FAREWELL, connection.accept()).await;
+                return;
+            }
             () = &mut cut => {
                 connection.abrupt_shutdown(Reason::CANCEL);
-                let _ = tokio::time::timeout(Duration::from_millis(100), connection.accept()).await;
+                let _ = tokio::time::timeout(FAREWELL, connection.accept()).await;
                 return;
             }
         }
     }
+}
+
+/// Never, for `None`.
+async fn elapsed(after: Option<Duration>) {
+    match after {
+        Some(after) => tokio::time::sleep(after).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A tenth more or less, so that clients that came together do not leave together (as gRPC does it).
+fn age(wanted: Option<Duration>, random: u64) -> Option<Duration> {
+    let part = (random % 2001) as f64 / 10_000.0;
+    wanted.map(|wanted| wanted.mul_f64(0.9 + part))
 }
 
 fn accept(

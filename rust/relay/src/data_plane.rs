@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
 use crate::event_loop::{Command, EventLoop, Listeners, Phase};
-use crate::metrics::{Histogram, Metric};
+use crate::metrics::{self, Histogram, Metric};
 use crate::plane::Plane;
 use crate::replica::{Address, Target, TargetMethods};
 use crate::status::Code;
@@ -64,6 +64,10 @@ pub struct HistogramRow {
     pub metric: Metric,
     pub method: Box<str>,
     pub code: Code,
+    /// Empty where there are no series per model.
+    pub model: Arc<str>,
+    /// What it was asked for by; empty: by its own id.
+    pub vmodel: Arc<str>,
     pub histogram: Histogram,
 }
 
@@ -223,13 +227,20 @@ impl DataPlane {
         for histograms in &self.plane.histograms {
             histograms.add_to(&mut sum);
         }
-        let row = |((metric, label, code), histogram)| HistogramRow {
-            metric,
-            method: self.plane.labels.name(label),
-            code,
-            histogram,
+        let keys = self.plane.series.keys();
+        let row = |((metric, label, code, series), histogram): (metrics::Key, _)| {
+            // Those of a place given away meanwhile are left out.
+            let (model, vmodel) = keys.get(&series)?.clone();
+            Some(HistogramRow {
+                metric,
+                method: self.plane.labels.name(label),
+                code,
+                model,
+                vmodel,
+                histogram,
+            })
         };
-        sum.into_iter().map(row).collect()
+        sum.into_iter().filter_map(row).collect()
     }
 
     /// Stops accepting; connections close when what is in flight is done, or at the end of `timeout`.

@@ -13,6 +13,9 @@ use crate::name::Name;
 /// Faults that may wait for the control plane. What else it is told is bounded by the faults, replicas and targets it knows.
 const FAULTS_MAX: usize = 65_536;
 
+/// Headers of a request by the names they are told under, with their values.
+pub type Told = Box<[(String, String)]>;
+
 /// One thing that happened. `modelmesh.dataplane.protocol` says what each means.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
@@ -22,6 +25,7 @@ pub enum Event {
         model: Option<Arc<str>>,
         waiting: usize,
         deadline: Instant,
+        told: Told,
     },
     Abandoned {
         name: Name,

@@ -127,7 +127,7 @@ async fn gather(
         }
         answer.trailers().await?
     };
-    answer.finish(door.event_loop, door.method, &trailers);
+    answer.finish(door, &trailers);
     let status = headers::status_in(&trailers).unwrap_or_else(|| {
         Status::new(
             Code::Internal,

@@ -6,6 +6,7 @@ use http::header::{
     AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION,
 };
 
+use crate::event::Told;
 use crate::method::Method;
 use crate::name::{Name, NameKind};
 use crate::status::{Code, Status, percent_encode};
@@ -38,6 +39,25 @@ pub fn id_header(id: &str) -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static(""));
     value.set_sensitive(true);
     value
+}
+
+/// Longest value of a header that is told, in bytes.
+const TOLD_BYTES_MAX: usize = 256;
+
+/// The values of the wanted headers, the last one of each, as texts of bounded length. Those of names ending with -bin are
+/// decoded first; what is no UTF-8 is replaced.
+pub fn told(wanted: &[(HeaderName, String)], headers: &HeaderMap) -> Told {
+    let tell = |(header, name): &(HeaderName, String)| {
+        let value = headers.get_all(header).iter().next_back()?.as_bytes();
+        let decoded = header.as_str().ends_with("-bin").then(|| unbase64(value));
+        let value = match &decoded {
+            Some(decoded) => decoded.as_deref()?,
+            None => value,
+        };
+        let text = String::from_utf8_lossy(&value[..value.len().min(TOLD_BYTES_MAX)]);
+        Some((name.clone(), text.into_owned()))
+    };
+    wanted.iter().filter_map(tell).collect()
 }
 
 /// The names the headers ask for, in their order; none when they name nothing. Several: the request is for each of them.

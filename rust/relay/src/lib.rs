@@ -37,6 +37,7 @@ pub mod plane;
 pub mod replica;
 mod rest;
 pub mod rules;
+pub mod series;
 mod serve;
 mod several;
 mod socket;

@@ -35,16 +35,18 @@ pub enum Metric {
     RequestSize,
     ResponseSize,
     CacheMiss,
+    QueueDelay,
 }
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Metric; 5] = [
+    pub const ALL: [Metric; 6] = [
         Metric::ApiRequest,
         Metric::InvokeModel,
         Metric::RequestSize,
         Metric::ResponseSize,
         Metric::CacheMiss,
+        Metric::QueueDelay,
     ];
 
     /// As it is exposed.
@@ -55,6 +57,7 @@ impl Metric {
             Metric::RequestSize => "modelmesh_request_size_bytes",
             Metric::ResponseSize => "modelmesh_response_size_bytes",
             Metric::CacheMiss => "modelmesh_cache_miss_milliseconds",
+            Metric::QueueDelay => "modelmesh_req_queue_delay_milliseconds",
         }
     }
 
@@ -99,7 +102,8 @@ impl Histogram {
     }
 }
 
-type Key = (Metric, usize, Code);
+/// The metric, the number of the method's label, the code, and the number of the model's series.
+pub type Key = (Metric, usize, Code, u64);
 
 /// The histograms of one loop; only its thread observes, so the lock is free.
 #[derive(Default)]
@@ -108,14 +112,25 @@ pub struct Histograms {
 }
 
 impl Histograms {
-    /// Several observations of one call at once.
-    pub fn observe(&self, label: usize, code: Code, values: &[(Metric, f64)]) {
+    /// Several observations of one call at once, as far as there are any.
+    pub fn observe<const N: usize>(
+        &self,
+        label: usize,
+        code: Code,
+        series: u64,
+        values: [Option<(Metric, f64)>; N],
+    ) {
         let mut all = self.all.lock();
-        for (metric, value) in values {
-            all.entry((*metric, label, code))
+        for (metric, value) in values.into_iter().flatten() {
+            all.entry((metric, label, code, series))
                 .or_default()
-                .observe(metric.bounds(), *value);
+                .observe(metric.bounds(), value);
         }
+    }
+
+    /// Forgets those of one model.
+    pub fn forget(&self, series: u64) {
+        self.all.lock().retain(|key, _| key.3 != series);
     }
 
     /// Adds these to those of other loops.
@@ -235,6 +250,8 @@ counters! {
     floods,
     /// Client connections accepted.
     accepted,
+    /// Connections asked to end for their age.
+    aged,
     /// TLS handshakes that failed, or took too long.
     tls_failed,
     /// Connections turned away, since too many were in a handshake.
@@ -255,12 +272,12 @@ mod tests {
     fn observations_fall_into_the_bucket_whose_bound_is_not_below() {
         let histograms = Histograms::default();
         for value in [0.5, 0.50001, 300_000.0, 300_001.0] {
-            histograms.observe(0, Code::Ok, &[(Metric::ApiRequest, value)]);
+            histograms.observe(0, Code::Ok, 0, [Some((Metric::ApiRequest, value))]);
         }
         let mut sum = AHashMap::new();
         histograms.add_to(&mut sum);
         histograms.add_to(&mut sum);
-        let histogram = &sum[&(Metric::ApiRequest, 0, Code::Ok)];
+        let histogram = &sum[&(Metric::ApiRequest, 0, Code::Ok, 0)];
         assert_eq!(histogram.counts.len(), 20);
         assert_eq!((histogram.counts[0], histogram.counts[1]), (2, 2));
         assert_eq!((histogram.counts[18], histogram.counts[19]), (2, 2));

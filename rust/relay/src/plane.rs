@@ -16,6 +16,7 @@ use crate::metrics::{Counters, Histograms, Labels};
 use crate::name::Name;
 use crate::replica::{Replica, Route, Target};
 use crate::rules::Rules;
+use crate::series::{self, Series};
 use crate::space::Space;
 use crate::status::Status;
 use crate::tee::Tee;
@@ -43,6 +44,8 @@ pub struct Plane {
     pub histograms: Vec<Histograms>,
     /// Of the histograms.
     pub labels: Labels,
+    /// Models that have some of their own.
+    pub series: Series,
     /// Gauges.
     pub gauges: Gauges,
     targets: RwLock<AHashMap<u64, Arc<Target>>>,
@@ -176,6 +179,7 @@ impl Plane {
                 .map(|_| Histograms::default())
                 .collect(),
             labels: Labels::default(),
+            series: Series::new(config.model_series_max),
             gauges: Gauges::default(),
             targets: RwLock::default(),
             replicas: Mutex::default(),
@@ -189,6 +193,21 @@ impl Plane {
     /// Milliseconds since the start.
     pub fn now_ms(&self) -> u64 {
         self.start.elapsed().as_millis() as u64
+    }
+
+    /// The number of the series of a model, asked for by a vmodel or by itself. Whose place it took is forgotten.
+    pub fn series_of(&self, model: &Arc<str>, vmodel: Option<&Arc<str>>) -> u64 {
+        if !self.series.wanted() {
+            return series::NONE;
+        }
+        let vmodel = vmodel.cloned().unwrap_or_else(|| Arc::from(""));
+        let (number, gone) = self.series.number((model.clone(), vmodel), self.now_ms());
+        if let Some(gone) = gone {
+            for histograms in &self.histograms {
+                histograms.forget(gone);
+            }
+        }
+        number
     }
 
     /// Learns targets.

@@ -251,6 +251,7 @@ fn a_name_that_moves_wakes_only_its_own_waiters() {
     let name = Name::new(crate::name::NameKind::VModelFirst, "v", "");
     plane.publish_name(&name, "m@1");
     let waiter = || crate::space::Waiter {
+        told: Box::default(),
         name: name.clone(),
         deadline: Instant::now() + Duration::from_secs(9),
     };

@@ -91,7 +91,7 @@ async fn pass_on(
 ) -> Result<End, Status> {
     let head = answer.take_head();
     if answer.is_only_trailers() {
-        let code = answer.finish(door.event_loop, door.method, &head);
+        let code = answer.finish(door, &head);
         responder.borrow_mut().head(head, true);
         return Ok(End {
             code,
@@ -125,7 +125,7 @@ async fn pass_on(
         answer.release(bytes);
     }
     let trailers = answer.trailers().await?;
-    let code = answer.finish(door.event_loop, door.method, &trailers);
+    let code = answer.finish(door, &trailers);
     if code == Code::Ok {
         frames.end()?;
     }

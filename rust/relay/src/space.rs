@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use slab::Slab;
 use tokio::sync::oneshot;
 
-use crate::event::{Event, Events};
+use crate::event::{Event, Events, Told};
 use crate::name::Name;
 use crate::status::{Code, Status};
 
@@ -66,6 +66,8 @@ pub struct Waiter {
     pub name: Name,
     /// When it gives up.
     pub deadline: Instant,
+    /// What the control plane is to hear of its headers.
+    pub told: Told,
 }
 
 /// The waiting requests of one key right now.
@@ -207,6 +209,7 @@ impl<K: Key, V: Clone> Space<K, V> {
                 model: key.model().cloned(),
                 waiting: 1,
                 deadline: waiter.deadline,
+                told: waiter.told.clone(),
             });
         }
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);

@@ -18,6 +18,7 @@ fn name(id: &str) -> Name {
 
 fn waiter(id: &str, seconds: u64) -> Waiter {
     Waiter {
+        told: Box::default(),
         name: name(id),
         deadline: Instant::now() + Duration::from_secs(seconds),
     }

@@ -13,6 +13,7 @@ use crate::body::Body;
 use crate::call::{Call, Stage};
 use crate::frames::PREFIX_BYTES;
 use crate::gate::{Place, TELL_EVERY};
+use crate::headers;
 use crate::pick::{Lease, Pick, pick};
 use crate::plane::{Held, Plane};
 use crate::replica::Route;
@@ -121,6 +122,7 @@ impl Call<'_> {
         let waiter = Waiter {
             name: self.name.clone(),
             deadline: self.waits_until,
+            told: headers::told(&config.told_headers, self.headers),
         };
         let mut ticket = match space.park(key, waiter, usable) {
             Parked::Known(_) => return Ok(()),
@@ -192,10 +194,11 @@ impl Call<'_> {
 
     async fn queue(&mut self, place: &mut Place, route: &Route) -> Result<(), Status> {
         self.stage.set(Stage::Queued);
+        let since = Instant::now();
         let mut timer = self.timer();
         let mut kicked = std::pin::pin!(place.kicked());
         let mut ticks = tokio::time::interval(TELL_EVERY);
-        poll_fn(|cx| {
+        let waited = poll_fn(|cx| {
             if kicked.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
@@ -205,7 +208,9 @@ impl Call<'_> {
             }
             self.poll_timer(cx, &mut timer)
         })
-        .await
+        .await;
+        self.queued += since.elapsed();
+        waited
     }
 
     /// Only for requests without a deadline of their own: that one is kept for the whole call.

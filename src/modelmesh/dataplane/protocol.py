@@ -102,13 +102,15 @@ class Route:
 
 class Fault(NamedTuple):
     """Requests are parked because `name` is not resolved (`model` is empty) or `model` has no route. One event per
-    unresolved name or model until it is answered or abandoned; more requests join silently."""
+    unresolved name or model until it is answered or abandoned; more requests join silently. `told` are headers of the first, as
+    `DataPlaneConfig.told_headers` says: names and values, these cut off at 256 bytes."""
 
     name: Name
     model: str
     waiting: int
     earliest_deadline_in_ms: int
     latest_deadline_in_ms: int
+    told: tuple[tuple[str, str], ...] = ()
 
 
 class Abandoned(NamedTuple):
@@ -181,13 +183,16 @@ class Usage(NamedTuple):
 
 class Histogram(NamedTuple):
     """A cumulative histogram of the relay since its start. `counts[i]` is the number of observations ≤ the i-th bucket bound
-    of that metric (the predecessor's buckets, reference mesh.md 10.3), the last one +Inf; not cumulative over buckets."""
+    of that metric (the predecessor's buckets, reference mesh.md 10.3), the last one +Inf; not cumulative over buckets.
+    `model` is the concrete model, and `vmodel` what it was asked for by; both are empty unless `model_series_max` wants them."""
 
     metric: str
     method: str
     code: Code
     counts: Sequence[int]
     sum: float
+    model: str = ""
+    vmodel: str = ""
 
 
 class Payload(NamedTuple):
@@ -241,6 +246,15 @@ class DataPlaneConfig:
     streams_per_connection_max: int = 1024
     multi_parallelism: int = 4
     """Models that a request which names several is sent to at once."""
+    connection_age_ms: int = 0
+    """After this long, a tenth more or less, a gRPC connection is asked to end (GOAWAY); 0: never."""
+    connection_age_grace_ms: int = 0
+    """How much longer its calls may take before they are cut; 0: as long as they do."""
+    model_series_max: int = 0
+    """Models with histograms of their own; those beyond share the label `other`, and a model unused for an hour gives its place
+    away. 0: histograms are not told apart by model."""
+    told_headers: Sequence[tuple[str, str]] = ()
+    """Headers whose values faults tell, each with the name they are told under."""
     retry_ratio: float = 0.1
     """Retries allowed per request, plus a floor of 10 per second."""
     pass_credentials: bool = False

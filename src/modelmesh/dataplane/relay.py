@@ -124,8 +124,8 @@ class Relay:
     def histograms(self) -> list[Histogram]:
         rows = self._native.histograms()
         return [
-            Histogram(metric, method, Code(code), counts, total)
-            for metric, method, code, counts, total in rows
+            Histogram(metric, method, Code(code), counts, total, model, vmodel)
+            for metric, method, code, counts, total, model, vmodel in rows
         ]
 
     def stats(self) -> RelayStats:
@@ -141,8 +141,8 @@ class Relay:
 
 def _event(event: _native.Event) -> Event:
     match event:
-        case ("fault", kind, name, version, model, waiting, earliest, latest):
-            return Fault(Name(NameKind(kind), name, version), model, waiting, earliest, latest)
+        case ("fault", kind, name, version, model, waiting, earliest, latest, told):
+            return Fault(Name(NameKind(kind), name, version), model, waiting, earliest, latest, tuple(told))
         case ("abandoned", kind, name, version, model):
             return Abandoned(Name(NameKind(kind), name, version), model)
         case ("target_lost", target):

@@ -43,6 +43,8 @@ _PARK_BEYOND_LOAD_S: Final = 30.0
 """A request without a deadline waits as long as a load may take, and this much more."""
 _PARKED_BYTES_MIN: Final = 64 << 20
 _PARKED_SHARE: Final = 0.05
+_MODEL_SERIES_MAX: Final = 500
+"""A scrape of that many models is about 5 MB of text."""
 _LOOPS_MAX: Final = 4
 """Loops of the relay: half the cores, since the workers need the others; one moves 100,000 requests per second."""
 
@@ -118,7 +120,10 @@ class Instance:
             id=settings.lifecycle.instance_id or uuid.uuid4().hex[:12],
             version=__version__,
             vmodel_owner=settings.models.vmodel_owner or "",
-            tuning=Tuning(failure_stands_s=settings.lifecycle.load_failure_expiry_s),
+            tuning=Tuning(
+                failure_stands_s=settings.lifecycle.load_failure_expiry_s,
+                model_series_max=_model_series_max(settings),
+            ),
         )
         serving = self._serving
         for runtime in runtimes:
@@ -250,6 +255,10 @@ def _build_store(settings: Settings) -> Store:
     return SQLiteStore(state.path / "registry.sqlite")
 
 
+def _model_series_max(settings: Settings) -> int:
+    return _MODEL_SERIES_MAX if settings.metrics.export.per_model else 0
+
+
 def _build_dataplane(settings: Settings, control_socket: Path) -> DataPlane:
     from modelmesh.dataplane.relay import Relay
 
@@ -267,5 +276,9 @@ def _build_dataplane(settings: Settings, control_socket: Path) -> DataPlane:
             park_timeout_ms=round((load_timeout_s(settings) + _PARK_BEYOND_LOAD_S) * 1000),
             multi_parallelism=settings.edges.multi_parallelism,
             pass_credentials=settings.edges.pass_credentials,
+            connection_age_ms=round((network.connection_age_s or 0) * 1000),
+            connection_age_grace_ms=round((network.connection_age_grace_s or 0) * 1000),
+            model_series_max=_model_series_max(settings),
+            told_headers=settings.logs.request_headers or (),
         )
     )

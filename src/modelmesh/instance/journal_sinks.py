@@ -32,10 +32,10 @@ _BATCH: Final = 500
 
 
 def log_entry(entry: Entry) -> None:
-    """Warnings for what somebody should look at, everything else at debug."""
-    level = logging.WARNING if entry.did in _FOR_PEOPLE else logging.DEBUG
+    """Warnings for what somebody should look at; what a request with told headers caused at info; the rest at debug."""
+    level = logging.WARNING if entry.did in _FOR_PEOPLE else logging.INFO if entry.request else logging.DEBUG
     if _log.isEnabledFor(level):
-        extra = {"fields": {"did": str(entry.did), "model": entry.model, **entry.numbers}}
+        extra = {"fields": {**entry.request, "did": str(entry.did), "model": entry.model, **entry.numbers}}
         _log.log(level, "%s", entry.reason, extra=extra)
 
 
@@ -105,6 +105,7 @@ def _line(entry: Entry) -> str:
             "model": entry.model,
             "reason": entry.reason,
             "numbers": dict(entry.numbers),
+            **({"request": dict(entry.request)} if entry.request else {}),
         },
         ensure_ascii=False,
     )

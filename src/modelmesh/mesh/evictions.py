@@ -152,7 +152,7 @@ class Evictions:
     def _evict(self, victim: Resident, value: float, reason: str, needed_bytes: int, now_s: float) -> None:
         copy = self._copies.get(victim.model)
         assert copy is victim
-        idle_s = now_s - copy.uses.last_s if copy.uses.count else now_s - copy.since_s
+        idle_s = _idle_s(copy, now_s)
         free_bytes = self._budget.ledger.free_bytes
         used = f"last used {idle_s:.1f} s ago" if copy.uses.count else "never used"
         self._journal.record(
@@ -296,7 +296,9 @@ class Evictions:
             self.total += 1
             self._budget.thrash.evicted(copy.model, now_s)
             self._measures.count("modelmesh_model_evicted")
-            self._measures.observe("modelmesh_age_at_eviction_milliseconds", (now_s - copy.since_s) * 1000)
+            self._measures.observe(
+                "modelmesh_age_at_eviction_milliseconds", _idle_s(copy, now_s) * 1000, copy.model
+            )
         reason = (
             "after the failed load" if failed else retirement.reason if retirement else "the runtime lost it"
         )
@@ -313,7 +315,7 @@ class Evictions:
         freed_bytes = self._budget.ledger.charged_bytes(copy.model)
         self._copies.unloaded(copy)
         self._measures.count("modelmesh_unloadmodel")
-        self._measures.observe("modelmesh_unloadmodel_milliseconds", took_s * 1000)
+        self._measures.observe("modelmesh_unloadmodel_milliseconds", took_s * 1000, copy.model)
         self._journal.record(
             Did.UNLOADED,
             copy.model,
@@ -354,3 +356,8 @@ def _yields(copy: Copy) -> bool:
 def _settled_s(resident: Resident) -> float:
     """When its minimum residence ends."""
     return resident.since_s + residence_s(resident.load_s)
+
+
+def _idle_s(copy: Copy, now_s: float) -> float:
+    """Since its last use, or since it was loaded."""
+    return now_s - (copy.uses.last_s if copy.uses.count else copy.since_s)

@@ -83,6 +83,7 @@ class Faults:
                 case Fault():
                     self.total += 1
                     self._measures.count("modelmesh_faults")
+                    self._journal.asked(event.model or event.name.name, dict(event.told))
                     if event.model:
                         self._model_fault(event)
                         waited[event.model] = None

@@ -353,7 +353,7 @@ class Loads:
         want, estimate = copy.want, copy.estimate
         assert want is not None and estimate is not None
         queued_s = now_s - want.since_s
-        self._measures.observe("modelmesh_loading_queue_delay_milliseconds", queued_s * 1000)
+        self._measures.observe("modelmesh_loading_queue_delay_milliseconds", queued_s * 1000, copy.model)
         self._journal.record(
             Did.LOADING,
             copy.model,
@@ -423,10 +423,10 @@ class Loads:
         if want is not None and want.waiting:
             self._budget.thrash.loaded(copy.model, loaded.size_bytes, now_s)
         self._measures.count("modelmesh_loadmodel")
-        self._measures.observe("modelmesh_loadmodel_milliseconds", loaded.load_s * 1000)
+        self._measures.observe("modelmesh_loadmodel_milliseconds", loaded.load_s * 1000, copy.model)
         if loaded.sizing_s > 0:
-            self._measures.observe("modelmesh_model_sizing_milliseconds", loaded.sizing_s * 1000)
-        self._measures.observe("modelmesh_loaded_model_size_bytes", loaded.size_bytes)
+            self._measures.observe("modelmesh_model_sizing_milliseconds", loaded.sizing_s * 1000, copy.model)
+        self._measures.observe("modelmesh_loaded_model_size_bytes", loaded.size_bytes, copy.model)
         self._journal.record(
             Did.LOADED,
             copy.model,

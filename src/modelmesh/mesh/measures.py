@@ -5,7 +5,9 @@ Names and buckets are the predecessor's (reference mesh.md 10.3); those without 
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -67,15 +69,39 @@ def _counters() -> dict[str, int]:
     }
 
 
+OTHERS: Final = "other"
+_IDLE_S: Final = 3600.0
+
+
 @dataclass(slots=True)
 class Measures:
-    """Totals since the start. Counters only grow."""
+    """Totals since the start. Counters only grow. `by_model` tells histograms apart by model too, for at most `models_max` of
+    them, by the rules of `DataPlaneConfig.model_series_max`."""
 
     histograms: dict[str, Histogram] = field(default_factory=_histograms)
     counters: dict[str, int] = field(default_factory=_counters)
+    models_max: int = 0
+    now_s: Callable[[], float] = time.monotonic
+    by_model: dict[str, dict[str, Histogram]] = field(default_factory=dict)
+    """By model, then by name."""
+    _used_s: dict[str, float] = field(default_factory=dict)
+    """When each of those was last observed, the longest ago first."""
 
     def count(self, name: str, n: int = 1) -> None:
         self.counters[name] += n
 
-    def observe(self, name: str, value: float) -> None:
+    def observe(self, name: str, value: float, model: str = "") -> None:
         self.histograms[name].observe(value)
+        if self.models_max:
+            self._of(model)[name].observe(value)
+
+    def _of(self, model: str) -> dict[str, Histogram]:
+        now_s = self.now_s()
+        if model not in self.by_model and len(self._used_s) >= self.models_max:
+            oldest = next(iter(self._used_s))
+            if now_s - self._used_s[oldest] < _IDLE_S:
+                return self.by_model.setdefault(OTHERS, _histograms())
+            del self._used_s[oldest], self.by_model[oldest]
+        self._used_s.pop(model, None)
+        self._used_s[model] = now_s
+        return self.by_model.setdefault(model, _histograms())

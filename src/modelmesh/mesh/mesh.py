@@ -90,7 +90,7 @@ class Mesh:
         self._tuning = tuning or Tuning()
         self._id = id
         self._version = version
-        self.measures = Measures()
+        self.measures = Measures(models_max=self._tuning.model_series_max, now_s=clock.monotonic_s)
         self._thrashing = ""
         self._histories = Histories(self._tuning.histories_max)
         self._copies = Copies(dataplane, self._histories)

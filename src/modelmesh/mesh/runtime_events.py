@@ -95,7 +95,7 @@ class RuntimeEvents:
 
     def _resized(self, event: SizeChanged) -> None:
         if event.sizing_s > 0:
-            self._measures.observe("modelmesh_model_sizing_milliseconds", event.sizing_s * 1000)
+            self._measures.observe("modelmesh_model_sizing_milliseconds", event.sizing_s * 1000, event.model)
         copy = self._own(event.model)
         if copy is None or copy.state not in (State.LOADED, State.UNLOADING):
             return

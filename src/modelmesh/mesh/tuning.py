@@ -33,6 +33,8 @@ class Tuning:
     """The data plane answers for a failed model on its own this long, then asks again."""
     failure_stands_s: float = PERMANENT_S
     """A bad artefact is looked at again after this. (The one constant that users of the predecessor set.)"""
+    model_series_max: int = 0
+    """Models with histograms of their own. (Opted into by users of the predecessor's per-model metrics.)"""
     set_aside_s: float = 3.0
     """A load that held models or stray memory keep out is refused after this: both often end by themselves."""
     lookahead: int = 16

@@ -66,7 +66,7 @@ def _metrics(parts: Parts) -> list[Route]:
     async def metrics(request: Request) -> Response:
         from modelmesh.ops.metrics import exposition
 
-        return exposition(parts, request)
+        return await exposition(parts, request)
 
     return [Route("/metrics", metrics), Route("/metrics/", metrics)]
 

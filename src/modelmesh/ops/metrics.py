@@ -1,11 +1,13 @@
 """/metrics: text format 0.0.4. The predecessor's names, labels and buckets (reference: its `Metric` list), plus ours.
 
 `TABLE` is the list of all families; `docs/metrics.md` shows it, and a test compares them. Nothing is counted here: a
-scrape reads what the relay, the control plane and the ledger say of themselves. Cost does not grow with the models.
+scrape reads what the relay, the control plane and the ledger say of themselves. Cost does not grow with the models, unless series
+per model are wanted: those are bounded.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -184,15 +186,16 @@ Values = Iterable[tuple[Labels, float]]
 
 
 class InstanceCollector(Collector):
-    """Reads the parts once per scrape."""
+    """What the parts say when it is made; to write that down needs no event loop."""
 
     def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+        self._info_metric = parts.info_metric
+        self._series, self._scalars = histograms(parts), _scalars(parts)
 
     def collect(self) -> Iterator[Metric]:
         yield from self._histograms()
         yield from self._info()
-        for name, values in self._scalars().items():
+        for name, values in self._scalars.items():
             family = TABLE[name]
             metric = Metric(_bare(family), family.says, family.kind)
             for labels, value in values:
@@ -205,37 +208,37 @@ class InstanceCollector(Collector):
             for family in TABLE.values()
             if family.kind == "histogram"
         }
-        for (name, labels), (counts, total) in histograms(self._parts).items():
+        for (name, labels), (counts, total) in self._series.items():
             _add_histogram(metrics[name], dict(labels), counts, total)
         yield from metrics.values()
 
     def _info(self) -> Iterator[Metric]:
-        told = self._parts.info_metric
+        told = self._info_metric
         if told is not None:
             metric = Metric(told.name, "What runs here, as its environment says.", "gauge")
             metric.add_sample(told.name, dict(told.labels), 1)
             yield metric
 
-    def _scalars(self) -> dict[str, Values]:
-        parts = self._parts
-        view, relay = parts.control.instance(), parts.relay.stats()
-        ledger, memory = view.ledger, parts.control.memory()
-        info = {"instance": view.id, "version": view.version, "eviction_policy": view.eviction_policy}
-        several: dict[str, Values] = {
-            "modelmesh_info": [(info, 1)],
-            "modelmesh_ledger_bytes": [
-                ({"account": account}, getattr(ledger, f"{account}_bytes"))
-                for account in ("capacity", "loaded", "loading", "unloading", "unattributed", "free")
-            ],
-            "modelmesh_worker_pss_bytes": [({"worker": name}, pss) for name, pss, _, _ in memory],
-            "modelmesh_worker_base_bytes": [({"worker": name}, base) for name, _, base, _ in memory],
-            "modelmesh_worker_charged_bytes": [({"worker": name}, charged) for name, _, _, charged in memory],
-            "modelmesh_relay_events_total": [
-                ({"event": event}, n) for event, n in sorted(relay.counters.items())
-            ],
-        }
-        counted = {_COUNTERS[name]: n for name, n in parts.measures.counters.items() if name in _COUNTERS}
-        return {name: [({}, float(value))] for name, value in (gauges(parts) | counted).items()} | several
+
+def _scalars(parts: Parts) -> dict[str, Values]:
+    view, relay = parts.control.instance(), parts.relay.stats()
+    ledger, memory = view.ledger, parts.control.memory()
+    info = {"instance": view.id, "version": view.version, "eviction_policy": view.eviction_policy}
+    several: dict[str, Values] = {
+        "modelmesh_info": [(info, 1)],
+        "modelmesh_ledger_bytes": [
+            ({"account": account}, getattr(ledger, f"{account}_bytes"))
+            for account in ("capacity", "loaded", "loading", "unloading", "unattributed", "free")
+        ],
+        "modelmesh_worker_pss_bytes": [({"worker": name}, pss) for name, pss, _, _ in memory],
+        "modelmesh_worker_base_bytes": [({"worker": name}, base) for name, _, base, _ in memory],
+        "modelmesh_worker_charged_bytes": [({"worker": name}, charged) for name, _, _, charged in memory],
+        "modelmesh_relay_events_total": [
+            ({"event": event}, n) for event, n in sorted(relay.counters.items())
+        ],
+    }
+    counted = {_COUNTERS[name]: n for name, n in parts.measures.counters.items() if name in _COUNTERS}
+    return {name: [({}, float(value))] for name, value in (gauges(parts) | counted).items()} | several
 
 
 def gauges(parts: Parts) -> dict[str, float]:
@@ -271,9 +274,13 @@ def gauges(parts: Parts) -> dict[str, float]:
     }
 
 
-def histograms(parts: Parts) -> dict[tuple[str, LabelPairs], tuple[list[int], float]]:
-    """Counts per bucket (not cumulated) and sum of each series, by name and labels. Methods that share a label are one series."""
-    series: dict[tuple[str, LabelPairs], tuple[list[int], float]] = {}
+Series = dict[tuple[str, LabelPairs], tuple[list[int], float]]
+"""By name and labels: counts per bucket, not cumulated, and the sum."""
+
+
+def histograms(parts: Parts) -> Series:
+    """All of them. Methods that share a label are one series."""
+    series: Series = {}
     for seen in parts.relay.histograms():
         family = TABLE.get(seen.metric)
         if family is None:
@@ -282,11 +289,27 @@ def histograms(parts: Parts) -> dict[tuple[str, LabelPairs], tuple[list[int], fl
         if family.labels:
             method = seen.method if parts.export.full_methods else seen.method.rpartition("/")[2]
             labels = (("method", method), ("code", seen.code.name))
+        if parts.export.per_model:
+            labels += _of_model(seen.model, seen.vmodel if family.labels else "")
         counts, total = series.get((seen.metric, labels), ([0] * len(seen.counts), 0.0))
         series[seen.metric, labels] = (list(map(add, counts, seen.counts)), total + seen.sum)
-    for name, observed in parts.measures.histograms.items():
-        series[name, ()] = (observed.counts, observed.sum)
-    return series
+    return series | _measured(parts)
+
+
+def _measured(parts: Parts) -> Series:
+    measures = parts.measures
+    if not parts.export.per_model:
+        return {(name, ()): (list(seen.counts), seen.sum) for name, seen in measures.histograms.items()}
+    return {
+        (name, _of_model(model, "")): (list(seen.counts), seen.sum)
+        for model, by_name in measures.by_model.items()
+        for name, seen in by_name.items()
+        if any(seen.counts)
+    }
+
+
+def _of_model(model: str, vmodel: str) -> LabelPairs:
+    return (("modelId", model), ("vModelId", vmodel))
 
 
 class _Only(Collector):
@@ -301,19 +324,27 @@ class _Only(Collector):
                 yield metric
 
 
-def exposition(parts: Parts, request: Request) -> Response:
-    """The answer to a scrape; gzip when accepted."""
+async def exposition(parts: Parts, request: Request) -> Response:
+    """The answer to a scrape; gzip when accepted. With series per model it is long, so a thread writes it."""
     if parts.log_scrapes:
         _log.info("Metrics were scraped by %s.", request.client.host if request.client else "somebody")
     collector: Collector = InstanceCollector(parts)
     if names := request.query_params.getlist("name[]"):
         collector = _Only(collector, frozenset(names))
-    text = generate_latest(collector)
+    packed = "gzip" in request.headers.get("accept-encoding", "")
+    if parts.export.per_model:
+        text = await asyncio.to_thread(_written, collector, packed)
+    else:
+        text = _written(collector, packed)
     headers = {"Content-Type": CONTENT_TYPE}
-    if "gzip" in request.headers.get("accept-encoding", ""):
-        text = gzip.compress(text, compresslevel=1)
+    if packed:
         headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
     return Response(text, headers=headers)
+
+
+def _written(collector: Collector, packed: bool) -> bytes:
+    text = generate_latest(collector)
+    return gzip.compress(text, compresslevel=1) if packed else text
 
 
 def _add_histogram(metric: Metric, labels: Labels, counts: Sequence[int], total: float) -> None:

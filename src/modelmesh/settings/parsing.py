@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from modelmesh.settings.machine import memory_limit_bytes
 from modelmesh.settings.sizes import parse_size
+
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def text(value: str) -> str:
@@ -59,6 +63,35 @@ def patience(value: str) -> float:
     if number < 1:
         raise ValueError("is not a number of seconds from 1 to 86400")
     return number
+
+
+def optional_seconds(value: str) -> float | None:
+    """None for `none`; else from one to those of a year."""
+    if value.strip().lower() == "none":
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 1 <= number <= 31_536_000:
+        raise ValueError("is neither none nor a number of seconds from 1 to 31536000")
+    return number
+
+
+def told_headers(value: str) -> tuple[tuple[str, str], ...]:
+    """A JSON object: headers, in small letters, and the names of fields."""
+    try:
+        told = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"is not JSON: {error}") from error
+    if not isinstance(told, dict) or not told:
+        raise ValueError('is not a JSON object of headers and fields, such as {"x-request-id": "request_id"}')
+    for header, name in told.items():
+        if not isinstance(name, str) or not name or not _HEADER.fullmatch(header):
+            raise ValueError(
+                f'has "{header}": {json.dumps(name)}, which is no header with the name of a field'
+            )
+    return tuple((header.lower(), name) for header, name in told.items())
 
 
 def message_size(value: str) -> int:

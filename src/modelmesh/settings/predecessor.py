@@ -28,6 +28,10 @@ def _failure_expiry(text: str) -> str:
     return f"{_whole(text, 'milliseconds') / 2000:g}"
 
 
+def _seconds(text: str) -> str:
+    return str(_whole(text, "seconds"))
+
+
 def _bytes(text: str) -> str:
     return str(_whole(text, "bytes"))
 
@@ -128,14 +132,9 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
         _bytes,
         "Beyond it the one request is refused.",
     ),
-    Ignored(
-        ("MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",), "connections are not closed for their age; not carried yet"
-    ),
-    Ignored(
-        ("MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS",),
-        "connections are not closed for their age; not carried yet",
-    ),
     Carried(("MM_MULTI_PARALLELISM",), "multi_parallelism"),
+    Carried(("MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",), "connection_age", _seconds),
+    Carried(("MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS",), "connection_age_grace", _seconds),
     Carried(("MM_PROBE_PORT",), "probe_port", says="The ops port (8089 by default) answers them too."),
     Carried(
         ("MM_PRESTOP_WAIT_PORT",),
@@ -190,9 +189,10 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
         ("MM_LOG_EACH_INVOKE",),
         "calls are moved without being looked at one by one; a logger URI in MM_PAYLOAD_PROCESSORS logs them",
     ),
-    Ignored(
+    Carried(
         ("MM_LOG_REQUEST_HEADERS",),
-        "there are no log lines per request that could carry headers; not carried",
+        "log_request_headers",
+        says="In lines about what a request caused (loads, refusals, failures); there are none for each request.",
     ),
     Carried(("MM_PAYLOAD_PROCESSORS",), "payload_processors"),
     Carried(("MM_PAYLOAD_PROCESSORS_THREADS",), "payload_consumers"),

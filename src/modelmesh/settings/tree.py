@@ -176,6 +176,26 @@ class Network:
             "/prestop for containers beside this one: answered once this one has stopped serving. none: no such port.",
         ),
     ]
+    connection_age_s: Annotated[
+        float | None,
+        Setting(
+            "connection_age",
+            parsing.optional_seconds,
+            "none",
+            "Seconds after which a gRPC connection is asked to end, a tenth more or less, so that clients spread. none: never.",
+            "SECONDS",
+        ),
+    ]
+    connection_age_grace_s: Annotated[
+        float | None,
+        Setting(
+            "connection_age_grace",
+            parsing.optional_seconds,
+            "none",
+            "Seconds its calls may take from then on. none: as long as they do.",
+            "SECONDS",
+        ),
+    ]
     message_bytes_max: Annotated[
         int,
         Setting(
@@ -465,6 +485,17 @@ class Logs:
             "info",
             "debug, info, warning or error.",
             "LEVEL",
+        ),
+    ]
+    request_headers: Annotated[
+        tuple[tuple[str, str], ...] | None,
+        Setting(
+            "log_request_headers",
+            parsing.told_headers,
+            "",
+            "Headers whose values stand in log lines about what a request caused, as JSON: "
+            '{"x-request-id": "request_id"} (header: field). Default: none.',
+            "JSON",
         ),
     ]
     journal_file: Annotated[

@@ -82,3 +82,19 @@ def test_what_people_should_see_is_a_warning(caplog: pytest.LogCaptureFixture) -
     (record,) = caplog.records
     assert record.getMessage() == "it killed its worker twice"
     assert record.fields == {"did": "quarantined", "model": "bad", "strikes": 2}  # type: ignore[attr-defined]
+
+
+def test_what_a_request_said_of_itself_is_in_the_line(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO, "modelmesh.journal")
+    file = JournalFile(tmp_path / "journal.jsonl")
+    journal = Journal(StoppedClock(), sink=lambda entry: (log_entry(entry), file.append(entry))[0])
+    journal.record(Did.LOADING, "rose", "it was asked for")
+    journal.asked("iris", {"request": "7", "model": "a field of ours"})
+    journal.record(Did.LOADING, "iris", "it was asked for", waiting=1)
+    file.close()
+    (record,) = caplog.records
+    assert record.__dict__["fields"] == {"request": "7", "did": "loading", "model": "iris", "waiting": 1}
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert [line.get("request") for line in lines] == [None, {"request": "7", "model": "a field of ours"}]

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from modelmesh.dataplane.protocol import Histogram, RelayStats
 from modelmesh.errors import Code
+from modelmesh.mesh.measures import Measures
 from modelmesh.ops.metrics import CONTENT_TYPE, TABLE
 from modelmesh.settings.exporting import Export, InfoMetric
 from modelmesh.testing.control import FakeControlPlane
@@ -154,3 +155,24 @@ def test_scrapes_are_logged_when_wanted(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.messages
     scrape(log_scrapes=True)
     assert caplog.messages == ["Metrics were scraped by 127.0.0.1."]
+
+
+def test_series_per_model_when_they_are_wanted() -> None:
+    relay = QuietRelay()
+    counts = [1, *[0] * 19]
+    name, loading = "modelmesh_invoke_model_milliseconds", "modelmesh_loadmodel_milliseconds"
+    relay.observed = [Histogram(name, METHOD, Code.OK, counts, 2.0, "iris@1", "iris")]
+    measures = Measures(models_max=1, now_s=lambda: 0.0)
+    for model in ("iris@1", "iris@1", "rose@1", "tulip@1"):  # and one by each `scrape`
+        measures.observe(loading, 7.0, model)
+    seen = samples(scrape(relay, export=Export(per_model=True), measures=measures).text)
+    labels = (("code", "OK"), ("method", "ModelInfer"), ("modelId", "iris@1"), ("vModelId", "iris"))
+    assert seen[f"{name}_count", labels] == 1
+
+    def loads(model: str) -> float:
+        return seen[f"{loading}_count", (("modelId", model), ("vModelId", ""))]
+
+    assert (loads("iris@1"), loads("other")) == (2, 3)
+    assert (f"{loading}_count", ()) not in seen
+    plain = samples(scrape(relay, measures=measures).text)
+    assert plain[f"{loading}_count", ()] == 6

@@ -135,9 +135,14 @@ def test_units_and_forms_are_translated() -> None:
             "WKUBE_POD_IPADDR": "10.1.2.3",
             "MM_TLS_CLIENT_AUTH": "REQUIRE",
             "LL_TERMINATION_MSG_PATH": "/tmp/ended",
+            "MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS": "600",
+            "MM_LOG_REQUEST_HEADERS": '{"X-Request-Id": "request", "who-bin": "who"}',
         },
     )
     assert settings.lifecycle.grace_s == 1.5
+    assert settings.network.connection_age_s == 600
+    assert settings.network.connection_age_grace_s is None
+    assert settings.logs.request_headers == (("x-request-id", "request"), ("who-bin", "who"))
     assert settings.lifecycle.load_failure_expiry_s == 450
     assert settings.network.message_bytes_max == 1 << 20
     assert settings.network.header_bytes_max == 8192
@@ -198,6 +203,12 @@ def test_the_default_candidates_are_for_pods_that_say_nothing_else(tmp_path: Pat
         ("MM_SVC_GRPC_MAX_MSG_SIZE", "16MiB", "is not a whole number of bytes"),
         ("MM_SVC_GRPC_MAX_HEADERS_SIZE", "12", "is not a size from 1KiB to 16MiB"),
         ("WKUBE_POD_IPADDR", "here", "is not an IP address"),
+        ("MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS", "0", "is neither none nor a number of seconds"),
+        ("MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS", "10m", "is not a whole number of seconds"),
+        ("MM_LOG_REQUEST_HEADERS", "x", "is not JSON"),
+        ("MM_LOG_REQUEST_HEADERS", "{}", "is not a JSON object of headers and fields"),
+        ("MM_LOG_REQUEST_HEADERS", '{"a b": "c"}', 'has "a b": "c", which is no header'),
+        ("MM_LOG_REQUEST_HEADERS", '{"a": 1}', 'has "a": 1, which is no header'),
         ("MM_TLS_CLIENT_AUTH", "MAYBE", "is none of"),
         ("KV_STORE", "zookeeper:zk:2181", "is a ZooKeeper, which is not supported"),
         ("KV_STORE", "etcd:", "is not etcd:FILE"),
