@@ -22,6 +22,7 @@ from modelmesh.management.server import ControlServer
 from modelmesh.mesh.mesh import Mesh
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.registry.mirror import Mirror
+from modelmesh.runtime.protocol import Runtime
 from modelmesh.store.memory import MemoryStore
 from modelmesh.store.protocol import Store
 from modelmesh.testing.runtime import Artefact, FakeRuntime
@@ -71,14 +72,13 @@ class Script(dict[str, Artefact]):
 
 
 @dataclass
-class MeshFace:
-    """`script` says what models are made of, by path."""
+class Face:
+    """An instance and a client of it."""
 
     address: str
     channel: grpc.aio.Channel
     mesh: Mesh
-    runtime: FakeRuntime
-    script: Script
+    relay: Relay
     control: Path
     registrar: Registrar
 
@@ -102,6 +102,14 @@ class MeshFace:
             return error.code().name, error.details() or ""
         raise AssertionError(f"{method} did not fail: {answer}")
 
+
+@dataclass
+class MeshFace(Face):
+    """`script` says what models are made of, by path."""
+
+    runtime: FakeRuntime
+    script: Script
+
     async def infer(self, name: str, header: str = "mm-model-id") -> str:
         """What a model answers. Raises AioRpcError."""
         rpc = self.channel.unary_unary("/test.Service/Infer")
@@ -113,33 +121,44 @@ class MeshFace:
 async def mesh_face(
     folder: Path, *, store: Store | None = None, read_only: bool = False, **how: Any
 ) -> AsyncIterator[MeshFace]:
-    """Serves while entered. `how` is passed to the fake runtime."""
-    script = Script()
+    """Serves scripted models while entered. `how` is passed to the fake runtime."""
+    script, models = Script(), folder / "models.sock"
+    runtime = FakeRuntime(lambda spec: script[spec.path], address=f"unix:{models}", **how)
+    server = grpc.aio.server(handlers=[Answering(runtime)])
+    server.add_insecure_port(f"unix:{models}")
+    await server.start()
+    try:
+        async with face_of(runtime, folder, store=store, read_only=read_only) as face:
+            yield MeshFace(**vars(face), runtime=runtime, script=script)
+    finally:
+        await server.stop(None)
+
+
+@asynccontextmanager
+async def face_of(
+    runtime: Runtime, folder: Path, *, store: Store | None = None, read_only: bool = False
+) -> AsyncIterator[Face]:
+    """An instance with this runtime, while entered."""
     store, clock = store or MemoryStore(), LoopClock()
     journal = Journal(clock)
     await store.open()
     registrar = Registrar(store, Mirror(), clock, journal, read_only=read_only)
     await registrar.start()
-    models, control = folder / "models.sock", folder / "control.sock"
-    runtime = FakeRuntime(lambda spec: script[spec.path], address=f"unix:{models}", **how)
+    control = folder / "control.sock"
     relay = Relay(DataPlaneConfig(str(control), grpc_port=0, rest_port=-1))
     mesh = Mesh(relay, runtime, registrar, clock, journal, random.Random(1), id="here")
-    server = grpc.aio.server(handlers=[Answering(runtime)])
-    server.add_insecure_port(f"unix:{models}")
     faces = ControlServer(control, 1 << 20)
     loop = asyncio.get_running_loop()
-    await server.start()
     await mesh.start()
     await faces.start(mesh)
     address = relay.start().grpc
     loop.add_reader(relay.fileno(), lambda: mesh.handle_events(relay.take_events()))
     try:
         async with grpc.aio.insecure_channel(address) as channel:
-            yield MeshFace(address, channel, mesh, runtime, script, control, registrar)
+            yield Face(address, channel, mesh, relay, control, registrar)
     finally:
         await mesh.stop(0.5)
         loop.remove_reader(relay.fileno())
         relay.stop()
         await faces.stop(0.1)
-        await server.stop(None)
         await registrar.stop()

@@ -161,8 +161,10 @@ class ModelRuntimeServer:
         """What is loaded, as it was asked for."""
         self.calls: list[Call] = []
         """Calls of the runtime's own service, in order."""
+        self.asked = 0
+        """Inference calls that came."""
         self.answers = 0
-        """Inference calls answered OK."""
+        """Those answered OK."""
         self.starts = 0
         self.purges = 0
         self.loading: dict[str, asyncio.Task[Any] | None] = {}
@@ -386,6 +388,7 @@ class ModelRuntimeServer:
     async def infer(self, method: str, body: bytes, context: Context) -> bytes:
         """Answer any method: for ModelInfer in its own form, else as a `google.protobuf.Struct` with one field per model, so that
         answers about several models merge."""
+        self.asked += 1
         headers = _headers(context)
         path = self.methods.get(method)
         model = id_in(body, path) if path else headers.get("mm-model-id-bin", headers.get("mm-model-id", ""))
