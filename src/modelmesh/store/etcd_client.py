@@ -180,9 +180,8 @@ class EtcdClient:
         except asyncio.CancelledError:
             if self._endpoints or _is_cancelled():
                 raise
-            raise StoreUnavailable(
-                self._closed()
-            ) from None  # closing the channel cancelled the call, not its caller
+            # Closing the channel cancelled the call, not its caller.
+            raise StoreUnavailable(self._closed()) from None
         except TimeoutError:
             if last is not None:
                 raise translated(last, str(self)) from last
@@ -195,7 +194,7 @@ class EtcdClient:
     @asynccontextmanager
     async def stream(self, rpc: Rpc[Q, A]) -> AsyncIterator[tuple[Any, str]]:
         """A stream without a deadline on a connected endpoint, and the version of etcd there. The endpoint is not tried first
-        any more once the stream fails. Raises grpc.aio.AioRpcError, and TimeoutError when none is connected in time."""
+        any more when the block ends by an error. Raises grpc.aio.AioRpcError, and TimeoutError when none is connected in time."""
         async with asyncio.timeout(self._timeout_s):
             endpoint = await self._connected()
         token = self._token
@@ -210,8 +209,9 @@ class EtcdClient:
                 yield call, version
             finally:
                 call.cancel()
-        except grpc.aio.AioRpcError as error:
-            self._renew_token(error, token)
+        except Exception as error:
+            if isinstance(error, grpc.aio.AioRpcError):
+                self._renew_token(error, token)
             self._avoid(endpoint)
             raise
 

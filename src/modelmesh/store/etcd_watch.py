@@ -30,9 +30,12 @@ _ORDERED_SINCE: Final = {(3, 4): 31, (3, 5): 13}
 """The first patch of a minor version whose progress notifications are in order; in all later versions they are."""
 _ASK_AGAIN_S: Final = 0.05
 _PAUSE_S: Final = (0.1, 2.0)
+"""Between the end of a stream and the next one: the shortest and the longest."""
+_SILENT_S: Final = 3.0
 _LOOK_AFTER_S: Final = 0.01
 """Changes that are on their way need no look."""
 _LOOK_SHARE: Final = 10
+"""A look is followed by a pause this many times as long."""
 
 
 def is_ordered(version: str) -> bool:
@@ -92,13 +95,17 @@ class EtcdWatch:
         self._sought = sought
         self._woken = asyncio.Event()
         self._pieces: list[Change] = []
+        self._has_news = False
+        """A look found changes that have not come yet."""
+        self._silent_since_s: float | None = None
+        self._failures = 0
+        """Streams in a row that were not begun, or ended."""
         self._refusals = 0
         self._looked_at_s = 0.0
         self._look_took_s = 0.0
 
     async def batches(self) -> AsyncIterator[Batch]:
         """See `Store.watch`. Raises StoreUnavailable only for what waiting does not heal."""
-        failures = 0
         with self._sought.waking(self._woken):
             while not self._sought.is_closed():
                 try:
@@ -107,7 +114,6 @@ class EtcdWatch:
                         contextlib.aclosing(self._follow(call, is_ordered(version))) as batches,
                     ):
                         async for batch in batches:
-                            failures = 0
                             self._after = batch.revision
                             yield batch
                 except (grpc.aio.AioRpcError, TimeoutError, StoreUnavailable, _Interrupted) as error:
@@ -115,19 +121,19 @@ class EtcdWatch:
                         return
                     if isinstance(error, StoreUnavailable):
                         raise
-                    if failures == 0:
+                    if self._failures == 0:
                         log.warning(
                             "A watch of the etcd at %s was interrupted and is resumed: %s",
                             self._client,
                             _said(error),
                         )
-                    failures += 1
-                    await self._pause(failures)
+                    self._failures += 1
+                    await self._pause()
 
-    async def _pause(self, failures: int) -> None:
+    async def _pause(self) -> None:
         """Longer each time, shared out at random; the end of all watches ends it."""
         self._woken.clear()
-        pause_s = min(_PAUSE_S[1], _PAUSE_S[0] * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+        pause_s = min(_PAUSE_S[1], _PAUSE_S[0] * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
         ends_s = asyncio.get_running_loop().time() + pause_s
         while not self._sought.is_closed():
             try:
@@ -139,7 +145,7 @@ class EtcdWatch:
 
     async def _follow(self, call: Any, ordered: bool) -> AsyncGenerator[Batch, None]:
         """The batches of one stream. Ends when the store is closed; raises what ends the stream."""
-        self._pieces = []
+        self._pieces, self._has_news, self._silent_since_s = [], False, None
         await self._send(
             call,
             pb.WatchRequest(
@@ -157,6 +163,7 @@ class EtcdWatch:
         try:
             while not self._sought.is_closed():
                 behind = self._sought.revision > self._after
+                self._check_silence(waits=behind and (ordered or self._has_news))
                 if behind and ordered:
                     await self._send(call, pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
                 elif behind and looking is None:
@@ -165,12 +172,14 @@ class EtcdWatch:
                 if self._sought.is_closed():
                     return
                 if reading.done():
+                    self._has_news, self._silent_since_s = False, None
                     batch = self._batch(reading.result())
                     reading = asyncio.create_task(call.read())
                     if batch is not None:
                         yield batch
                 elif looking is not None and looking.done():
                     seen, looking = looking.result(), None
+                    self._has_news = seen is None
                     if seen is not None and seen > self._after:
                         yield Batch(seen, ())
         finally:
@@ -178,6 +187,16 @@ class EtcdWatch:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _check_silence(self, *, waits: bool) -> None:
+        """Raises _Interrupted when the stream, which should tell something, does not for long: its member hangs."""
+        now_s = asyncio.get_running_loop().time()
+        if not waits:
+            self._silent_since_s = None
+        elif self._silent_since_s is None:
+            self._silent_since_s = now_s
+        elif now_s - self._silent_since_s > _SILENT_S:
+            raise _Interrupted(f"there is news, and nothing came for {_SILENT_S:g} s")
 
     async def _send(self, call: Any, request: pb.WatchRequest) -> None:
         with contextlib.suppress(asyncio.InvalidStateError):  # it has ended, and reading says why
@@ -211,7 +230,7 @@ class EtcdWatch:
         if answer.canceled:
             self._refused(answer.cancel_reason)
         if answer.created:
-            self._refusals = 0
+            self._failures = self._refusals = 0
             return None
         if not answer.events:
             revision = Revision(answer.header.revision)
