@@ -307,12 +307,17 @@ class Mesh:
         """The mirror is different. Most changes are learned facts, which concern nobody here."""
         models = sorted(changed.models)
         for model in models:
-            record, copy = self._mirror.model(model), self._copies.get(model)
-            if record is None or (copy is not None and copy.identity != identity(record)):
+            copy = self._copies.get(model)
+            if copy is None:  # most are registered and cold: their records are not decoded
+                if not self._mirror.has_model(model):
+                    self._unregistered(model, None)
+                continue
+            record = self._mirror.model(model)
+            if record is None or copy.identity != identity(record):
                 self._unregistered(model, copy)
-        for vmodel in sorted(changed.vmodels):
+        for vmodel in sorted(changed.vmodels & self._mirror.unsettled):
             moving = self._mirror.vmodel(vmodel)
-            if moving is not None and not moving.settled:
+            if moving is not None:
                 self._inherit(moving.active, moving.target)
         self._names.changed([*models, *sorted(changed.vmodels)])
         self._settle()

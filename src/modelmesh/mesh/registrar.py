@@ -332,11 +332,11 @@ class Registrar:
                 await asyncio.sleep(RETRY_S)
 
     async def _apply_batch(self, batch: Batch) -> None:
-        if batch.revision <= self._mirror.revision:
-            return  # our own commits come back by the watch
         for start in range(0, len(batch.changes), PAGE_ENTRIES):
-            self._apply(batch.changes[start : start + PAGE_ENTRIES])
             await asyncio.sleep(0)
+            if batch.revision <= self._mirror.revision:
+                return  # our own commits come back by the watch; who waited for one has applied it
+            self._apply(batch.changes[start : start + PAGE_ENTRIES])
         self._apply((), batch.revision)
 
     def _apply(self, changes: Sequence[Changed], complete_to: int = 0) -> None:

@@ -138,8 +138,10 @@ def _need_target(draft: Draft, setting: Setting) -> None:
         raise InvalidInput(
             f"The model to register is {setting.model.id}, but the target is {setting.target}."
         )
-    # Its last use is decided by what the vmodel pointed at before.
-    model = replace(setting.model, id=setting.target, last_used_ms=0)
+    model = setting.model
+    if model.id != setting.target or model.last_used_ms:
+        # Its last use is decided by what the vmodel pointed at before.
+        model = replace(model, id=setting.target, last_used_ms=0)
     register_in(draft, model, auto_delete=setting.auto_delete_target)
 
 

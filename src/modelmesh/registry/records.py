@@ -72,7 +72,7 @@ class ModelRecord:
 
     def used(self, last_used_ms: int) -> Self:
         """The record with a raised last use; never lowered."""
-        return replace(self, last_used_ms=max(self.last_used_ms, last_used_ms))
+        return replace(self, last_used_ms=last_used_ms) if last_used_ms > self.last_used_ms else self
 
     def encode(self) -> bytes:
         value: dict[str, Any] = {"type": self.type}
