@@ -13,12 +13,12 @@ from dataclasses import asdict
 import grpc
 from rich.console import Console
 
-from bench import density, miss, payloads, policy, relay, report, stacks
+from bench import density, miss, payloads, policy, relay, report, spi, stacks
 from bench.procs import end_by_exception, installed
 from bench.report import PAGE, Row, Skipped, page, show
 
 STACKS = tuple(stacks.MODELS)
-GROUPS = ("relay", "payloads", *STACKS, "miss", "density", "policy")
+GROUPS = ("relay", "payloads", *STACKS, "miss", "spi", "density", "policy")
 NEEDS = {
     "relay": (("h2load", "nghttp2-client"), ("nghttpx", "nghttp2-proxy"), ("taskset", "util-linux")),
     **dict.fromkeys(("payloads", *STACKS), (("h2load", "nghttp2-client"), ("taskset", "util-linux"))),
@@ -41,6 +41,7 @@ def plan(groups: Sequence[str], quick: bool) -> list[tuple[str, Callable[[], lis
         ("stacks", lambda: stacks.compare(names, seconds=seconds)),
         ("miss", lambda: miss.with_room(quick=quick)),
         ("miss", lambda: miss.with_evictions(quick=quick)),
+        ("spi", lambda: spi.compare(seconds=seconds, quick=quick)),
         ("density", density.empty),
         *(("density", functools.partial(density.folder, count)) for count in counts),
         ("density", functools.partial(density.registered, counts[-1])),
