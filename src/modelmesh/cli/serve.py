@@ -176,7 +176,7 @@ async def _management(instance: Instance) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _ops(instance: Instance, ports: Ports) -> AsyncIterator[None]:
-    await _import("starlette.applications", "uvicorn", "modelmesh.ops.server")
+    await _import("starlette.applications", "uvicorn", "modelmesh.ops.app", "modelmesh.ops.server")
     from modelmesh.ops.parts import Parts
 
     folder = instance.settings.models.folder

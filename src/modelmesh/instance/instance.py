@@ -43,8 +43,8 @@ _PARK_BEYOND_LOAD_S: Final = 30.0
 """A request without a deadline waits as long as a load may take, and this much more."""
 _PARKED_BYTES_MIN: Final = 64 << 20
 _PARKED_SHARE: Final = 0.05
-_MODEL_SERIES_MAX: Final = 500
-"""A scrape of that many models is about 5 MB of text."""
+_MODEL_SERIES_MAX: Final = 250
+"""A scrape of that many models is about 5 MB of text, and takes a second to write."""
 _LOOPS_MAX: Final = 4
 """Loops of the relay: half the cores, since the workers need the others; one moves 100,000 requests per second."""
 

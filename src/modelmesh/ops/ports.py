@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from modelmesh.ops.listener import Listener
 from modelmesh.settings.tree import Settings
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from modelmesh.instance.watched_files import WatchedFiles
     from modelmesh.journal import Journal
     from modelmesh.ops.parts import Parts
-
-_EXTRAS: Final = ("probes", "prestop", "metrics")
 
 
 class Ports:
@@ -52,7 +50,7 @@ class Ports:
     @property
     def others(self) -> dict[str, str]:
         """The URLs of the rest, by name."""
-        return {name: self._url(name) for name in self._bound if name in _EXTRAS}
+        return {name: self._url(name) for name in self._bound if name != "ops"}
 
     @asynccontextmanager
     async def serving(self, parts: Parts, journal: Journal) -> AsyncIterator[None]:
