@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -209,8 +208,7 @@ def test_another_cluster_at_the_same_place_is_not_taken_for_it(tmp_path: Path) -
         async with opened(etcd.endpoints) as store:
             followed = Followed(store, await put(store, "k", "1"))
             server.signal(signal.SIGKILL)
-            shutil.rmtree(tmp_path / server.name / "data")
-            server.peer_port = server.peer_port + 1 if server.peer_port < 65535 else 1024
+            server.forget()
             etcd.start(server)
             with pytest.raises(StoreUnavailable, match="another cluster than before"):
                 while True:

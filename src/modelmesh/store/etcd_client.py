@@ -34,8 +34,8 @@ A = TypeVar("A")
 log = logging.getLogger(__name__)
 
 CALL_S: Final = 6.0
-ATTEMPT_S: Final = 3.5
-"""The predecessor's limit too. etcd itself waits 6 s for a write that its leader took to the grave."""
+ATTEMPT_S: Final = 3.0
+"""About the predecessor's. etcd itself waits 6 s for a write that its leader took to the grave."""
 CALLS_MAX: Final = 256
 """Calls under way; more wait for their turn."""
 WAITING_MAX: Final = 10_000
@@ -118,10 +118,11 @@ class EtcdClient:
     def __init__(
         self, connection: EtcdConnection, *, timeout_s: float = CALL_S, attempt_timeout_s: float = ATTEMPT_S
     ) -> None:
-        """`timeout_s` bounds every call with all its attempts, `attempt_timeout_s` each attempt."""
+        """`timeout_s` bounds every call with all its attempts, `attempt_timeout_s`, at most half of it, each
+        attempt."""
         self._connection = connection
         self._timeout_s = timeout_s
-        self._attempt_timeout_s = attempt_timeout_s
+        self._attempt_timeout_s = min(attempt_timeout_s, timeout_s / 2)
         self._endpoints: list[Endpoint] = []
         self._first = 0
         """The endpoint that is tried first."""
@@ -166,6 +167,7 @@ class EtcdClient:
             raise StoreUnavailable(f"More than {WAITING_MAX} calls wait for the etcd at {self}: try later.")
         self._waiting += 1
         last: grpc.aio.AioRpcError | None = None
+        endpoint: Endpoint | None = None
         try:
             async with asyncio.timeout(self._timeout_s), self._slots:
                 while True:
@@ -183,6 +185,8 @@ class EtcdClient:
             # Closing the channel cancelled the call, not its caller.
             raise StoreUnavailable(self._closed()) from None
         except TimeoutError:
+            if endpoint is not None:
+                self._avoid(endpoint)
             if last is not None:
                 raise translated(last, str(self)) from last
             raise StoreUnavailable(
@@ -263,7 +267,7 @@ class EtcdClient:
             self._first = (self._first + 1) % len(self._endpoints)
 
     async def _attempt(self, endpoint: Endpoint, rpc: Rpc[Q, A], request: Q) -> A:
-        timeout_s = min(self._attempt_timeout_s, self._timeout_s)
+        timeout_s = self._attempt_timeout_s
         method, metadata = endpoint.method(rpc), await self._metadata(endpoint)
         if not rpc.streams:
             answer: A = await method(request, timeout=timeout_s, metadata=metadata)

@@ -82,6 +82,11 @@ class EtcdServer:
                 stderr=output,
             )
 
+    def forget(self) -> None:
+        """Lose the data, so that the next start makes another cluster. It must not run."""
+        shutil.rmtree(self._folder / "data")
+        (self.peer_port,) = _free_ports(1)
+
     def wait_listening(self) -> None:
         ends_s = time.monotonic() + START_S
         while True:
