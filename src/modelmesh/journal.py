@@ -74,9 +74,10 @@ class Journal:
         self._requests: OrderedDict[str, Mapping[str, str]] = OrderedDict()
 
     def asked(self, model: str, request: Mapping[str, str]) -> None:
-        """A request that says this of itself waits for `model`: entries about it tell so, up to the one that ends the waiting.
-        The first request counts. At most 10,000 models are remembered."""
-        if request and model not in self._requests:
+        """A request that says this of itself is the first to wait for `model`: entries about it tell so, up to the one that ends
+        the waiting. At most 10,000 models are remembered."""
+        self._requests.pop(model, None)
+        if request:
             self._requests[model] = request
             if len(self._requests) > _REQUESTS_MAX:
                 self._requests.popitem(last=False)

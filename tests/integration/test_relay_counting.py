@@ -39,6 +39,21 @@ def test_series_per_model_are_bounded_and_names_of_nothing_have_none(tmp_path: P
     run(test())
 
 
+def test_sizes_fall_into_the_predecessors_buckets(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with relay_face(tmp_path) as face:
+            face.serve("iris", Replica(1, 1))
+            for size in (*[128] * 30, *[1 << 20] * 10):
+                await face.ask(message=b"x" * size)
+            await face.until(lambda: face.plane.stats().in_flight == 0)
+            for metric in ("modelmesh_request_size_bytes", "modelmesh_response_size_bytes"):
+                (row,) = (row for row in face.plane.histograms() if row.metric == metric)
+                assert list(row.counts) == [30, 0, 0, 0, 0, 0, 0, 10, 0]
+                assert row.sum == 30 * 128 + 10 * (1 << 20)
+
+    run(test())
+
+
 def test_there_are_none_per_model_unless_they_are_wanted(tmp_path: Path) -> None:
     async def test() -> None:
         async with relay_face(tmp_path) as face:

@@ -6,10 +6,11 @@ from modelmesh.journal import Did, Journal
 from modelmesh.testing.control import StoppedClock
 
 
-def test_entries_tell_of_the_first_request_until_its_waiting_ends() -> None:
+def test_entries_tell_of_the_request_until_its_waiting_ends() -> None:
     journal = Journal(StoppedClock())
+    journal.asked("iris", {"request": "6"})  # served without an entry
     journal.asked("iris", {"request": "7"})
-    journal.asked("iris", {"request": "8"})
+    journal.asked("rose", {"request": "8"})
     journal.asked("rose", {})
     told = [
         journal.record(did, model, "why").request
