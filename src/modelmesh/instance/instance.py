@@ -24,6 +24,7 @@ from modelmesh.instance.model_root import ModelRoot
 from modelmesh.instance.runtime_dir import RuntimeDir
 from modelmesh.instance.runtimes import admission, build_runtimes, load_timeout_s
 from modelmesh.instance.static_models import read_static_models, register_static_models
+from modelmesh.instance.type_constraints import TypeConstraints
 from modelmesh.journal import Did, Entry, Journal
 from modelmesh.mesh.coexistence import Coexistence
 from modelmesh.mesh.control import Admit
@@ -108,7 +109,8 @@ class Instance:
 
         root = ModelRoot(settings.models.model_root)
         runtimes = build_runtimes(settings, runtime_dir.path, root)
-        self.admit = admission(runtimes, root)
+        constraints = TypeConstraints(settings.runtimes)
+        self.admit = admission(runtimes, root, constraints.table)
         self.dataplane = _build_dataplane(settings, self.control_socket)
         self.mesh = Mesh(
             self.dataplane,
@@ -117,6 +119,7 @@ class Instance:
             self.clock,
             self.journal,
             random.Random(),
+            constraints=constraints.table,
             id=settings.lifecycle.instance_id or uuid.uuid4().hex[:12],
             version=__version__,
             vmodel_owner=settings.models.vmodel_owner or "",
@@ -139,7 +142,8 @@ class Instance:
             stack.push_async_callback(asyncio.to_thread, consumers.stop)
             consumers.start()
         stack.callback(self.dataplane.stop)
-        for watched in prepare(settings.edges, self.dataplane, self.journal):
+        edges = prepare(settings.edges, self.dataplane, self.journal)
+        for watched in [*edges, *constraints.watched(self.journal)]:
             watching = asyncio.create_task(watched.run(), name="watched files")
             stack.push_async_callback(_cancelled, watching)
         if static_models:  # they are there before anybody can ask

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from modelmesh.instance.model_root import ModelRoot
 from modelmesh.mesh.control import Admit, Registration
-from modelmesh.policy.runtimes import Offer, choose
+from modelmesh.policy.runtimes import Constraint, Offer, choose
 from modelmesh.runtime.ids import Ids
 from modelmesh.runtime.protocol import Runtime
 from modelmesh.settings.runtimes import BUILTIN, RuntimeChoice
@@ -24,7 +24,9 @@ def build_runtimes(settings: Settings, socket_dir: Path, root: ModelRoot) -> lis
     """In the order of the settings, none started."""
     ids = Ids()
     return [
-        _builtin(settings, socket_dir, root, ids) if choice.is_builtin else _external(choice, ids)
+        _builtin(settings, choice, socket_dir, root, ids)
+        if choice.is_builtin
+        else _external(settings, choice, ids)
         for choice in settings.runtimes.chosen
     ]
 
@@ -35,7 +37,7 @@ def load_timeout_s(settings: Settings) -> float:
     return EXTERNAL_LOAD_TIMEOUT_S if outside else LOAD_TIMEOUT_S
 
 
-def admission(runtimes: Sequence[Runtime], root: ModelRoot) -> Admit:
+def admission(runtimes: Sequence[Runtime], root: ModelRoot, constraints: Mapping[str, Constraint]) -> Admit:
     """The check of what is to be registered: paths of models for the built-in runtime must lie under the root, those for others
     mean nothing to us and are passed on as they are."""
     offers = [runtime.offer() for runtime in runtimes]
@@ -44,21 +46,23 @@ def admission(runtimes: Sequence[Runtime], root: ModelRoot) -> Admit:
         return root.admit
 
     def admit(registration: Registration) -> Registration:
-        chosen = choose(registration.type, offers)
+        chosen = choose(registration.type, offers, constraints)
         is_ours = not isinstance(chosen, str) and offers[chosen].name == BUILTIN
         return root.admit(registration) if is_ours else registration
 
     return admit
 
 
-def _external(choice: RuntimeChoice, ids: Ids) -> Runtime:
+def _external(settings: Settings, choice: RuntimeChoice, ids: Ids) -> Runtime:
     from modelmesh.runtime.spi.runtime import SpiConfig, SpiRuntime
 
-    offer = Offer(choice.name, choice.model_types)
+    offer = Offer(choice.name, choice.model_types, choice.labels | settings.runtimes.labels)
     return SpiRuntime(SpiConfig(offer, choice.addresses, choice.serving_address, ids=ids))
 
 
-def _builtin(settings: Settings, socket_dir: Path, root: ModelRoot, ids: Ids) -> Runtime:
+def _builtin(
+    settings: Settings, choice: RuntimeChoice, socket_dir: Path, root: ModelRoot, ids: Ids
+) -> Runtime:
     from modelmesh.runtime.builtin import BuiltinConfig, BuiltinRuntime
     from modelmesh.runtime.worker_process import WorkerConfig
 
@@ -76,6 +80,7 @@ def _builtin(settings: Settings, socket_dir: Path, root: ModelRoot, ids: Ids) ->
             facts_path=None if state is None else state / "runtime-facts.json",
             # Others may have registered what is in a shared store; in our own everything was admitted.
             refusal=(lambda path: "") if settings.state.store is None else root.refusal,
+            labels=choice.labels | settings.runtimes.labels,
             ids=ids,
         )
     )

@@ -25,6 +25,8 @@ class RuntimeChoice:
     """Where it serves requests; empty: where it is managed."""
     model_types: frozenset[str] = frozenset()
     """Those it is for; none: any."""
+    labels: frozenset[str] = frozenset()
+    """What type constraints may require of it."""
 
     @property
     def is_builtin(self) -> bool:
@@ -58,21 +60,28 @@ def parse_address(text: str) -> str:
     return address
 
 
+def parse_labels(text: str) -> frozenset[str]:
+    """Words with commas between them."""
+    return frozenset(word.strip() for word in text.split(",") if word.strip())
+
+
 def _choice(text: str) -> RuntimeChoice:
     where, *words = text.split()
     options: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if name not in ("types", "serving") or not equals or not value or name in options:
-            raise ValueError(f'has "{word}" after {where}; there may be types=TYPE,TYPE and serving=ADDRESS')
+        if name not in ("types", "labels", "serving") or not equals or not value or name in options:
+            raise ValueError(
+                f'has "{word}" after {where}; there may be types=TYPE,TYPE labels=LABEL,LABEL and serving=ADDRESS'
+            )
         options[name] = value
-    types = frozenset(each for each in options.get("types", "").split(",") if each)
+    types, labels = parse_labels(options.get("types", "")), parse_labels(options.get("labels", ""))
     serving = parse_address(options["serving"]) if "serving" in options else ""
     if where == BUILTIN:
-        if options:
-            raise ValueError(f"gives {BUILTIN} options, and it has none: it knows its types itself")
-        return RuntimeChoice(BUILTIN)
+        if options.keys() - {"labels"}:
+            raise ValueError(f"gives {BUILTIN} more than labels: it knows its types itself")
+        return RuntimeChoice(BUILTIN, labels=labels)
     if where == SIDECAR:
-        return RuntimeChoice(SIDECAR, SIDECAR_ADDRESSES, serving, types)
+        return RuntimeChoice(SIDECAR, SIDECAR_ADDRESSES, serving, types, labels)
     address = parse_address(where)
-    return RuntimeChoice(address, (address,), serving, types)
+    return RuntimeChoice(address, (address,), serving, types, labels)

@@ -124,6 +124,7 @@ def _derive_runtimes(concerns: dict[str, dict[str, Any]], environment: Mapping[s
     """Put the serving address where it belongs. In a pod of the predecessor's, where nothing is said of runtimes and no local
     model could be loaded, the runtime is beside us."""
     models, runtimes = concerns["models"], concerns["runtimes"]
+    runtimes["labels"] = runtimes["labels"] or frozenset()
     serving = runtimes["serving_address"]
     if runtimes["chosen"] is None:
         beside = serving is not None or (predecessor.in_pod(environment) and models["model_root"] is None)

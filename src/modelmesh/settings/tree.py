@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from modelmesh.settings import exporting, parsing
 from modelmesh.settings.exporting import Export, InfoMetric
-from modelmesh.settings.runtimes import RuntimeChoice, parse_address, parse_runtimes
+from modelmesh.settings.runtimes import RuntimeChoice, parse_address, parse_labels, parse_runtimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ class Runtimes:
             parse_runtimes,
             "",
             "What serves the models, repeated for several: builtin, or a server of the mmesh.ModelRuntime contract at unix:PATH "
-            "or HOST:PORT; in quotes with types=TYPE,TYPE if it is for those only, and serving=ADDRESS if it serves elsewhere "
-            "than it is managed; sidecar: where the predecessor looks. Default: builtin.",
+            "or HOST:PORT; in quotes with types=TYPE,TYPE if it is for those only, labels=LABEL,LABEL, and serving=ADDRESS if it "
+            "serves elsewhere than it is managed; sidecar: where the predecessor looks. Default: builtin.",
             "RUNTIME",
             several=True,
         ),
@@ -105,6 +105,38 @@ class Runtimes:
             "",
             "Where the one runtime given serves requests, if not where it is managed.",
             "ADDRESS",
+        ),
+    ]
+
+    labels: Annotated[
+        frozenset[str],
+        Setting(
+            "labels",
+            parse_labels,
+            "",
+            "Labels of this instance, with commas between them: type constraints look for them, and for those of a runtime "
+            "(labels= behind its address). Default: none.",
+            "LABELS",
+        ),
+    ]
+    type_constraints: Annotated[
+        str | None,
+        Setting(
+            "type_constraints",
+            parsing.text,
+            "",
+            "Which labels a model type requires or prefers of its runtime, as JSON in the predecessor's form.",
+            "JSON",
+        ),
+    ]
+    type_constraints_path: Annotated[
+        Path | None,
+        Setting(
+            "type_constraints_path",
+            parsing.path,
+            "",
+            "File with that JSON instead; a change takes effect at once.",
+            "FILE",
         ),
     ]
 

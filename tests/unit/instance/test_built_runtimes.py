@@ -18,7 +18,7 @@ OPAQUE = Registration("m", "any type", "s3://bucket/../key", '{"storage_params":
 def admit(tmp_path: Path, runtimes: list[str], registration: Registration) -> Registration:
     settings = read_settings({"runtime": runtimes, "memory": "100MiB"}, {})
     root = ModelRoot(tmp_path)
-    return admission(build_runtimes(settings, tmp_path, root), root)(registration)
+    return admission(build_runtimes(settings, tmp_path, root), root, {})(registration)
 
 
 def test_what_runtimes_outside_are_for_is_passed_on_as_it_is(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ def test_several_with_their_options() -> None:
         RuntimeChoice("host:1", ("host:1",), "host:2"),
         RuntimeChoice("builtin"),
     )
+    assert parse_runtimes("builtin labels=a,b")[0].labels == {"a", "b"}
     assert parse_runtimes("unix:///run/a.sock")[0].addresses == ("unix:/run/a.sock",)
     assert parse_runtimes("[::1]:8085")[0].addresses == ("[::1]:8085",)
 
@@ -28,11 +29,11 @@ def test_several_with_their_options() -> None:
         ("host:0", "neither unix:/path nor host:port"),
         ("host:70000", "neither unix:/path nor host:port"),
         ("unix:a.sock", "must be absolute"),
-        ("host:1 labels=gpu", "there may be types="),
+        ("host:1 label=gpu", "there may be types="),
         ("host:1 types=", "there may be types="),
         ("host:1 types=a types=b", "there may be types="),
         ("host:1 serving=x", "neither unix:/path nor host:port"),
-        ("builtin types=sklearn", "it has none"),
+        ("builtin types=sklearn", "more than labels"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, says: str) -> None:
