@@ -27,6 +27,7 @@ COMMANDS = {
     "top": "top:top",
     "adapter": "adapter:app",
     "migrate": "migrate:migrate",
+    "simulate": "simulate:simulate",
 }
 """Command → module and function. Only the modules of the command that is run are imported."""
 

@@ -1,0 +1,126 @@
+"""Which instance loads a copy: the one where it costs the least waiting.
+
+cost = worth of what it would evict + waiting behind the loads queued there + use of a busy instance
+
+All three are seconds that requests wait, expected within `HORIZON_S`. Old revisions cost twice. Preferred labels and
+new zones are ranks that come before cost; among nearly equal costs the rendezvous order decides, so that many who
+place at once do not all pick the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from modelmesh.policy.eviction import miss_cost_s
+from modelmesh.policy.keeper import score
+from modelmesh.policy.runtimes import Constraint
+
+NO_CONSTRAINT: Final = Constraint()
+HORIZON_S: Final = 60.0
+"""How long a placement is taken to stand: what is lost or spent per second counts for so long."""
+NEAR_TIE: Final = 0.25
+TIE_S: Final = 1e-3
+"""Costs below a millisecond of waiting are all the same."""
+OLD_REVISION: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The copy to place."""
+
+    model: str
+    size_bytes: int
+    load_s: float
+    rate_per_s: float
+    execution_s: float = 0.0
+    """What the model server reports per request, 0 when unknown."""
+    constraint: Constraint = NO_CONSTRAINT
+    zones: frozenset[str] = frozenset()
+    """Where copies are already: other zones are preferred."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An instance as it published itself."""
+
+    instance: str
+    capacity_bytes: int
+    free_bytes: int
+    price: float = 0.0
+    """Value density (`eviction.density`) of what it would evict next."""
+    queue_s: float = 0.0
+    """How long a load would wait for a slot there."""
+    busyness: float = 0.0
+    """Share of its serving slots in use."""
+    labels: frozenset[str] = frozenset()
+    zone: str = ""
+    draining: bool = False
+    failed: bool = False
+    """It failed to load this model, and the failure stands."""
+    old_revision: bool = False
+
+
+class Placement(NamedTuple):
+    """Where, and what it is expected to cost in seconds of waiting."""
+
+    instance: str
+    cost_s: float
+
+
+def cost_s(wanted: Wanted, candidate: Candidate) -> float:
+    """Seconds that requests will wait, within the horizon, because the copy is loaded there."""
+    evicted_bytes = max(wanted.size_bytes - candidate.free_bytes, 0)
+    lost_s = candidate.price * evicted_bytes * HORIZON_S
+    alone_s = miss_cost_s(wanted.load_s, wanted.rate_per_s)
+    queued_s = miss_cost_s(wanted.load_s + candidate.queue_s, wanted.rate_per_s) - alone_s
+    busy_s = candidate.busyness * wanted.rate_per_s * wanted.execution_s * HORIZON_S
+    return (lost_s + queued_s + busy_s) * (OLD_REVISION if candidate.old_revision else 1.0)
+
+
+def place(wanted: Wanted, candidates: Sequence[Candidate]) -> Placement | str:
+    """The instance to load at, or a sentence that says why there is none."""
+    allowed = [candidate for candidate in candidates if not _bar(wanted, candidate)]
+    if not allowed:
+        return _refusal(wanted, candidates)
+    best_rank = min(_rank(wanted, candidate) for candidate in allowed)
+    costs = [
+        (cost_s(wanted, candidate), candidate)
+        for candidate in allowed
+        if _rank(wanted, candidate) == best_rank
+    ]
+    limit_s = min(cost for cost, _ in costs) * (1.0 + NEAR_TIE) + TIE_S
+    cost, chosen = max(
+        ((cost, candidate) for cost, candidate in costs if cost <= limit_s),
+        key=lambda near: (
+            score(wanted.model, near[1].instance, float(near[1].capacity_bytes)),
+            near[1].instance,
+        ),
+    )
+    return Placement(chosen.instance, cost)
+
+
+def _rank(wanted: Wanted, candidate: Candidate) -> tuple[bool, bool]:
+    preferred = wanted.constraint.preferred
+    return bool(preferred) and not preferred & candidate.labels, candidate.zone in wanted.zones
+
+
+def _bar(wanted: Wanted, candidate: Candidate) -> str:
+    """Why the instance may not hold the model; empty when it may."""
+    if candidate.draining:
+        return "is draining"
+    if wanted.size_bytes > candidate.capacity_bytes:
+        return f"holds {candidate.capacity_bytes} bytes at most"
+    if candidate.failed:
+        return "failed to load it lately"
+    lacking = wanted.constraint.required - candidate.labels
+    return f"lacks the label {', '.join(sorted(lacking))}" if lacking else ""
+
+
+def _refusal(wanted: Wanted, candidates: Sequence[Candidate]) -> str:
+    if not candidates:
+        return f"No instance is there to load {wanted.model}."
+    told = "; ".join(f"{candidate.instance} {_bar(wanted, candidate)}" for candidate in candidates[:5])
+    more = f"; and {len(candidates) - 5} more" if len(candidates) > 5 else ""
+    return f"No instance can load {wanted.model} of {wanted.size_bytes} bytes: {told}{more}."

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from modelmesh.policy.keeper import ranked
+from modelmesh.policy.placement import Candidate, Placement, Wanted, cost_s, place
+from modelmesh.policy.runtimes import Constraint
+
+WANTED = Wanted("m", size_bytes=100, load_s=1.0, rate_per_s=2.0, execution_s=0.1)
+FREE = Candidate("free", capacity_bytes=1000, free_bytes=500)
+
+
+def chosen(wanted: Wanted, *candidates: Candidate) -> str:
+    placement = place(wanted, candidates)
+    assert isinstance(placement, Placement), placement
+    return placement.instance
+
+
+def test_free_memory_costs_nothing() -> None:
+    full = replace(FREE, instance="full", free_bytes=0, price=1.0)
+    assert cost_s(WANTED, FREE) == 0.0
+    assert chosen(WANTED, full, FREE) == "free"
+
+
+def test_the_cost_is_the_sum_of_its_parts() -> None:
+    """Worth of what goes for 60 s; waiting behind the queue (3 + 9 instead of 1 + 1, at 2 a second); busyness for 60 s."""
+    there = replace(FREE, free_bytes=40, price=0.01, queue_s=2.0, busyness=0.5)
+    assert cost_s(WANTED, there) == pytest.approx(0.01 * 60 * 60 + (3 + 9) - (1 + 1) + 0.5 * 2 * 0.1 * 60)
+    assert cost_s(WANTED, replace(there, old_revision=True)) == pytest.approx(2 * cost_s(WANTED, there))
+
+
+def test_the_cheapest_price_queue_and_busyness_win() -> None:
+    for better, worse in (
+        (replace(FREE, free_bytes=0, price=0.1), replace(FREE, free_bytes=0, price=0.2)),
+        (replace(FREE, queue_s=1.0), replace(FREE, queue_s=4.0)),
+        (replace(FREE, busyness=0.1), replace(FREE, busyness=0.9)),
+    ):
+        for names in (("a", "b"), ("b", "a")):
+            first, second = replace(better, instance=names[0]), replace(worse, instance=names[1])
+            assert chosen(WANTED, first, second) == names[0]
+
+
+def test_near_ties_go_by_the_rendezvous_order() -> None:
+    order = ranked("m", {"a": 1000.0, "b": 1000.0})
+    near = {
+        order[0]: replace(FREE, free_bytes=0, price=0.12, instance=order[0]),
+        order[1]: replace(FREE, free_bytes=0, price=0.1, instance=order[1]),
+    }
+    assert chosen(WANTED, *near.values()) == order[0]
+    far = replace(near[order[0]], price=0.2)
+    assert chosen(WANTED, far, near[order[1]]) == order[1]
+
+
+def test_ranks_come_before_cost() -> None:
+    dear = replace(FREE, instance="dear", free_bytes=0, price=9.0, labels=frozenset({"fast"}), zone="z2")
+    cheap = replace(FREE, zone="z1")
+    assert chosen(WANTED, dear, cheap) == "free"
+    assert (
+        chosen(replace(WANTED, constraint=Constraint(preferred=frozenset({"fast"}))), dear, cheap) == "dear"
+    )
+    assert chosen(replace(WANTED, zones=frozenset({"z1"})), dear, cheap) == "dear"
+
+
+def test_who_may_not_is_named_with_the_reason() -> None:
+    wanted = replace(WANTED, constraint=Constraint(required=frozenset({"gpu"})))
+    refusal = place(
+        wanted,
+        [
+            replace(FREE, instance="a", draining=True),
+            replace(FREE, instance="b", capacity_bytes=99),
+            replace(FREE, instance="c", failed=True),
+            replace(FREE, instance="d"),
+        ],
+    )
+    assert refusal == (
+        "No instance can load m of 100 bytes: a is draining; b holds 99 bytes at most; c failed to load it lately; "
+        "d lacks the label gpu."
+    )
+    assert place(WANTED, []) == "No instance is there to load m."
+    gpu = replace(FREE, instance="e", labels=frozenset({"gpu"}))
+    assert chosen(wanted, FREE, gpu) == "e"
