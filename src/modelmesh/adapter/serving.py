@@ -30,15 +30,17 @@ _log = logging.getLogger("modelmesh")
 
 
 @dataclass(frozen=True, slots=True)
-class Addresses:
+class Serving:
     """What was bound, as "host:port"."""
 
     management: str
-    serving: str
+    requests: str
+    following: asyncio.Task[None]
+    """Ends only by a bug, which it raises."""
 
 
 @asynccontextmanager
-async def builtin_adapter(settings: Settings, port: int, serving_port: int) -> AsyncIterator[Addresses]:
+async def builtin_adapter(settings: Settings, port: int, serving_port: int) -> AsyncIterator[Serving]:
     """Serve while entered; ports 0 mean any free one. Raises SettingsError when a port is taken, RuntimeUnavailable."""
     host = settings.network.host
     async with AsyncExitStack() as stack:
@@ -97,7 +99,7 @@ async def builtin_adapter(settings: Settings, port: int, serving_port: int) -> A
             raise SettingsError(f"--port: {host}:{port} cannot be listened on: {error}.") from error
         await server.start()
         stack.push_async_callback(server.stop, _GRACE_S)
-        yield Addresses(f"{host}:{bound}", serving)
+        yield Serving(f"{host}:{bound}", serving, following)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -53,9 +53,13 @@ async def _serve(settings: Settings, port: int, serving_port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    async with builtin_adapter(settings, port, serving_port) as addresses:
+    async with builtin_adapter(settings, port, serving_port) as serving:
         sys.stdout.write(
-            f"Serving the built-in runtime.\n  management  {addresses.management}\n  requests    {addresses.serving}\n"
+            f"Serving the built-in runtime.\n  management  {serving.management}\n  requests    {serving.requests}\n"
         )
         sys.stdout.flush()
-        await ended.wait()
+        signalled = asyncio.create_task(ended.wait(), name="signal")
+        await asyncio.wait({signalled, serving.following}, return_when=asyncio.FIRST_COMPLETED)
+        if not signalled.done():
+            signalled.cancel()
+            serving.following.result()

@@ -62,8 +62,10 @@ class Life:
         return life
 
     async def _watch(self, connection: Calls) -> None:
-        await connection.left()
-        self.ended.set()
+        try:
+            await connection.left()
+        finally:
+            self.ended.set()
 
     async def is_over(self, failed: CallFailed) -> bool:
         """Whether a call failed because this life ended; the news of it may be on its way."""

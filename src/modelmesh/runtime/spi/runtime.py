@@ -6,6 +6,7 @@ not started -> living -> away (its connection ended: every copy is lost, it is p
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -32,6 +33,8 @@ from modelmesh.runtime.protocol import (
 from modelmesh.runtime.spi.calls import CallFailed
 from modelmesh.runtime.spi.life import Life, Poll
 from modelmesh.runtime.spi.status import Status
+
+_log = logging.getLogger(__name__)
 
 START_WINDOW_S: Final = 180.0
 """The predecessor's."""
@@ -72,7 +75,7 @@ class SpiRuntime:
         self._config = config
         self._ids = config.ids
         self._events = Events()
-        self._poll = Poll(config.addresses, config.serving_address, self._warn)
+        self._poll = Poll(config.addresses, config.serving_address, self._not_ready)
         self._life: Life | None = None
         self._living = asyncio.Event()
         self._target_id = 0
@@ -354,6 +357,13 @@ class SpiRuntime:
     def memory(self) -> Sequence[tuple[str, int, int, int]]:
         """The server does not tell. See `Runtime.memory`."""
         return ()
+
+    def _not_ready(self, reason: str) -> None:
+        """Nobody reads events before the start is over, and it may take minutes."""
+        if self._following is None:
+            _log.warning("%s", reason)
+        else:
+            self._warn(reason)
 
     def _warn(self, reason: str, model: str = "") -> None:
         self._events.put(Noted(Did.WARNED, model, reason))
