@@ -233,18 +233,18 @@ class FolderScanner:
         if entry not in self._pending and entry not in self._unread and self._is_as_listed(entry, known):
             return None
         look = self._look(entry)
-        signature = look.signature
+        signature = look.signature()
         if known[2:].partition(PART)[0] == signature:
             self._pending.pop(entry, None)
             if entry not in self._unread:
-                self._remember(entry, known, known[:2], look)
+                self._remember(entry, known, known[:2] + signature, look)
                 return None
         elif not self._is_quiet(look.changed_ns) and not self._rested(entry, signature, self._monotonic_s()):
             return None
         self._pending.pop(entry, None)
-        return self._tell(look, known)
+        return self._tell(look, signature, known)
 
-    def _tell(self, look: Look, known: bytes) -> Sighting | None:
+    def _tell(self, look: Look, signature: bytes, known: bytes) -> Sighting | None:
         """Look into what is at rest and remember what is told of it; None when that was told before."""
         sighting, stands = look.checked(self._check)
         told = self._unread.pop(look.entry, None)
@@ -256,7 +256,7 @@ class FolderScanner:
             state = _FORMER + known[1:2]
         else:
             state = _SKIPPED + _kind(look.entry, look.name)
-        self._remember(look.entry, known, state, look)
+        self._remember(look.entry, known, state + signature, look)
         return None if told is not None and not stands and told == sighting.problem else sighting
 
     def _is_as_listed(self, entry: str, known: bytes) -> bool:
@@ -267,9 +267,10 @@ class FolderScanner:
     def _is_quiet(self, changed_ns: int) -> bool:
         return 0 < changed_ns < self._wall_ns() - QUIET_NS
 
-    def _remember(self, entry: str, known: bytes, state: bytes, look: Look) -> None:
+    def _remember(self, entry: str, known: bytes, new: bytes, look: Look) -> None:
         """A folder that was touched just now may be so again within the resolution of its time: that is not relied on."""
-        new = state + look.signature + (look.listing if self._is_quiet(look.changed_ns) else b"")
+        if self._is_quiet(look.changed_ns):
+            new += look.listing
         if new != known:
             self._fresh[entry] = new
 

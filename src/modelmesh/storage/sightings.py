@@ -57,7 +57,6 @@ class Look:
     listing: bytes = b""
     """See `Walk.listing`."""
 
-    @property
     def signature(self) -> bytes:
         """Equal for equal looks."""
         models = ";".join(f"{found.version}={found.type}={found.fingerprint}" for found in self.candidates)
@@ -78,8 +77,10 @@ class Look:
                 problems[found.version] = shown(problem)
             else:
                 models.append(found)
-        unusable = tuple(version for version in _ordered(problems) if version)
         name = self.name if models else self.entry
+        if not problems:
+            return Sighting(name, tuple(models)), stands
+        unusable = tuple(version for version in _ordered(problems) if version)
         return Sighting(name, tuple(models), _sentence(problems), unusable), stands
 
 
