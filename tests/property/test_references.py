@@ -1,15 +1,13 @@
-"""Reference counts are exact under every sequence of calls, compared with a naive second implementation."""
+"""Reference counts are exact when two instances write at once. One writer: see test_vmodel_sequences."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Awaitable
+from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from modelmesh.clock import LoopClock
 from modelmesh.errors import ModelMeshError
@@ -17,7 +15,7 @@ from modelmesh.journal import Journal
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
 from modelmesh.mesh.registrar import Registrar
-from modelmesh.mesh.vmodel_rules import Setting, delete_in, fail_in, set_in, switch_in
+from modelmesh.mesh.vmodel_rules import Setting, set_in
 from modelmesh.mesh.vmodels import VModels
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import REGISTRY, VMODELS, ModelRecord, VModelRecord
@@ -26,77 +24,6 @@ from modelmesh.testing.loop import run
 
 MODELS = "abcd"
 NAMES = "vw"
-
-
-class Naive:
-    """Models that exist, and what each vmodel points at. References are counted by looking at all vmodels."""
-
-    def __init__(self) -> None:
-        self.models: dict[str, bool] = {}
-        """Model -> whether it is deleted with its last reference."""
-        self.names: dict[str, tuple[str, str]] = {}
-
-    def references(self, model: str) -> int:
-        return sum(model in pair for pair in self.names.values())
-
-    def register(self, model: str) -> bool:
-        self.models.setdefault(model, False)
-        return True
-
-    def unregister(self, model: str) -> bool:
-        if self.references(model):
-            return False
-        self.models.pop(model, None)
-        return True
-
-    def set(self, name: str, target: str, give: bool, auto: bool, force: bool, loaded: Iterable[str]) -> bool:
-        if not give and target not in self.models:
-            return False
-        if give and target not in self.models:
-            self.models[target] = auto
-        if name not in self.names:
-            self.names[name] = (target, target)
-            return True
-        active, old_target = self.names[name]
-        if old_target == target and not (force and active != target):
-            return True
-        at_once = force or target == active or active not in loaded or target in loaded
-        self._point(name, (target if at_once else active, target))
-        return True
-
-    def switch(self, name: str) -> None:
-        if name in self.names:
-            target = self.names[name][1]
-            self._point(name, (target, target))
-
-    def delete(self, name: str) -> None:
-        self._point(name, None)
-
-    def _point(self, name: str, pair: tuple[str, str] | None) -> None:
-        before = self.names.pop(name, ())
-        if pair is not None:
-            self.names[name] = pair
-        for model in before:
-            if self.models.get(model) and not self.references(model):
-                self.models.pop(model, None)
-
-
-steps = st.one_of(
-    st.tuples(st.just("register"), st.sampled_from(MODELS)),
-    st.tuples(st.just("unregister"), st.sampled_from(MODELS)),
-    st.tuples(
-        st.just("set"),
-        st.sampled_from(NAMES),
-        st.sampled_from(MODELS),
-        st.booleans(),
-        st.booleans(),
-        st.booleans(),
-        st.frozensets(st.sampled_from(MODELS)),
-    ),
-    st.tuples(st.just("switch"), st.sampled_from(NAMES)),
-    st.tuples(st.just("fail"), st.sampled_from(NAMES)),
-    st.tuples(st.just("delete"), st.sampled_from(NAMES)),
-)
 
 
 async def contents(store: MemoryStore) -> tuple[dict[str, ModelRecord], dict[str, VModelRecord]]:
@@ -108,58 +35,10 @@ async def contents(store: MemoryStore) -> tuple[dict[str, ModelRecord], dict[str
     )
 
 
-async def done(call: Iterable[object] | object) -> bool:
-    try:
-        await call  # type: ignore[misc]
-    except ModelMeshError:
-        return False
-    return True
-
-
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(steps, max_size=25))
-def test_one_writer_against_the_naive_model(sequence: list[tuple[object, ...]]) -> None:
-    async def main() -> None:
-        store, clock, naive = MemoryStore(), LoopClock(0), Naive()
-        registrar = Registrar(store, Mirror(), clock, Journal(clock))
-        await registrar.start()
-        for what, *arguments in sequence:
-            if what == "register":
-                (model,) = arguments
-                assert await done(registrar.register(Registration(str(model), "x"))) == naive.register(
-                    str(model)
-                )
-            elif what == "unregister":
-                (model,) = arguments
-                assert await done(registrar.unregister(str(model))) == naive.unregister(str(model))
-            elif what == "set":
-                name, target, give, auto, force, loaded = arguments
-                setting = Setting(name, target, Registration("", "x") if give else None, auto, force=force)  # type: ignore[arg-type]
-                rule = partial(set_in, setting=setting, has_copies=loaded.__contains__, now_ms=1)  # type: ignore[attr-defined]
-                assert await done(registrar.transact(rule)) == naive.set(
-                    name, target, give, auto, force, loaded
-                )  # type: ignore[arg-type]
-            else:
-                (name,) = arguments
-                record = registrar.mirror.vmodel(str(name))
-                target = record.target if record else "a"
-                if what == "switch":
-                    await registrar.transact(partial(switch_in, vmodel=str(name), target=target))
-                    naive.switch(str(name))
-                elif what == "fail":
-                    await registrar.transact(partial(fail_in, vmodel=str(name), target=target))
-                else:
-                    await registrar.transact(partial(delete_in, vmodel=str(name), owner=""))
-                    naive.delete(str(name))
-            models, names = await contents(store)
-            assert {id: (record.active, record.target) for id, record in names.items()} == naive.names
-            assert {id: record.auto_delete for id, record in models.items()} == naive.models
-            assert {id: record.references for id, record in models.items()} == {
-                id: naive.references(id) for id in naive.models
-            }
-        await registrar.stop()
-
-    run(main())
+async def tried(call: Awaitable[object]) -> None:
+    """Do it; to be refused is as good."""
+    with suppress(ModelMeshError):
+        await call
 
 
 class Loader:
@@ -220,13 +99,13 @@ async def race(seed: int) -> None:
             )
             chance = rng.random()
             if chance < 0.6:
-                await done(vmodels.set(setting, sync=rng.random() < 0.1))
+                await tried(vmodels.set(setting, sync=rng.random() < 0.1))
             elif chance < 0.75:
-                await done(vmodels.delete(name))
+                await tried(vmodels.delete(name))
             elif chance < 0.9:
-                await done(registrar.unregister(model))
+                await tried(registrar.unregister(model))
             else:
-                await done(registrar.register(Registration(model, "x")))
+                await tried(registrar.register(Registration(model, "x")))
             await asyncio.sleep(rng.random() * 2)
 
     async def check() -> None:

@@ -10,6 +10,7 @@ from modelmesh.dataplane.protocol import DataPlane, Tls
 from modelmesh.errors import SettingsError
 from modelmesh.instance.watched_files import WatchedFiles
 from modelmesh.journal import Journal
+from modelmesh.settings.files import read_bytes, read_text
 from modelmesh.settings.tree import Edges
 
 if TYPE_CHECKING:
@@ -65,11 +66,11 @@ def _tls(edges: Edges, dataplane: DataPlane) -> tuple[Callable[[], None], list[P
     def use() -> None:
         dataplane.set_tls(
             Tls(
-                certificate_pem=_read(certificate),
-                key_pem=_read(key),
+                certificate_pem=read_bytes(certificate, "tls_cert"),
+                key_pem=read_bytes(key, "tls_key"),
                 passphrase=edges.tls_key_passphrase or "",
                 client_auth=cast(Literal["none", "optional", "require"], edges.tls_client_auth),
-                trust_pem=None if trust is None else tuple(map(_read, trust)),
+                trust_pem=None if trust is None else tuple(read_bytes(path, "tls_trust") for path in trust),
             )
         )
 
@@ -88,21 +89,7 @@ def _method_rules(edges: Edges, dataplane: DataPlane) -> tuple[Callable[[], None
     from modelmesh.dataplane.method_config import parse_method_config
 
     def use() -> None:
-        text = _text(path) if path is not None else inline or ""
+        text = read_text(path, "dataplane_config_path") if path is not None else inline or ""
         dataplane.set_method_rules(*parse_method_config(text, str(path or "dataplane_config")))
 
     return use, path
-
-
-def _text(path: Path) -> str:
-    try:
-        return _read(path).decode()
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path} is not UTF-8: {error}.") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from error

@@ -12,12 +12,12 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from modelmesh.clock import Clock
 from modelmesh.errors import FailedPrecondition, ModelMeshError, SettingsError
 from modelmesh.mesh.control import Admit, ControlPlane, Registration
+from modelmesh.settings.files import read_text
 from modelmesh.settings.tree import Models
 
 _USED_AGO_MS: Final = 365 * 24 * 3_600_000
@@ -39,7 +39,8 @@ def read_static_models(settings: Models) -> list[StaticModel]:
     found: list[StaticModel] = []
     if settings.static_models_path is not None:
         found += _parsed(
-            _read(settings.static_models_path), f"static_models_path: {settings.static_models_path}"
+            read_text(settings.static_models_path, "static_models_path"),
+            f"static_models_path: {settings.static_models_path}",
         )
     if settings.static_models is not None:
         found += _parsed(settings.static_models, "static_models")
@@ -82,13 +83,6 @@ def _given_up(static: StaticModel, what: str, why: object) -> FailedPrecondition
         f"The start is given up, because model {static.model.id} is to be {what} before anything else, and cannot be: {why}",
         model=static.model.id,
     )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"static_models_path: {path} cannot be read: {error}.") from error
 
 
 def _parsed(text: str, source: str) -> list[StaticModel]:
