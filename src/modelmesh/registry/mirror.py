@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from modelmesh.errors import InvalidInput
+from modelmesh.registry.ids import name_of
 from modelmesh.registry.packed import PackedMap
 from modelmesh.registry.records import REGISTRY, VMODELS, ModelRecord, VModelRecord
 
@@ -53,7 +54,7 @@ class Mirror:
         self._models = PackedMap()
         self._vmodels = PackedMap()
         self._names = PackedMap()
-        """One key per (active model, vmodel)."""
+        """One key per (active model, vmodel), except where the model's id tells the vmodel: nearly all of a folder would."""
         self._broken: dict[str, int] = {}
         self._deleted: dict[str, int] = {}
         """Keys deleted ahead of the watch, with their revisions: older puts must not bring them back."""
@@ -106,7 +107,9 @@ class Mirror:
     def names_of(self, model: str) -> list[str]:
         """The vmodels whose active model it is, ordered; empty when there are none."""
         prefix = model + _PAIR
-        return [pair[len(prefix) :] for pair, _ in self._names.scan(prefix)]
+        names = [pair[len(prefix) :] for pair, _ in self._names.scan(prefix)]
+        own = self.vmodel(name_of(model))
+        return sorted([*names, name_of(model)]) if own is not None and own.active == model else names
 
     @property
     def unsettled(self) -> Set[str]:
@@ -211,11 +214,14 @@ class Mirror:
         pairs: dict[str, bytes | None] = {}
         for vmodel, raw in vmodels.items():
             if (old := self._vmodels.get(vmodel)) is not None:
-                pairs[VModelRecord.decode(_split(old)[1]).active + _PAIR + vmodel] = None
+                active = VModelRecord.decode(_split(old)[1]).active
+                if vmodel != name_of(active):
+                    pairs[active + _PAIR + vmodel] = None
             self._unsettled.discard(vmodel)
             if raw is not None:
                 record = VModelRecord.decode(_split(raw)[1])
-                pairs[record.active + _PAIR + vmodel] = b""
+                if vmodel != name_of(record.active):
+                    pairs[record.active + _PAIR + vmodel] = b""
                 if not record.settled:
                     self._unsettled.add(vmodel)
         self._names.update(pairs)

@@ -70,6 +70,23 @@ def test_names_follow_the_active_model() -> None:
     assert mirror.names_of("b") == []
 
 
+def test_the_names_that_an_id_tells_are_among_its_names() -> None:
+    mirror = Mirror(ROOT)
+    first, second = "iris:2@0a", "iris:2@0b"
+    mirror.apply(
+        [vmodel("iris", 1, VModelRecord(first, first)), vmodel("iris:2", 2, VModelRecord(first, first))]
+    )
+    mirror.apply(
+        [vmodel("self", 3, VModelRecord("self", "self")), vmodel("a", 4, VModelRecord(first, first))]
+    )
+    assert mirror.names_of(first) == ["a", "iris", "iris:2"]
+    assert (mirror.names_of(second), mirror.names_of("self")) == ([], ["self"])
+    mirror.apply([vmodel("iris:2", 5, VModelRecord(second, second))])
+    assert (mirror.names_of(first), mirror.names_of(second)) == (["a", "iris"], ["iris:2"])
+    mirror.apply([vmodel("iris:2", 6, None), vmodel("a", 7, None)])
+    assert (mirror.names_of(first), mirror.names_of(second)) == (["iris"], [])
+
+
 def test_names_of_a_model_are_not_those_of_one_with_a_longer_id() -> None:
     mirror = Mirror(ROOT)
     mirror.apply([vmodel("v", 1, VModelRecord("a", "a")), vmodel("w", 1, VModelRecord("ab", "ab"))], 1)
