@@ -51,7 +51,7 @@ class Wire:
             inner_reader, inner_writer = await asyncio.open_unix_connection(str(self._behind))
             ends.add(inner_writer)
             self._writers.add(inner_writer)
-            await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
+            await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
         for end in ends:
             end.transport.abort()
         self._writers -= ends
@@ -69,7 +69,7 @@ class Wire:
             await asyncio.sleep(0)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await reader.read(65536):
         writer.write(data)
         await writer.drain()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import grpc
 import pytest
-from relay_face import Context, Face, Serve, echo, relay_face, run
+from relay_face import CLIENT_OPTIONS, Context, Face, Serve, copy, echo, relay_face, run
 
 from modelmesh.dataplane.protocol import Fault, NotHere, Replica, Route, Target, TargetBack, TargetLost
 
@@ -67,6 +68,53 @@ def test_a_target_that_is_back_serves_who_waits_without_a_new_route(tmp_path: Pa
             await face.upstreams[0].wire.mend()
             await face.event(TargetBack, target_id=1)
             assert (await asked).code == Code.OK
+
+    run(test())
+
+
+def test_a_loop_that_reaches_a_target_later_than_another_serves_who_waits(tmp_path: Path) -> None:
+    """The target is not lost meanwhile, so nobody is told that it is back."""
+    open_to_all = asyncio.Event()
+
+    async def test() -> None:
+        passed: list[asyncio.StreamWriter] = []
+        async with relay_face(tmp_path) as face, AsyncExitStack() as closing:
+            behind = str(face.upstreams[0].wire.path)
+
+            async def admit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                if passed and not open_to_all.is_set():
+                    writer.transport.abort()
+                    return
+                passed.append(writer)
+                inner_reader, inner_writer = await asyncio.open_unix_connection(behind)
+                passed.append(inner_writer)
+                with suppress(OSError):
+                    await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+
+            door = await asyncio.start_unix_server(admit, str(tmp_path / "door.sock"))
+            closing.callback(door.close)
+            face.plane.set_targets([Target(9, f"unix:{tmp_path}/door.sock")], [])
+            face.serve("iris", Replica(1, 9))
+            await face.until(lambda: len(passed) == 2, "the first loop's connection")
+            channels = [
+                await closing.enter_async_context(
+                    grpc.aio.insecure_channel(face.address, options=CLIENT_OPTIONS)
+                )
+                for _ in range(16)
+            ]
+            asked = [face.ask(channel=channel) for channel in channels]
+
+            def settled() -> bool:
+                done = sum(reply.done() for reply in asked)
+                return 0 < done < 16 == done + face.plane.stats().parked_requests
+
+            await face.until(settled, "answers by one loop, waiting at the other")
+            open_to_all.set()
+            assert [(await reply).code for reply in asked] == [Code.OK] * 16
+            face.plane.set_targets([], [9])
+            for writer in passed:
+                writer.transport.abort()
+            await asyncio.sleep(0)
 
     run(test())
 

@@ -117,13 +117,16 @@ impl Upstream {
         let mut backoff = BACKOFF_FIRST;
         // A connection that goes away counts until the next one is made, or cannot be.
         let mut leaving = false;
+        // Requests of this loop that found no connection wait for a route; other loops may have had theirs all the time.
+        let mut missed = false;
         while !self.closed.get() {
             match tokio::time::timeout(DIAL_TIMEOUT, self.connect()).await {
                 Ok(Ok((sender, liveness, connection))) => {
                     backoff = BACKOFF_FIRST;
                     self.target.believe();
                     self.set(Link::Up(sender, liveness));
-                    if self.target.link_up(&plane.events) {
+                    let back = self.target.link_up(&plane.events);
+                    if std::mem::take(&mut missed) || back {
                         plane.target_back(&self.target);
                     }
                     if std::mem::take(&mut leaving) {
@@ -136,6 +139,7 @@ impl Upstream {
                     self.set(Link::Dialling);
                 }
                 Ok(Err(_)) | Err(_) => {
+                    missed = true;
                     self.target
                         .link_down(std::mem::take(&mut leaving), &plane.events);
                     self.set(Link::Down);
