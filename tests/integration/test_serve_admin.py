@@ -97,7 +97,7 @@ def test_what_is_no_model_is_named_once(instance: Served) -> None:
 def test_a_broken_model_says_why(instance: Served) -> None:
     folder = instance.scratch / "models" / "broken"
     folder.mkdir()
-    (folder / "model.joblib").write_bytes(b"this is no pickle")
+    (folder / "model.joblib").write_bytes(b"\x80\x04cnowhere_at_all\nThing\n.")
     until(lambda: instance.cli("status", "broken").returncode == 0, "it is registered")
     done = instance.cli("load", "broken")
     assert done.returncode == 1
