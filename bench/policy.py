@@ -1,28 +1,40 @@
-"""Eviction: load-seconds beside LRU on the same uses and bytes, and what one decision costs."""
+"""Eviction and placement: load-seconds beside LRU on the same requests and memory, and what one decision costs."""
 
 from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
 from bench.report import Row
 from modelmesh.policy.eviction import Policy, Resident, Residents, choose
 from modelmesh.policy.rates import Uses
-from modelmesh.policy.shadow import LruCache, RateCostCache
+from modelmesh.simulate.engine import Replay, Rule, Setup
+from modelmesh.simulate.synthetic import parse_synthetic, synthesise
+from modelmesh.simulate.trace import LoadCost
 
-N_MODELS = 2000
-MEMORY_SHARE = 0.15
-LOAD_FIXED_S, LOAD_S_PER_BYTE = 0.002, 1 / 200e6
+MEMORY_SHARE: Final = 0.15
+SIZES_BYTES: Final = (2**10, 20 * 2**20)
+"""Where sizes are unequal: log-uniform between these."""
+COST: Final = LoadCost(fixed_s=0.002, bytes_per_s=200e6)
+TRACES: Final = (
+    ("unequal sizes with a sweep", "sweeps=1", 1, 0.80, 0.65),
+    ("unequal sizes, churn", "churn=0.1", 1, 0.80, 0.65),
+    ("unequal sizes, a crowd in bursts", "flash=0.5,burst=3", 1, 0.80, 0.65),
+    ("unequal sizes with a sweep, four instances", "sweeps=1", 4, 0.80, 0.65),
+    ("equal sizes, churn", "spread=0,churn=0.1", 1, 1.02, 1.02),
+)
+"""Name, parameters beside the common ones, instances, and the shares of LRU's load-seconds that must be and are aimed for."""
 
 
 def compare(*, quick: bool) -> list[Row]:
-    n_uses = 100_000 if quick else 400_000
     rows = []
-    for name, must, aim in (("unequal", 0.80, 0.65), ("equal", 1.02, 1.02)):
-        ours_s, lru_s = load_seconds(n_uses, equal=name == "equal")
-        what = f"load-seconds against LRU, {name} sizes, Zipf with a sweep"
+    for name, parameters, instances, must, aim in TRACES:
+        ours_s, lru_s = load_seconds(parameters, instances, 50_000 if quick else 200_000)
+        what = f"load-seconds against LRU, {name}"
         rows.append(Row("policy", what, f"{ours_s:.0f} s", f"{lru_s:.0f} s", ours_s / lru_s, must, aim))
     us = decision_us()
     return [
@@ -31,31 +43,20 @@ def compare(*, quick: bool) -> list[Row]:
     ]
 
 
-def load_seconds(n_uses: int, *, equal: bool, seed: int = 3) -> tuple[float, float]:
-    """Of rate-cost and of LRU, on `n_uses` Zipf uses at 200 a second, with all models swept once in the middle."""
-    rng = np.random.default_rng(seed)
-    sizes = (
-        np.full(N_MODELS, 2**20)
-        if equal
-        else np.exp(rng.uniform(np.log(2**10), np.log(20 * 2**20), N_MODELS))
+def load_seconds(parameters: str, instances: int, requests: int, seed: int = 3) -> tuple[float, float]:
+    """Of rate-cost and of LRU, after a fifth of the requests has filled memory."""
+    what = parse_synthetic(f"models=1000,requests={requests},zipf=1,size=1MiB,{parameters}")
+    trace = synthesise(what, seed)
+    if what.spread:
+        sizes = np.exp(np.random.default_rng(seed).uniform(*np.log(SIZES_BYTES), trace.models))
+        trace = replace(trace, size_bytes=sizes.astype(np.int64))
+    trace = replace(trace, load_s=COST.load_s(trace.size_bytes))
+    memory_bytes = int(MEMORY_SHARE * trace.total_bytes)
+    ours, lru = (
+        Replay(trace, Setup(memory_bytes, rule, instances, seed=seed, warmup=0.2)).run()
+        for rule in (Rule.RATE_COST, Rule.LRU)
     )
-    weights = 1 / np.arange(1, N_MODELS + 1)
-    popular = rng.permutation(N_MODELS)[rng.choice(N_MODELS, n_uses, p=weights / weights.sum())]
-    order = np.concatenate([popular[: n_uses // 2], rng.permutation(N_MODELS), popular[n_uses // 2 :]])
-    times_s = np.cumsum(rng.exponential(1 / 200, len(order)))
-    capacity_bytes = MEMORY_SHARE * float(sizes.sum())
-    lru, ours = LruCache(capacity_bytes), RateCostCache(capacity_bytes, random.Random(seed))
-    known = [Uses() for _ in range(N_MODELS)]
-    ours_s = lru_s = 0.0
-    for model, now_s in zip(order.tolist(), times_s.tolist(), strict=True):
-        size_bytes = int(sizes[model])
-        load_s = LOAD_FIXED_S + LOAD_S_PER_BYTE * size_bytes
-        known[model].record(now_s)
-        if not ours.access(str(model), size_bytes, load_s, known[model], now_s):
-            ours_s += load_s
-        if not lru.access(str(model), size_bytes):
-            lru_s += load_s
-    return ours_s, lru_s
+    return ours.load_s, lru.load_s
 
 
 def decision_us(n_residents: int = 200_000, n_decisions: int = 5_000) -> float:

@@ -154,12 +154,17 @@ class _Group:
 
     def refresh(self, resident: Resident) -> None:
         """Its uses, load time or size changed."""
-        index, uses = resident.index, resident.uses
+        index = resident.index
         size_bytes, load_s = max(resident.size_bytes, 1), max(resident.load_s, _LOAD_S_MIN)
-        self._last_s[index] = uses.last_s if uses.count else -inf
-        self._gap_s[index] = uses.gap_s if uses.count != 1 else -1.0
+        self.touch(resident)
         self._cost[index] = load_s / size_bytes
         self._cost_growth[index] = load_s * load_s / 2.0 / size_bytes
+
+    def touch(self, resident: Resident) -> None:
+        """Its uses changed."""
+        index, uses = resident.index, resident.uses
+        self._last_s[index] = uses.last_s if uses.count else -inf
+        self._gap_s[index] = uses.gap_s if uses.count != 1 else -1.0
 
     def sample(self, n: int, policy: Policy, now_s: float) -> Sample:
         length = len(self.members)
@@ -233,7 +238,8 @@ class Residents:
     def used(self, resident: Resident) -> None:
         """Call after a use of the loaded copy was recorded: the second use ends probation."""
         if resident.protected or resident.uses.count < 2:
-            self.refresh(resident)
+            if resident.index >= 0:
+                self._group(resident).touch(resident)
             return
         evictable = resident.index >= 0
         self.discard(resident)

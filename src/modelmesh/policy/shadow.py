@@ -63,8 +63,9 @@ class RateCostCache:
         """Use a model, whose use at `now_s` is recorded in `uses`; True when it was there."""
         copy = self._copies.get(model)
         if copy is not None:
-            copy.load_s = load_s
-            self._residents.resize(copy, size_bytes)
+            if copy.size_bytes != size_bytes or copy.load_s != load_s:
+                copy.load_s = load_s
+                self._residents.resize(copy, size_bytes)
             self._residents.used(copy)
             self._make_room(0, now_s)
             return True

@@ -164,6 +164,7 @@ class Replay:
             )
             for number in range(n)
         ]
+        self._several = n > 1
         self._numbers = {instance.name: number for number, instance in enumerate(self._instances)}
         self._ready_s: list[float] = [inf] * trace.models
         """When a model is or was loaded; infinite while no load of it has begun."""
@@ -238,13 +239,14 @@ class Replay:
         instance = self._instances[self._home[model]]
         service_s = known.service_s[model]
         if service_s:
-            instance.work(requests * service_s, at_s)
+            if self._several:
+                instance.work(requests * service_s, at_s)
             known.free_s[model] = max(known.free_s[model], at_s + service_s)
-        resumed = self._resumed.get(model, 0)
-        if resumed:
-            taken = min(resumed, requests)
-            self._resumed[model] = resumed - taken
-            requests -= taken
+        if model in self._resumed:
+            resumed = self._resumed.pop(model)
+            if resumed > requests:
+                self._resumed[model] = resumed - requests
+            requests = max(requests - resumed, 0)
         instance.evictor.used(model, index, at_s, requests)
 
     # --- misses -----------------------------------------------------------------------------------------------------
@@ -252,7 +254,7 @@ class Replay:
     def _cold(self, model: int, index: int, now_s: float) -> None:
         """A request whose model is not loaded yet."""
         if self._ready_s[model] < inf:
-            self._resumed[model] += 1
+            self._resumed[model] = self._resumed.get(model, 0) + 1
             self._joined += self._counting
             if self._counting:
                 self._waits.append(self._ready_s[model] - now_s)
@@ -325,7 +327,7 @@ class Replay:
         ready_s = self._make_room(instance, size_bytes, at_s) + load_s
         heapreplace(instance.slots_s, ready_s)
         instance.free_bytes -= size_bytes
-        self._ready_s[model], self._resumed[model] = ready_s, 0
+        self._ready_s[model] = ready_s
         known.free_s[model] = ready_s + known.service_s[model]
         instance.evictor.loaded(model, wanting.index, at_s, ready_s)
         self._waits.extend([ready_s - arrived_s for arrived_s in wanting.arrivals_s])
@@ -348,7 +350,7 @@ class Replay:
         return room_s
 
     def _place(self, model: int, now_s: float) -> int:
-        if len(self._instances) == 1:
+        if not self._several:
             return 0
         known = self._known
         size_bytes = known.size_bytes[model]
