@@ -1,122 +1,28 @@
-"""A model server behind `mmesh.ModelRuntime` whose faults are scripted: what a mesh has to live with, without a model.
-
-async with ModelRuntimeServer("127.0.0.1:0", scripts={"slow": Script(load_s=2.0)}) as server:
-    ...  # point a mesh at server.address
-
-It answers every other unary method as inference, with what it was told (`read_answer`). As a process:
-
-    python -m modelmesh.testing.model_runtime 127.0.0.1:8085 --scripts '{"slow": {"load_s": 2}}'
-"""
+"""The scripted model server."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import json
-import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
 import grpc
 import grpc.aio
-from google.protobuf.empty_pb2 import Empty
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from modelmesh.errors import Code
+from modelmesh.testing.model_runtime.answers import INFER, id_in
+from modelmesh.testing.model_runtime.script import FORGOTTEN, MIB, Call, Faults, Script
 from modelmesh.wire.generated import inference_pb2, model_runtime_pb2
 
 SERVICE: Final = "mmesh.ModelRuntime"
 LEGACY_SERVICE: Final = "com.ibm.watson.tas.internal.proto.ModelServer"
-INFER: Final = "inference.GRPCInferenceService/ModelInfer"
-MIB: Final = 1 << 20
-FORGOTTEN: Final = {
-    "plain": (Code.NOT_FOUND, "{} is not here"),
-    "triton": (Code.UNAVAILABLE, "Request for unknown model: '{}' is not found"),
-    "triton-versions": (Code.UNAVAILABLE, "Request for unknown model: '{}' has no available versions"),
-    "mlserver": (Code.INVALID_ARGUMENT, "Model {} not found"),
-}
-"""How servers say that they do not have a model (reference mesh.md 8.5)."""
 _STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
 _RESERVED: Final = ("user-agent", "grpc-", "te", "content-type")
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-@dataclass(slots=True)
-class Script:
-    """What happens with a model. Durations in seconds; an error is a code and a text, None is none."""
-
-    load_s: float = 0.0
-    load_error: tuple[Code, str] | None = None
-    """Loading fails with it after `load_s`; `failing_loads` bounds how often, −1: always."""
-    failing_loads: int = -1
-    unload_s: float = 0.0
-    unload_error: tuple[Code, str] | None = None
-    failing_unloads: int = -1
-    size_bytes: int = MIB
-    """What it weighs, as far as the server's own capacity goes."""
-    told_bytes: int | None = None
-    """What loading says that it weighs; None: the truth, 0: ask modelSize."""
-    sized_bytes: int | None = None
-    """What modelSize says; None: the truth."""
-    size_s: float = 0.0
-    size_error: tuple[Code, str] | None = None
-    predicted_bytes: int | None = None
-    """What predictModelSize says; None: the truth."""
-    max_concurrency: int = 0
-    infer_s: float = 0.0
-    infer_error: tuple[Code, str] | None = None
-    kills_server: bool = False
-    """The server dies while it loads."""
-
-
-@dataclass(slots=True)
-class Call:
-    """One call of the runtime's own service, as it came."""
-
-    method: str
-    model: str
-    type: str = ""
-    path: str = ""
-    key: str = ""
-
-
-@dataclass(slots=True)
-class Faults:
-    """What is wrong with the server as a whole. May be changed while it runs."""
-
-    status: int = model_runtime_pb2.RuntimeStatusResponse.READY
-    """What runtimeStatus says once `starting` answers were STARTING."""
-    starting: int = 0
-    status_error: tuple[Code, str] | None = None
-    predicts: bool = True
-    """Else predictModelSize is UNIMPLEMENTED."""
-    predict_s: float = 0.0
-    refuses_beyond_capacity: bool = False
-    """Loads that do not fit into `capacity_bytes` are RESOURCE_EXHAUSTED."""
-    forgotten: str = "plain"
-    """How inference says that a model is not here: one of `FORGOTTEN`."""
-    unload_unknown: Code = Code.OK
-    """The answer to unloading what is not here."""
-    keeps_models: bool = False
-    """runtimeStatus does not purge: a server that breaks the contract."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """What a scripted model was told, as its answer says."""
-
-    model: str
-    method: str
-    headers: dict[str, str]
-    """Without those of gRPC itself; of those named -bin the bytes as text."""
-    body: bytes
-    server: int
-    """How many times the server had been started when it answered."""
 
 
 class ModelRuntimeServer:
@@ -441,43 +347,6 @@ class _Inference(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(cast(Any, answer))
 
 
-def read_answers(answer: bytes) -> dict[str, Answer]:
-    """What the models of a call were told, by model: of any method but ModelInfer."""
-    return {model: _answer(told) for model, told in MessageToDict(Struct.FromString(answer)).items()}
-
-
-def read_answer(answer: bytes, method: str = "") -> Answer:
-    """The same of a call of one model, `method` being its full name (only ModelInfer differs)."""
-    if method == INFER:
-        message = inference_pb2.ModelInferResponse.FromString(answer)
-        return _answer(json.loads(message.outputs[0].contents.bytes_contents[0]))
-    (told,) = read_answers(answer).values()
-    return told
-
-
-def id_in(body: bytes, path: Sequence[int]) -> str:
-    """The text at a path of field numbers in an encoded message, the last occurrence counting as in protobuf; empty when
-    there is none."""
-    found = body
-    for number in path:
-        unknown: Any = UnknownFieldSet(Empty.FromString(found))
-        values = [each.data for each in unknown if each.field_number == number]
-        if not values:
-            return ""
-        found = values[-1]
-    return found.decode()
-
-
-def _answer(told: Mapping[str, Any]) -> Answer:
-    return Answer(
-        told["model"],
-        told["method"],
-        dict(told["headers"]),
-        base64.b64decode(told["body"]),
-        int(told["server"]),
-    )
-
-
 def _headers(context: Context) -> dict[str, str]:
     pairs = [(str(key), value) for key, value in context.invocation_metadata() or ()]
     return {
@@ -490,60 +359,3 @@ def _headers(context: Context) -> dict[str, str]:
 async def _abort(context: Context, error: tuple[Code, str]) -> None:
     code, text = error
     await context.abort(_STATUS[int(code)], text)
-
-
-# --- as a process -------------------------------------------------------------------------------------------
-
-
-def parse_script(fields_given: Mapping[str, Any]) -> Script:
-    """From JSON: the fields of `Script`, an error being ["CODE", "text"]. Raises ValueError with a sentence."""
-    known = {each.name for each in fields(Script)}
-    if unknown := sorted(set(fields_given) - known):
-        raise ValueError(f"{', '.join(unknown)}: a script has {', '.join(sorted(known))}.")
-    made = dict(fields_given)
-    for name in ("load_error", "unload_error", "size_error", "infer_error"):
-        if made.get(name) is not None:
-            code, text = made[name]
-            made[name] = (Code[code], text)
-    return Script(**made)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m modelmesh.testing.model_runtime", description=__doc__)
-    parser.add_argument("address", nargs="?", default="127.0.0.1:8085", help='"host:port" or "unix:/path"')
-    parser.add_argument("--scripts", default="{}", help="JSON: model id to the fields of its script")
-    parser.add_argument("--default", default="{}", help="JSON: the script of all other models")
-    parser.add_argument("--capacity-mib", type=int, default=1024)
-    parser.add_argument("--max-loads", type=int, default=4)
-    parser.add_argument("--methods", default="{}", help="JSON: full method name to its id injection path")
-    parser.add_argument("--refuse-beyond-capacity", action="store_true")
-    parser.add_argument("--starting", type=int, default=0, help="answers that say STARTING first")
-    given = parser.parse_args(arguments)
-    scripts = {model: parse_script(script) for model, script in json.loads(given.scripts).items()}
-    asyncio.run(
-        _serve_until_signal(
-            ModelRuntimeServer(
-                given.address,
-                scripts=scripts,
-                default=parse_script(json.loads(given.default)),
-                faults=Faults(starting=given.starting, refuses_beyond_capacity=given.refuse_beyond_capacity),
-                capacity_bytes=given.capacity_mib * MIB,
-                max_loads=given.max_loads,
-                methods=json.loads(given.methods),
-            )
-        )
-    )
-
-
-async def _serve_until_signal(server: ModelRuntimeServer) -> None:
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    async with server:
-        print(server.address, flush=True)
-        await ended.wait()
-
-
-if __name__ == "__main__":
-    main()
