@@ -54,6 +54,8 @@ class Target:
     Otherwise those not listed are answered UNIMPLEMENTED (reference mesh.md 1.4)."""
     allow_any_method: bool = True
     """Methods that `methods` does not list are taken too, messages untouched."""
+    peer: bool = False
+    """Another instance, at its peer port: it serves from its own copies only, and says "not here" when it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,9 +41,11 @@ class Asks:
 
     # --- loading --------------------------------------------------------------------------------------------
 
-    async def load(self, model: str, why: str, hold: bool, timeout_s: float | None) -> None:
-        """See `Mesh.ensure_loaded`."""
-        waiter = self._want(model, why, hold)
+    async def load(
+        self, model: str, why: str, hold: bool, timeout_s: float | None, *, urgent: bool = False
+    ) -> None:
+        """See `Mesh.ensure_loaded`. `urgent`: requests of another instance wait for it."""
+        waiter = self._want(model, why, hold, urgent)
         if waiter is None:
             return
         limit_s = TIMEOUT_S if timeout_s is None else timeout_s
@@ -63,7 +65,7 @@ class Asks:
             copy.want.asked = True
             self._withdraw(model, waiter)
 
-    def _want(self, model: str, why: str, hold: bool) -> asyncio.Future[None] | None:
+    def _want(self, model: str, why: str, hold: bool, urgent: bool = False) -> asyncio.Future[None] | None:
         """Have a model loaded. None when it is; else what tells when, which must be awaited or withdrawn."""
         record = self._mirror.model(model)
         if record is None:
@@ -90,6 +92,7 @@ class Asks:
             )
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         want.waiters.append(waiter)
+        want.urgent = want.urgent or urgent
         loads.changed(model)
         self._settle()
         return waiter

@@ -1,28 +1,26 @@
 """The copies of this instance: one state per model, its bytes in the ledger, its route a projection of both.
 
-Every change of state goes through a method here, which moves the ledger, the residents and the route along. Routes
-are not kept in step by hand: a change marks the model, `publish` projects all marked ones and tells the data plane.
+Every change of state goes through a method here, which moves the ledger and the residents along, and marks the route.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 
-from modelmesh.dataplane.protocol import DataPlane, Replica, Route
+from modelmesh.dataplane.protocol import Replica
 from modelmesh.errors import InvariantBroken
 from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.histories import Histories, History
+from modelmesh.mesh.routes import Routes
 from modelmesh.mesh.views import State
 from modelmesh.policy.eviction import Resident
 from modelmesh.policy.urgency import Why
 from modelmesh.registry.records import ModelRecord
 from modelmesh.runtime.protocol import Estimate, Loaded, TargetsChanged
-
-PUBLISH_BATCH = 1024
-"""Routes per call: the data plane holds its locks for the whole of one."""
 
 
 @dataclass(slots=True)
@@ -34,6 +32,8 @@ class Want:
     """Requests parked for it, as far as known."""
     latest_deadline_s: float = 0.0
     """When the last of them gives up."""
+    urgent: bool = False
+    """Those who wait by a call do so for requests, of another instance."""
     asked: bool = False
     """Somebody asked for it to be loaded, or expects a retry: it stays wanted when no request waits."""
     late: bool = False
@@ -45,7 +45,7 @@ class Want:
 
     @property
     def why(self) -> Why:
-        if self.waiting:
+        if self.waiting or (self.urgent and self.waiters):
             return Why.URGENT
         return Why.ASKED if self.asked or self.waiters else Why.PREWARM
 
@@ -148,17 +148,17 @@ class Copy(Resident):
 class Copies:
     """The table of copies. Models without one are cold, whatever else is known of them."""
 
-    def __init__(self, dataplane: DataPlane, histories: Histories) -> None:
-        self._dataplane = dataplane
+    def __init__(
+        self, routes: Callable[[Callable[[str], Copy | None]], Routes], histories: Histories
+    ) -> None:
+        """`routes` makes the routes from the look-up of copies."""
         self._histories = histories
         self._table: dict[str, Copy] = {}
         self._holds: dict[str, tuple[str, ...]] = {}
         self._wanted: dict[str, None] = {}
-        self._dirty: dict[str, None] = {}
-        self._targets: set[int] = set()
-        self._removed_targets: set[int] = set()
-        self._without_target: dict[str, None] = {}
-        self._routed: set[str] = set()
+        self.routes = routes(self._table.get)
+        self.told_of: Callable[[str], None] = _nobody
+        """Called with each model whose copy here changed its state, for those who tell other instances."""
         self.n_loaded = 0
 
     def get(self, model: str) -> Copy | None:
@@ -180,6 +180,7 @@ class Copies:
         copy = self._table[model] = Copy(model, record, history, now_s, want, budget)
         copy.holds = self.holds(model)
         self._wanted[model] = None
+        self.told_of(model)
         return copy
 
     def unqueue(self, copy: Copy) -> None:
@@ -313,58 +314,34 @@ class Copies:
         copy.replicas = replicas
         self.mark(copy)
 
-    def change_targets(self, change: TargetsChanged) -> None:
-        """Tell the data plane first; routes that waited for one of the new targets follow."""
-        self._targets.difference_update(change.remove)
-        self._removed_targets.update(change.remove)
-        self._targets.update(target.id for target in change.add)
-        self._dataplane.set_targets(change.add, change.remove)
-        self._dirty.update(self._without_target)
-        self._without_target.clear()
-
-    def deserted(self, copy: Copy) -> bool:
-        """Whether all servers that held it are gone for good."""
-        return all(replica.target_id in self._removed_targets for replica in copy.replicas)
+    def typical_bytes(self) -> int:
+        """What a copy weighs on average, of a sample; 0 when there is none."""
+        sizes = [copy.size_bytes for copy in islice(self._table.values(), 64) if copy.size_bytes]
+        return sum(sizes) // len(sizes) if sizes else 0
 
     # --- routes ---------------------------------------------------------------------------------------------
 
-    def route(self, copy: Copy) -> Route:
-        """Where its requests go now; no replicas when it cannot serve."""
-        if copy.state is not State.LOADED:
-            return Route(copy.model, ())
-        known = tuple(replica for replica in copy.replicas if replica.target_id in self._targets)
-        return Route(copy.model, known)
-
     def mark(self, copy: Copy) -> None:
         """Project its route at the next `publish`."""
-        self._dirty[copy.model] = None
+        self.routes.mark(copy.model)
 
     def publish(self) -> None:
-        """Tell the data plane the routes that changed. A retiring copy is left alone: naming it would revive it."""
-        if not self._dirty:
-            return
-        routes: list[Route] = []
-        for model in self._dirty:
-            copy = self._table.get(model)
-            if copy is not None and copy.retirement is not None:
-                continue
-            route = Route(model, ()) if copy is None else self.route(copy)
-            if copy is not None and len(route.replicas) < len(copy.replicas):
-                self._without_target[model] = None
-            if route.replicas:
-                routes.append(route)
-                self._routed.add(model)
-            elif model in self._routed:
-                routes.append(route)
-                self._routed.remove(model)
-        self._dirty.clear()
-        for start in range(0, len(routes), PUBLISH_BATCH):
-            self._dataplane.publish(routes[start : start + PUBLISH_BATCH])
+        """See `Routes.publish`."""
+        self.routes.publish()
+
+    def change_targets(self, change: TargetsChanged) -> None:
+        """See `Routes.change_targets`."""
+        self.routes.change_targets(change)
+
+    def deserted(self, copy: Copy) -> bool:
+        """Whether all servers that held it are gone for good."""
+        return self.routes.deserted(copy.replicas)
 
     # ---------------------------------------------------------------------------------------------------------
 
     def _place(self, copy: Copy) -> None:
         """Among the residents exactly when it is evictable."""
+        self.told_of(copy.model)
         if copy.evictable and copy.index < 0:
             copy.budget.residents.add(copy)
         elif not copy.evictable:
@@ -373,10 +350,14 @@ class Copies:
     def _drop(self, copy: Copy) -> None:
         del self._table[copy.model]
         copy.budget.residents.discard(copy)
-        self._without_target.pop(copy.model, None)
         self._histories.put(copy.model, copy.history)
-        self.mark(copy)
+        self.routes.drop(copy.model)
+        self.told_of(copy.model)
 
     def _expect(self, copy: Copy, state: State) -> None:
         if copy.state is not state or self._table.get(copy.model) is not copy:
             raise InvariantBroken(f"Model {copy.model} is {copy.state}, not {state}.", model=copy.model)
+
+
+def _nobody(model: str) -> None:
+    """No other instances are told."""

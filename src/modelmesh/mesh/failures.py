@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelmesh.clock import Clock
@@ -43,6 +44,8 @@ class Failures:
         self._capacity = capacity
         self._permanent_s = permanent_s
         self._table: OrderedDict[str, Standing] = OrderedDict()
+        self.told_of: Callable[[str], None] = _nobody
+        """Called with each model whose failure is recorded or forgotten, for those who tell other instances."""
 
     def record(self, model: str, error: ModelMeshError) -> Standing:
         """A load failed now."""
@@ -53,6 +56,7 @@ class Failures:
         suggested_s = TOO_LARGE_S if isinstance(error, ModelTooLarge) else error.retry_after_s
         expires_s = now_s + stands_s(count, permanent, self._rng, suggested_s, permanent_s=self._permanent_s)
         standing = self._table[model] = Standing(error, now_s, expires_s, permanent, count)
+        self.told_of(model)
         if len(self._table) > self._capacity:
             self._table.popitem(last=False)
         return standing
@@ -69,10 +73,11 @@ class Failures:
     def forget_too_large(self) -> None:
         """The budget grew: what did not fit may fit now."""
         for model in [m for m, standing in self._table.items() if isinstance(standing.error, ModelTooLarge)]:
-            del self._table[model]
+            self.forget(model)
 
     def forget(self, model: str) -> None:
-        self._table.pop(model, None)
+        if self._table.pop(model, None) is not None:
+            self.told_of(model)
 
     def view(self, model: str) -> Failure | None:
         """The standing failure for the faces, in wall time."""
@@ -88,3 +93,7 @@ class Failures:
             permanent=standing.permanent,
             count=standing.count,
         )
+
+
+def _nobody(model: str) -> None:
+    """No other instances are told."""

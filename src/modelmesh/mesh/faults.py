@@ -26,6 +26,7 @@ from modelmesh.mesh.copies import Copies, Copy, Purpose, Want
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.names import Names
+from modelmesh.mesh.others import Others
 from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.sites import Sites
@@ -52,6 +53,7 @@ class Faults:
         *,
         spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
         settle: Callable[[], None],
+        others: Others | None = None,
     ) -> None:
         self._dataplane = dataplane
         self._registrar = registrar
@@ -66,6 +68,7 @@ class Faults:
         self._tuning = tuning
         self._spawn = spawn
         self._settle = settle
+        self._others = others
         self._unknown: dict[Name, int] = {}
         """Names to be confirmed as unknown, with how many wait."""
         self._confirming = False
@@ -111,6 +114,8 @@ class Faults:
         return waited
 
     def _tell_reached(self, target_id: int, *, reached: bool) -> None:
+        if self._others is not None and self._others.reached(target_id, reached):
+            return
         for site in self._sites:
             site.runtime.target_reached(target_id, reached)
 
@@ -132,6 +137,7 @@ class Faults:
         record = self._registrar.mirror.model(model)
         if (
             record is None
+            or (self._others is not None and len(self._others.fleet))
             or self._copies.get(model) is not None
             or self._failures.standing(model) is not None
         ):
@@ -199,6 +205,9 @@ class Faults:
         copy = self._copies.get(model)
         if copy is not None and copy.state is State.LOADED and self._serve(copy, waiting, latest_deadline_s):
             return
+        absent = copy is None or copy.state in (State.UNLOADING, State.LOADED)
+        if absent and self._others is not None and self._others.see_to(model, waiting, latest_deadline_s):
+            return
         standing = self._failures.standing(model)
         if standing is not None and (copy is None or copy.state is State.UNLOADING):
             self._refusals.model(model, standing.error, standing, waiting)
@@ -247,6 +256,8 @@ class Faults:
             self._unknown.pop(event.name, None)
             return
         copy = self._copies.get(event.model)
+        if self._others is not None:
+            self._others.abandoned(event.model)
         if copy is not None and copy.state is State.LOADED and copy.retirement is None:
             copy.want = None
             self._stranded.pop(event.model, None)
@@ -256,6 +267,8 @@ class Faults:
     def _not_here(self, event: NotHere) -> None:
         """The server holds this replica no more. The last one gone, the copy is unloaded, to be sure, and loads again when
         it is wanted."""
+        if self._others is not None and self._others.not_here(event):
+            return
         copy = self._copies.get(event.model)
         if copy is None or copy.state is not State.LOADED:
             return

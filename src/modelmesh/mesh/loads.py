@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from itertools import islice
 from math import ceil
 from typing import Any
 
@@ -41,7 +42,8 @@ from modelmesh.settings.sizes import format_size
 
 
 class Loads:
-    """`record_of` answers from the mirror; `on_loaded` is told of each new copy after its route is marked."""
+    """`record_of` answers from the mirror; `on_loaded` is told of each new copy after its route is marked;
+    `others_try` says whether another instance will try a model that failed here before its requests are told."""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Loads:
         spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
         settle: Callable[[], None],
         on_loaded: Callable[[Copy, Loaded], None],
+        others_try: Callable[[str], bool],
     ) -> None:
         self._budget = budget
         self._copies = copies
@@ -75,6 +78,7 @@ class Loads:
         self._spawn = spawn
         self._settle = settle
         self._on_loaded = on_loaded
+        self._others_try = others_try
         self._queue = LoadQueue(tuning.asked_patience_s)
         self._unestimated: deque[Copy] = deque()
         """Queued copies whose estimate was not begun; those that left the queue are skipped."""
@@ -478,7 +482,8 @@ class Loads:
         want, copy.want = copy.want, None
         self._copies.unhold(copy.model, HOLD_UNTIL_USED)
         waiting = want.waiting if want is not None else 0
-        self._refusals.model(copy.model, error, self._failures.standing(copy.model), waiting)
+        if not self._others_try(copy.model):
+            self._refusals.model(copy.model, error, self._failures.standing(copy.model), waiting)
         self._answer(want, error)
 
     @staticmethod
@@ -502,6 +507,10 @@ class Loads:
             if copy is not None:
                 rows.append((copy, max(copy.load_s - (now_s - began_s), 0.0)))
         return rows
+
+    def waiting(self) -> list[Copy]:
+        """Queued copies in no particular order, at most `tuning.announce_max`."""
+        return list(islice(self._queue, self._tuning.announce_max))
 
     def ordered(self) -> list[Copy]:
         """The queued copies, most urgent first."""

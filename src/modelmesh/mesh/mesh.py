@@ -17,16 +17,13 @@ from typing import Any
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, Event, Name, NameKind
 from modelmesh.errors import (
-    LoadFailed,
-    LoadTimeout,
-    ModelMeshError,
-    NoCapacity,
     RuntimeUnavailable,
 )
 from modelmesh.journal import Did, Journal
-from modelmesh.mesh.asks import ASKED, Asks
-from modelmesh.mesh.control import Page, Registration
+from modelmesh.mesh.asks import Asks
+from modelmesh.mesh.condition import Condition
 from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
+from modelmesh.mesh.desk import Desk
 from modelmesh.mesh.evictions import HOLD_UNTIL_USED
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.faults import Faults
@@ -34,16 +31,18 @@ from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.invariants import check
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.names import Names
+from modelmesh.mesh.others import Others
 from modelmesh.mesh.refusals import Refusals, thrashing_sentence
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.reports import Reports
+from modelmesh.mesh.routes import Routes
 from modelmesh.mesh.site import Shared, Site
 from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.usage import UsageReader
-from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
-from modelmesh.mesh.vmodel_rules import Setting
+from modelmesh.mesh.views import InstanceView, State
 from modelmesh.mesh.vmodels import VModels
+from modelmesh.peers.protocol import Peers
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.thrash import Thrashing
 from modelmesh.registry.mirror import ChangedIds
@@ -55,15 +54,13 @@ from modelmesh.runtime.protocol import (
 log = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.02
-HELD_WHEN_USED_MS = 3_600_000
-"""A model is held until its first use when whoever has it loaded says that it was used this recently."""
 
 
 class _Stop(Exception):
     """Ends the task group."""
 
 
-class Mesh:
+class Mesh(Desk):
     """One owner, the event loop it was started on. The registrar must have been started before `start`; the data plane is
     started and stopped by the caller, who also passes its events to `handle_events` when its descriptor is readable."""
 
@@ -81,23 +78,33 @@ class Mesh:
         version: str = "",
         vmodel_owner: str = "",
         constraints: Mapping[str, Constraint] | None = None,
+        peers: Peers | None = None,
     ) -> None:
+        """`peers`: the other instances; None: there are none, and nothing is done for them."""
         self._dataplane = dataplane
         self._registrar = registrar
+        self._journal = journal
         self._mirror = registrar.mirror
         self._clock = clock
-        self._journal = journal
         self._tuning = tuning or Tuning()
         self._id = id
         self._version = version
         self.measures = Measures(models_max=self._tuning.model_series_max, now_s=clock.monotonic_s)
         self._thrashing = ""
         self._histories = Histories(self._tuning.histories_max)
-        self._copies = Copies(dataplane, self._histories)
+        self._peers = peers
         self._failures = Failures(clock, rng, self._tuning.failures_max, self._tuning.failure_stands_s)
         self._refusals = Refusals(dataplane, clock, journal, self.measures, self._thrashing_of, self._tuning)
+        self._others = others = None if peers is None else Others(
+            peers, dataplane, self._mirror, self._histories, self._failures, self._refusals, clock, journal,
+            constraints or {}, spawn=self._spawn, settle=self._settle,
+        )  # fmt: skip
+        abroad = None if others is None else others.abroad
+        self._copies = Copies(lambda local: Routes(dataplane, local, abroad), self._histories)
         self._names = Names(self._mirror, dataplane, self._refusals, self._tuning, self._serves_versions)
-        self._reports = Reports(self._mirror, self._copies, self._failures, self._histories, clock, id)
+        self._reports = Reports(
+            self._mirror, self._copies, self._failures, self._histories, clock, id, others
+        )
         self._usage = UsageReader(dataplane, self._copies, self._histories, clock, self._used)
         shared = Shared(
             dataplane, self._mirror, self._copies, self._failures, self._refusals, clock, journal, self.measures,
@@ -105,6 +112,7 @@ class Mesh:
             spawn=self._spawn, settle=self._settle, settle_at=self._settle_at, on_gone=self._gone,
             on_loaded=self._loaded, on_measured=self._learn,
             read_usage=lambda: self._usage.read(self._tuning.usage_fresh_s),
+            others_try=lambda model: others is not None and others.fails_here(model),
         )  # fmt: skip
         chain = runtimes if isinstance(runtimes, Sequence) else (runtimes,)
         self._sites = Sites(
@@ -113,11 +121,16 @@ class Mesh:
         self._faults = Faults(
             dataplane, registrar, self._copies, self._names, self._sites, self._failures,
             self._refusals, clock, journal, self.measures, self._tuning,
-            spawn=self._spawn, settle=self._settle,
+            spawn=self._spawn, settle=self._settle, others=others,
         )  # fmt: skip
         self._asks = Asks(self._mirror, self._copies, self._sites, settle=self._settle)
+        condition = Condition(
+            self._sites, self._usage, clock,
+            servers=lambda: self._copies.routes.n_targets, draining=lambda: self._draining,
+        )  # fmt: skip
+        if others is not None:
+            others.attach(self._copies, self._asks, condition.load)
         self.transitions = VModels(registrar, self, clock, journal, default_owner=vmodel_owner)
-        """Moves vmodels; the folder asks it too."""
         self._group: asyncio.TaskGroup | None = None
         self._owner: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -137,6 +150,9 @@ class Mesh:
         started = asyncio.Event()
         self._owner = asyncio.create_task(self._own(started), name="mesh")
         await started.wait()
+        if self._peers is not None and self._others is not None:
+            await self._peers.start(self._others)
+            self._spawn(self._others.run(), "hear other instances")
         self._registrar.on_change(self._registry_changed)
         self.transitions.start()
         self._ready = ready
@@ -169,6 +185,8 @@ class Mesh:
         await self.drain(grace_s)
         await self.transitions.stop()
         self._stopping.set()
+        if self._peers is not None:
+            await self._peers.stop()
         if self._wake is not None:
             self._wake.cancel()
         if self._owner is not None:
@@ -178,6 +196,16 @@ class Mesh:
         await asyncio.gather(*(site.runtime.stop(left_s) for site in self._sites))
         if self._owner is not None and not self._owner.cancelled() and (error := self._owner.exception()):
             raise error
+
+    async def kill(self) -> None:
+        """End all work where it stands, telling nobody: for tests of crashes."""
+        self._stopping.set()
+        if self._wake is not None:
+            self._wake.cancel()
+        await self.transitions.stop()
+        if self._owner is not None:
+            self._owner.cancel()
+            await asyncio.gather(self._owner, return_exceptions=True)
 
     async def _own(self, started: asyncio.Event) -> None:
         try:
@@ -225,6 +253,8 @@ class Mesh:
                 for site in self._sites:
                     site.loads.step()
             self._copies.publish()
+            if self._others is not None:
+                self._others.announcer.flush()
         finally:
             self._settling = False
 
@@ -253,6 +283,8 @@ class Mesh:
         self._follow_thrash(now_s)
         self._settle()
         self._announce()
+        if self._others is not None:
+            self._others.tick()
 
     def _follow_thrash(self, now_s: float) -> None:
         said: list[str] = []
@@ -284,6 +316,8 @@ class Mesh:
     def _used(self, copy: Copy, last_used_ms: int) -> None:
         self._copies.unhold(copy.model, HOLD_UNTIL_USED)
         self._registrar.used(copy.model, last_used_ms)
+        if self._others is not None:
+            self._others.announcer.used(copy.model)
 
     def _loaded(self, copy: Copy, loaded: Loaded) -> None:
         if copy.resumed:
@@ -354,7 +388,7 @@ class Mesh:
     ) -> None:
         """Return when this concrete model is loaded here; with `hold` it then stays until its first use. A standing failure does
         not keep it from being tried. Raises ModelNotFound, LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable."""
-        await self._asks.load(model, why, hold, timeout_s)
+        await self._load(model, why, hold, timeout_s)
 
     def hold(self, model: str, why: str) -> None:
         """Keep its copy from being evicted, also one yet to be loaded, until released. Idempotent."""
@@ -368,7 +402,7 @@ class Mesh:
         """Whether it is loaded and can serve; one that only makes room can be had back."""
         copy = self._copies.get(model)
         if copy is None or copy.state is not State.LOADED:
-            return False
+            return self._others is not None and self._others.somewhere(model)
         return copy.retirement is None or copy.retirement.purpose is Purpose.ROOM
 
     def failure(self, model: str) -> str:
@@ -385,114 +419,6 @@ class Mesh:
         if copy is not None and copy.want is not None:
             rows = {row.model: row.waiting for row in self._dataplane.take_waiting()}
             copy.want.waiting = rows.get(copy.model, 0)
-
-    # --- ControlPlane: models -------------------------------------------------------------------------------
-
-    @property
-    def journal(self) -> Journal:
-        return self._journal
-
-    def resolve(self, name: str, version: str = "") -> str:
-        """The concrete model of what a user typed: a vmodel, then a model. Raises ModelNotFound."""
-        asked = Name(NameKind.VMODEL_FIRST, name, version)
-        model = self._names.resolve(asked)
-        if model is None:
-            raise self._names.not_found(asked)
-        return model
-
-    async def register(
-        self, registration: Registration, *, load_now: bool = False, sync: bool = False
-    ) -> ModelView:
-        await self._registrar.register(registration)
-        try:
-            if load_now:
-                await self._have_loaded(registration.id, True, sync)
-        except (LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable) as error:
-            log.info("Model %s is registered but not loaded: %s", registration.id, error)
-        return self._reports.model(registration.id)
-
-    async def register_many(self, registrations: Sequence[Registration]) -> Sequence[ModelMeshError | None]:
-        return await self._registrar.register_many(registrations)
-
-    async def unregister(self, model: str) -> None:
-        await self._registrar.unregister(model)
-
-    async def status(self, model: str) -> ModelView:
-        await self._know(model)
-        return self._reports.model(model)
-
-    async def ensure(self, model: str, *, last_used_ms: int = 0, sync: bool = False) -> ModelView:
-        await self._know(model)
-        now_ms = round(self._clock.wall_s() * 1000)
-        used_ms = min(last_used_ms, now_ms) or now_ms
-        self._registrar.used(model, used_ms)
-        await self._have_loaded(model, now_ms - used_ms <= HELD_WHEN_USED_MS, sync)
-        return self._reports.model(model)
-
-    async def _have_loaded(self, model: str, hold: bool, sync: bool) -> None:
-        """Start its load, which then belongs to no caller; with `sync` wait for it. Nothing while a failure stands."""
-        copies = self._reports.model(model).copies
-        if copies and all(copy.state is State.FAILED for copy in copies):
-            return
-        self._asks.begin(model, hold)
-        if sync:
-            await self._asks.load(model, ASKED, hold, None)
-
-    async def _know(self, model: str) -> None:
-        """Learn what the store knows before calling a model unknown."""
-        if self._mirror.model(model) is None:
-            await self._registrar.wait_current()
-
-    async def load(self, name: str, *, timeout_s: float | None = None) -> ModelView:
-        model = self.resolve(name)
-        await self._asks.load(model, ASKED, True, timeout_s)
-        return self._reports.model(model)
-
-    async def unload(self, name: str, *, timeout_s: float | None = None) -> ModelView:
-        model = self.resolve(name)
-        await self._asks.unload(model, timeout_s)
-        return self._reports.model(model)
-
-    def model(self, name: str) -> ModelView:
-        return self._reports.model(self.resolve(name))
-
-    def models(
-        self, *, prefix: str = "", state: State | None = None, after: str = "", limit: int = 100
-    ) -> Page:
-        return self._reports.models(prefix, state, after, limit)
-
-    def servable(self, name: str, version: str = "") -> bool:
-        return self._reports.state(self.resolve(name, version)) is not State.FAILED
-
-    # --- ControlPlane: vmodels ------------------------------------------------------------------------------
-
-    async def set_vmodel(
-        self,
-        vmodel: str,
-        target: str,
-        *,
-        model: Registration | None = None,
-        auto_delete_target: bool = False,
-        load_now: bool = False,
-        force: bool = False,
-        sync: bool = False,
-        expected_target: str = "",
-        owner: str = "",
-        update_only: bool = False,
-    ) -> VModelView:
-        setting = Setting(
-            vmodel, target, model, auto_delete_target, load_now, force, expected_target, owner, update_only
-        )
-        return await self.transitions.set(setting, sync=sync)
-
-    async def delete_vmodel(self, vmodel: str, *, owner: str = "") -> None:
-        await self.transitions.delete(vmodel, owner=owner)
-
-    def vmodel(self, vmodel: str, *, owner: str = "") -> VModelView:
-        return self.transitions.view(vmodel, owner=owner)
-
-    def vmodels(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[VModelView]:
-        return self.transitions.views(prefix=prefix, after=after, limit=limit)
 
     # --- ControlPlane: the instance -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from modelmesh.mesh.control import Page
 from modelmesh.mesh.copies import Copies, Copy
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.histories import Histories
+from modelmesh.mesh.others import Others
 from modelmesh.mesh.views import CopyView, Failure, ModelView, State
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import ModelRecord
@@ -28,6 +29,7 @@ class Reports:
         histories: Histories,
         clock: Clock,
         instance: str = "local",
+        others: Others | None = None,
     ) -> None:
         self._instance = instance
         self._mirror = mirror
@@ -35,10 +37,18 @@ class Reports:
         self._failures = failures
         self._histories = histories
         self._clock = clock
+        self._others = others
 
     def state(self, model: str) -> State:
         """The state of a registered model."""
         copy = self._copies.get(model)
+        if copy is not None and copy.state is not State.UNLOADING:
+            return copy.state
+        if self._others is not None:
+            elsewhere = {state for _, state in self._others.states(model)}
+            for state in (State.LOADED, State.LOADING):
+                if state in elsewhere:
+                    return state
         if copy is not None:
             return copy.state
         return State.COLD if self._failures.standing(model) is None else State.FAILED
@@ -119,7 +129,7 @@ class Reports:
             waiting=want.waiting if want is not None else 0,
             pinned_by=", ".join(copy.holds) if copy is not None else "",
             failure=failure,
-            copies=self._copy_views(copy, failure),
+            copies=(*self._copy_views(copy, failure), *self._elsewhere(model)),
         )
 
     def _copy_views(self, copy: Copy | None, failure: Failure | None) -> tuple[CopyView, ...]:
@@ -131,6 +141,12 @@ class Reports:
         if failure is not None:
             return (CopyView(self._instance, State.FAILED, failure.at_wall_s, failure.reason),)
         return ()
+
+    def _elsewhere(self, model: str) -> list[CopyView]:
+        """The copies of other instances."""
+        if self._others is None:
+            return []
+        return [CopyView(id, state, 0.0) for id, state in self._others.states(model)]
 
     def oldest_use_wall_s(self) -> float:
         """When the least recently used loaded copy was used (loaded, if never); 0 when nothing is loaded."""

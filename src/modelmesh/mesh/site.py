@@ -57,6 +57,7 @@ class Shared:
     on_loaded: Callable[[Copy, Loaded], None]
     on_measured: Callable[[Copy], None]
     read_usage: Callable[[], None]
+    others_try: Callable[[str], bool]
 
 
 class Site:
@@ -81,6 +82,7 @@ class Site:
             self.budget, shared.copies, self.evictions, runtime, shared.failures, shared.refusals, shared.clock,
             shared.journal, shared.measures, shared.tuning,
             record_of=shared.mirror.model, spawn=shared.spawn, settle=shared.settle, on_loaded=shared.on_loaded,
+            others_try=shared.others_try,
         )  # fmt: skip
         self.admission = Admission(
             self.budget, shared.copies, self.loads, shared.dataplane, shared.refusals, shared.clock, shared.tuning

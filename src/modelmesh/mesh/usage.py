@@ -8,6 +8,7 @@ from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, Usage
 from modelmesh.mesh.copies import Copies, Copy
 from modelmesh.mesh.histories import Histories
+from modelmesh.mesh.routes import PEER_IDS_FROM
 from modelmesh.mesh.views import State
 
 
@@ -28,6 +29,9 @@ class UsageReader:
         self._clock = clock
         self._on_used = on_used
         self._busy: dict[str, Copy] = {}
+        self.requests_total = 0
+        self.busy_s = 0.0
+        """What the model servers spent on requests, all together."""
         self._read_s = float("-inf")
 
     def read(self, older_than_s: float = 0.0) -> None:
@@ -53,6 +57,10 @@ class UsageReader:
         copy.budget.shadow.used(copy.model, copy.size_bytes, copy.load_s, copy.history, now_s)
 
     def _take(self, row: Usage, now_s: float) -> None:
+        if row.replica_id >= PEER_IDS_FROM:
+            return  # its holder counts it
+        self.requests_total += row.requests
+        self.busy_s += row.execution_us / 1e6
         copy = self._copies.get(row.model)
         history = copy.history if copy is not None else self._histories.peek(row.model)
         if history is None:

@@ -39,6 +39,7 @@ class CopyView:
     instance: str
     state: State
     at_wall_s: float
+    """0 when another instance holds it, which does not tell."""
     reason: str = ""
     """Why it failed, else empty."""
 

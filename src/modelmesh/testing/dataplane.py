@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, Queue
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from modelmesh.dataplane.protocol import (
     Abandoned,
@@ -20,6 +20,7 @@ from modelmesh.dataplane.protocol import (
     Histogram,
     MethodRule,
     Name,
+    NameKind,
     NotHere,
     Payload,
     RelayStats,
@@ -36,6 +37,20 @@ from modelmesh.dataplane.protocol import (
 from modelmesh.errors import Code
 
 REFUSED_NAMES_MAX: Final = 10_000
+
+
+class Wire(Protocol):
+    """How the data plane reaches others, for targets that are instances."""
+
+    def dial(self, address: str) -> FakeDataPlane | None:
+        """The data plane there, or None while nothing said to it is answered."""
+
+    def delay(self) -> float:
+        """Seconds one way."""
+
+
+NOT_HERE: Final = "mm-not-here"
+"""What a forwarded request is told where no copy is."""
 
 
 class Answer(NamedTuple):
@@ -59,6 +74,8 @@ class Request:
     model: str = ""
     replica_id: int = 0
     crashes: int = 0
+    forwarded: bool = False
+    """It came from another instance: it is served here or not at all."""
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     def cancel(self) -> None:
@@ -99,6 +116,7 @@ class FakeDataPlane:
     ) -> None:
         self._holds = holds
         self.wake = wake
+        self.network: Wire | None = None
         self._fd = -1
         self._events: list[Event] = []
         self._targets: dict[int, Target] = {}
@@ -145,6 +163,21 @@ class FakeDataPlane:
         )
         request.answer.add_done_callback(lambda _: self._left(request))
         self._resolve(request)
+        return request
+
+    def forward(self, model: str, timeout_s: float, execution_s: float) -> Request:
+        """A request another instance sends on: answered from the copies here, else with NOT_HERE."""
+        loop = asyncio.get_running_loop()
+        request = Request(
+            Name(NameKind.MODEL, model), loop.time() + timeout_s, execution_s, loop.create_future(), loop.time(),
+            model, forwarded=True,
+        )  # fmt: skip
+        self.requests.append(request)
+        request.timers.append(
+            loop.call_at(request.deadline_s, self._finish, request, Answer(Code.DEADLINE_EXCEEDED))
+        )
+        request.answer.add_done_callback(lambda _: self._left(request))
+        self._route(request)
         return request
 
     def _finish(self, request: Request, answer: Answer) -> None:
@@ -195,6 +228,9 @@ class FakeDataPlane:
 
     def _resolve(self, request: Request) -> None:
         name, now_s = request.name, self._now_s()
+        if request.forwarded:
+            self._route(request)
+            return
         model = self.names.get(name)
         if model is not None:
             request.model = model
@@ -214,11 +250,15 @@ class FakeDataPlane:
         model, now_s = request.model, self._now_s()
         for replica in self.routes.get(model, ()):
             known = self._replicas[replica.id]
+            if request.forwarded and self._is_peer(known.target_id):
+                continue
             if not known.token and not known.not_here and self._reachable(known.target_id):
                 self._execute(request, replica.id, known)
                 return
         refusal = self._refused_models.get(model)
-        if refusal is not None and now_s < refusal.until_s:
+        if request.forwarded:
+            self._finish(request, Answer(Code.UNAVAILABLE, NOT_HERE, model))
+        elif refusal is not None and now_s < refusal.until_s:
             self._finish(request, refusal.answer)
         elif request.deadline_s < self._ready_s.get(model, 0.0):
             self._finish(request, self._too_late(model))
@@ -234,7 +274,47 @@ class FakeDataPlane:
         replica.in_flight[id(request)] = request
         self._dirty[replica_id] = None
         loop = asyncio.get_running_loop()
+        target = self._targets.get(replica.target_id)
+        if target is not None and target.peer and self.network is not None:
+            delay_s = self.network.delay()
+            request.timers.append(loop.call_later(delay_s, self._sent, request, replica_id, target.address))
+            return
         request.timers.append(loop.call_later(request.execution_s, self._executed, request, replica_id))
+
+    def _is_peer(self, target_id: int) -> bool:
+        target = self._targets.get(target_id)
+        return target is not None and target.peer
+
+    def _sent(self, request: Request, replica_id: int, address: str) -> None:
+        """It arrives at another instance; one that does not answer leaves it waiting until the connection is given up."""
+        there = None if self.network is None else self.network.dial(address)
+        if there is None:
+            return
+        left_s = request.deadline_s - self._now_s()
+        model = self._replicas[replica_id].model
+        sent = there.forward(model, left_s, request.execution_s)
+        sent.answer.add_done_callback(lambda answer: self._replied(request, replica_id, address, answer))
+
+    def _replied(
+        self, request: Request, replica_id: int, address: str, answer: asyncio.Future[Answer]
+    ) -> None:
+        if answer.cancelled() or self.network is None or request.replica_id != replica_id:
+            return
+        if self.network.dial(address) is None:
+            return
+        replica, result = self._replicas[replica_id], answer.result()
+        self._end_execution(request)
+        if request.answer.done():
+            return
+        if result.message == NOT_HERE:
+            if not replica.not_here:
+                replica.not_here = True
+                self._emit(NotHere(replica.model, replica_id))
+            self._resolve(request)
+            return
+        replica.requests += 1
+        replica.last_used_s = self._now_s()
+        self._finish(request, result)
 
     def _executed(self, request: Request, replica_id: int) -> None:
         replica = self._replicas[replica_id]
@@ -502,6 +582,16 @@ class FakeDataPlane:
         if target_id in self._lost:
             self._lost.discard(target_id)
             self._emit(TargetBack(target_id))
+
+    def lose_address(self, address: str) -> None:
+        """As `lose_target`, of another instance."""
+        for target in [target for target in self._targets.values() if target.address == address]:
+            self.lose_target(target.id)
+
+    def find_address(self, address: str) -> None:
+        """As `find_target`, of another instance."""
+        for target in [target for target in self._targets.values() if target.address == address]:
+            self.find_target(target.id)
 
     def in_flight(self, replica_id: int) -> int:
         replica = self._replicas.get(replica_id)

@@ -22,11 +22,13 @@ from modelmesh.mesh.control import Registration
 from modelmesh.mesh.mesh import Mesh
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.tuning import Tuning
+from modelmesh.peers.protocol import Member
 from modelmesh.policy.runtimes import Constraint, Offer
 from modelmesh.registry.mirror import Mirror
 from modelmesh.runtime.ids import Ids
 from modelmesh.store.memory import MemoryStore
 from modelmesh.testing.dataplane import FakeDataPlane, Request
+from modelmesh.testing.network import Network
 from modelmesh.testing.runtime import FAKE, Artefact, FakeRuntime
 
 WALL_START_S: Final = 1_700_000_000.0
@@ -47,11 +49,16 @@ class Stage:
         offers: Sequence[Offer] = (FAKE,),
         constraints: Mapping[str, Constraint] | None = None,
         sink: Callable[[Entry], None] | None = None,
+        network: Network | None = None,
+        member: Member | None = None,
+        store: MemoryStore | None = None,
+        artefacts: dict[str, Artefact] | None = None,
     ) -> None:
-        self.artefacts: dict[str, Artefact] = {}
+        """One of several instances: with the network, its member record, and the store and artefacts they share."""
+        self.artefacts: dict[str, Artefact] = {} if artefacts is None else artefacts
         self.clock = LoopClock(WALL_START_S)
         self.journal = Journal(self.clock, sink=sink)
-        self.store = MemoryStore()
+        self.store = store or MemoryStore()
         self.mirror = Mirror()
         self.registrar = Registrar(self.store, self.mirror, self.clock, self.journal)
         ids = Ids()
@@ -72,6 +79,7 @@ class Stage:
         self.dataplane = FakeDataPlane(self._holds)
         for runtime in self.runtimes:
             runtime.in_use = self.dataplane.in_flight
+        self.peers = None if network is None or member is None else network.join(member, self.dataplane)
         self.mesh = Mesh(
             self.dataplane,
             self.runtimes,
@@ -81,6 +89,8 @@ class Stage:
             random.Random(seed),
             tuning,
             constraints=constraints,
+            id="local" if member is None else member.id,
+            peers=self.peers,
         )
         self.dataplane.wake = lambda: self.mesh.handle_events(self.dataplane.take_events())
 
@@ -103,6 +113,14 @@ class Stage:
         await self.mesh.stop(grace_s)
         self.dataplane.stop()
         await self.registrar.stop()
+
+    async def crash(self) -> None:
+        """All parts end as by kill -9: nothing is finished, nothing said."""
+        for request in list(self.dataplane.requests):
+            request.cancel()
+        self.dataplane.wake = None
+        await self.mesh.kill()
+        await self.registrar.kill()
 
     def _holds(self, model: str, replica_id: int) -> bool:
         loaded = [runtime.loaded[model] for runtime in self.runtimes if model in runtime.loaded]

@@ -1,0 +1,193 @@
+"""What the faces ask of models and vmodels, answered from the parts of the mesh (`mesh.control.ControlPlane`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from modelmesh.clock import Clock
+from modelmesh.dataplane.protocol import Name, NameKind
+from modelmesh.errors import (
+    LoadFailed,
+    LoadTimeout,
+    ModelMeshError,
+    ModelNotFound,
+    NoCapacity,
+    RuntimeUnavailable,
+)
+from modelmesh.journal import Journal
+from modelmesh.mesh.asks import ASKED, TIMEOUT_S, Asks
+from modelmesh.mesh.control import Page, Registration
+from modelmesh.mesh.copies import Copies
+from modelmesh.mesh.names import Names
+from modelmesh.mesh.others import Others
+from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.reports import Reports
+from modelmesh.mesh.views import ModelView, State, VModelView
+from modelmesh.mesh.vmodel_rules import Setting
+from modelmesh.mesh.vmodels import VModels
+from modelmesh.registry.mirror import Mirror
+
+log = logging.getLogger(__name__)
+
+HELD_WHEN_USED_MS = 3_600_000
+"""A model is held until its first use when whoever has it loaded says that it was used this recently."""
+
+
+class Desk:
+    """The half of the mesh that answers; the other half acts, builds the parts named here, and is its only subclass."""
+
+    _asks: Asks
+    _clock: Clock
+    _copies: Copies
+    _journal: Journal
+    _mirror: Mirror
+    _names: Names
+    _others: Others | None
+    _registrar: Registrar
+    _reports: Reports
+    transitions: VModels
+    """Moves vmodels; the folder asks it too."""
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        raise NotImplementedError
+
+    # --- ControlPlane: models -------------------------------------------------------------------------------
+
+    @property
+    def journal(self) -> Journal:
+        return self._journal
+
+    def resolve(self, name: str, version: str = "") -> str:
+        """The concrete model of what a user typed: a vmodel, then a model. Raises ModelNotFound."""
+        asked = Name(NameKind.VMODEL_FIRST, name, version)
+        model = self._names.resolve(asked)
+        if model is None:
+            raise self._names.not_found(asked)
+        return model
+
+    async def register(
+        self, registration: Registration, *, load_now: bool = False, sync: bool = False
+    ) -> ModelView:
+        await self._registrar.register(registration)
+        try:
+            if load_now:
+                await self._have_loaded(registration.id, True, sync)
+        except (LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable) as error:
+            log.info("Model %s is registered but not loaded: %s", registration.id, error)
+        return self._reports.model(registration.id)
+
+    async def register_many(self, registrations: Sequence[Registration]) -> Sequence[ModelMeshError | None]:
+        return await self._registrar.register_many(registrations)
+
+    async def unregister(self, model: str) -> None:
+        await self._registrar.unregister(model)
+
+    async def status(self, model: str) -> ModelView:
+        await self._know(model)
+        return self._reports.model(model)
+
+    async def ensure(self, model: str, *, last_used_ms: int = 0, sync: bool = False) -> ModelView:
+        await self._know(model)
+        now_ms = round(self._clock.wall_s() * 1000)
+        used_ms = min(last_used_ms, now_ms) or now_ms
+        self._registrar.used(model, used_ms)
+        await self._have_loaded(model, now_ms - used_ms <= HELD_WHEN_USED_MS, sync)
+        return self._reports.model(model)
+
+    async def _have_loaded(self, model: str, hold: bool, sync: bool) -> None:
+        """Start its load, which then belongs to no caller; with `sync` wait for it. Nothing while a failure stands."""
+        copies = self._reports.model(model).copies
+        if copies and all(copy.state is State.FAILED for copy in copies):
+            return
+        if self._is_for_others(model):
+            load = self._spawn(self._load_quietly(model, hold), f"have {model} loaded")
+            if not sync:
+                return
+            await asyncio.wait({load})
+        else:
+            self._asks.begin(model, hold)
+        if sync:
+            await self._load(model, ASKED, hold, None)
+
+    async def _load_quietly(self, model: str, hold: bool) -> None:
+        """What keeps it from being loaded is told by its view."""
+        try:
+            await self._load(model, ASKED, hold, None)
+        except ModelMeshError as error:
+            log.info("Model %s is not loaded: %s", model, error)
+
+    def _is_for_others(self, model: str) -> bool:
+        """Whether it has no copy here that stays, so that its keeper says where it is loaded."""
+        copy = self._copies.get(model)
+        gone = copy is None or copy.state is State.UNLOADING or copy.retirement is not None
+        return self._others is not None and len(self._others.fleet) > 0 and gone
+
+    async def _load(self, model: str, why: str, hold: bool, timeout_s: float | None) -> None:
+        """Return when it is loaded: here, or in any instance where there are several."""
+        if self._others is not None and self._is_for_others(model):
+            if self._mirror.model(model) is None:
+                raise ModelNotFound.named(model)
+            await self._others.have_loaded(model, why, TIMEOUT_S if timeout_s is None else timeout_s)
+        else:
+            await self._asks.load(model, why, hold, timeout_s)
+
+    async def _know(self, model: str) -> None:
+        """Learn what the store knows before calling a model unknown."""
+        if self._mirror.model(model) is None:
+            await self._registrar.wait_current()
+
+    async def load(self, name: str, *, timeout_s: float | None = None) -> ModelView:
+        model = self.resolve(name)
+        await self._load(model, ASKED, True, timeout_s)
+        return self._reports.model(model)
+
+    async def unload(self, name: str, *, timeout_s: float | None = None) -> ModelView:
+        model = self.resolve(name)
+        if self._others is not None:
+            await self._others.unload_elsewhere(model, ASKED)
+        await self._asks.unload(model, timeout_s)
+        return self._reports.model(model)
+
+    def model(self, name: str) -> ModelView:
+        return self._reports.model(self.resolve(name))
+
+    def models(
+        self, *, prefix: str = "", state: State | None = None, after: str = "", limit: int = 100
+    ) -> Page:
+        return self._reports.models(prefix, state, after, limit)
+
+    def servable(self, name: str, version: str = "") -> bool:
+        return self._reports.state(self.resolve(name, version)) is not State.FAILED
+
+    # --- ControlPlane: vmodels ------------------------------------------------------------------------------
+
+    async def set_vmodel(
+        self,
+        vmodel: str,
+        target: str,
+        *,
+        model: Registration | None = None,
+        auto_delete_target: bool = False,
+        load_now: bool = False,
+        force: bool = False,
+        sync: bool = False,
+        expected_target: str = "",
+        owner: str = "",
+        update_only: bool = False,
+    ) -> VModelView:
+        setting = Setting(
+            vmodel, target, model, auto_delete_target, load_now, force, expected_target, owner, update_only
+        )
+        return await self.transitions.set(setting, sync=sync)
+
+    async def delete_vmodel(self, vmodel: str, *, owner: str = "") -> None:
+        await self.transitions.delete(vmodel, owner=owner)
+
+    def vmodel(self, vmodel: str, *, owner: str = "") -> VModelView:
+        return self.transitions.view(vmodel, owner=owner)
+
+    def vmodels(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[VModelView]:
+        return self.transitions.views(prefix=prefix, after=after, limit=limit)

@@ -1,0 +1,322 @@
+"""This instance among others: hears them, tells them, routes to their copies, has models loaded by them and for them.
+
+An instance without peers has none of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from modelmesh.clock import Clock
+from modelmesh.dataplane.protocol import DataPlane, NotHere
+from modelmesh.errors import ModelMeshError, ModelNotFound, RuntimeUnavailable
+from modelmesh.journal import Did, Journal
+from modelmesh.mesh.announcer import Announcer
+from modelmesh.mesh.asks import Asks
+from modelmesh.mesh.copies import Copies
+from modelmesh.mesh.failures import Failures, Standing, is_permanent
+from modelmesh.mesh.fleet import Fleet
+from modelmesh.mesh.histories import Histories
+from modelmesh.mesh.provider import PLACES, Provider
+from modelmesh.mesh.refusals import Refusals
+from modelmesh.mesh.routes import Abroad
+from modelmesh.mesh.views import State
+from modelmesh.peers.protocol import Ask, Back, Gone, Load, Peers, Provided, Silent, Told
+from modelmesh.policy.runtimes import Constraint
+from modelmesh.registry.mirror import Mirror
+
+log = logging.getLogger(__name__)
+
+SUSPECT_S: Final = 1.0
+"""Whose only holder is silent, waits so long for it to answer, then has it loaded elsewhere."""
+BRINGS_MAX: Final = 20_000
+"""Models that requests of this instance may wait for while others see to them."""
+UNLOAD_S: Final = 60.0
+
+
+class Others:
+    """Implements `peers.protocol.Hosted` and `provider.Here`. `load_of` says how this instance is doing."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        dataplane: DataPlane,
+        mirror: Mirror,
+        histories: Histories,
+        failures: Failures,
+        refusals: Refusals,
+        clock: Clock,
+        journal: Journal,
+        constraints: Mapping[str, Constraint],
+        *,
+        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+        settle: Callable[[], None],
+    ) -> None:
+        self._peers = peers
+        self._mirror = mirror
+        self._histories = histories
+        self._failures = failures
+        self._refusals = refusals
+        self._clock = clock
+        self._journal = journal
+        self._spawn = spawn
+        self._settle = settle
+        self.fleet = Fleet(peers.me.id)
+        self.abroad = Abroad(self.fleet, dataplane)
+        self._bringing: dict[str, tuple[int, float]] = {}
+        """Models that requests wait for here and others see to, with how many wait, as far as known, and until when."""
+        self._pointed: set[str] = set()
+        """Models whose route was published since the last tick because requests waited. One that does not help is not published
+        again and again."""
+        self.provider = Provider(
+            peers, self.fleet, self, clock, journal, constraints,
+            record_of=mirror.model, spawn=spawn,
+        )  # fmt: skip
+        self._copies: Copies
+        self._asks: Asks
+        self._load_of: Callable[[], Load]
+        self.announcer: Announcer
+
+    def attach(self, copies: Copies, asks: Asks, load_of: Callable[[], Load]) -> None:
+        """The parts that need this one to be built."""
+        self._copies, self._asks, self._load_of = copies, asks, load_of
+        self.announcer = Announcer(self._peers, copies, self._failures, self._clock, load_of)
+        copies.told_of = self.announcer.changed
+        self._failures.told_of = self.announcer.failed
+
+    # --- hearing --------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Hear the others until cancelled."""
+        while True:
+            for news in await self._peers.next_news():
+                changed = self.fleet.apply(news, self._clock.monotonic_s())
+                match news:
+                    case Gone(id):
+                        self.provider.away(id)
+                        self._journal.record(Did.LOST, "", f"Instance {id} is gone.", copies=len(changed))
+                    case Silent(id):
+                        self.provider.away(id)
+                        self._journal.record(
+                            Did.SUSPECTED, "", f"Instance {id} does not answer.", copies=len(changed)
+                        )
+                    case Told(id, update) if update.load is not None:
+                        self.provider.told_load(id)
+                    case Back(id):
+                        self._journal.record(Did.REVIVED, "", f"Instance {id} answers again.")
+                self._copies.routes.changed_abroad(changed)
+            self.abroad.follow()
+            self._settle()
+
+    def tick(self) -> None:
+        """Tell the others what is due."""
+        self._pointed.clear()
+        self.announcer.tick()
+
+    def reached(self, target_id: int, reached: bool) -> bool:
+        """The data plane lost a target, or has it back. False when it is no other instance."""
+        id = self.abroad.instance(target_id)
+        if id is None:
+            return False
+        self.fleet.reached(id, reached)
+        if not reached:
+            self.provider.away(id)
+        return True
+
+    def not_here(self, event: NotHere) -> bool:
+        """A copy is not where it was thought to be. False when it is no copy of another instance."""
+        held = self.abroad.holder(event.replica_id)
+        if held is None:
+            return False
+        model, id = held
+        self.fleet.deny(id, model)
+        self._copies.routes.mark(model)
+        return True
+
+    # --- requests that wait here ----------------------------------------------------------------------------
+
+    def see_to(self, model: str, waiting: int, latest_deadline_s: float) -> bool:
+        """Requests wait for a model without a copy here, or with one that leaves. False when nobody else is there: then it is
+        loaded here, as by an instance alone."""
+        if not len(self.fleet):
+            return False
+        self._copies.routes.await_copy(model)
+        if self._served(model):
+            if model not in self._pointed:
+                self._pointed.add(model)
+                self._copies.routes.mark(model)
+            return True
+        if model in self._bringing:
+            self._bringing[model] = waiting, max(self._bringing[model][1], latest_deadline_s)
+            return True
+        standing = self._standing(model)
+        if standing is not None:
+            self._copies.routes.await_no_more(model)
+            self._refusals.model(model, standing.error, standing, waiting)
+            return True
+        if len(self._bringing) < BRINGS_MAX:
+            self._bringing[model] = waiting, latest_deadline_s
+            self._spawn(self._bring(model), f"bring {model}")
+        return True
+
+    def _served(self, model: str) -> bool:
+        """Whether a copy elsewhere will do: one that can be asked, or that is silent only since a moment ago."""
+        holders = [peer for peer in self.fleet.holders(model) if not peer.lost]
+        if not holders:
+            return False
+        if self.fleet.doubts_itself or any(not peer.silent for peer in holders):
+            return True
+        return self._clock.monotonic_s() < min(peer.silent_s for peer in holders) + SUSPECT_S
+
+    def _standing(self, model: str) -> Standing | None:
+        """The newest failure, when so many instances failed that no other is tried before one of them may try again."""
+        now_s = self._clock.monotonic_s()
+        failures = self.fleet.failures(model, now_s)
+        mine = self._failures.standing(model)
+        n_failed = len(failures) + (mine is not None)
+        if n_failed < min(PLACES, len(self.fleet) + 1):
+            return None
+        newest = failures[0][1] if failures else None
+        if mine is not None and (newest is None or mine.at_s >= newest.told_s):
+            return mine
+        if newest is None:
+            return None
+        return Standing(newest.error, newest.told_s, newest.expires_s, is_permanent(newest.error), n_failed)
+
+    async def _bring(self, model: str) -> None:
+        """Have it provided for those who wait here."""
+        try:
+            waiting, latest_s = self._bringing[model]
+            now_s = self._clock.monotonic_s()
+            provided = await self.provider.ask(
+                self._ask(model, max(latest_s - now_s, 0.0), True, f"{waiting} requests wait for it")
+            )
+        except ModelMeshError as error:
+            waiting, latest_s = self._bringing.pop(model)
+            self._copies.routes.await_no_more(model)
+            if self._clock.monotonic_s() < latest_s:
+                self._refusals.model(model, error, self._standing(model), waiting)
+        else:
+            del self._bringing[model]
+            if provided.holder != self._peers.me.id:
+                self._copies.routes.await_copy(model)
+                self._copies.routes.mark(model)
+        finally:
+            self._bringing.pop(model, None)
+        self._settle()
+
+    def fails_here(self, model: str) -> bool:
+        """A load failed here, and requests here wait. Whether others are tried before they are told: those who wait are seen
+        to with the next look at who waits, and told then if nobody else is left."""
+        return bool(len(self.fleet)) and self._standing(model) is None
+
+    def abandoned(self, model: str) -> None:
+        """No request waits for it any more."""
+        self._copies.routes.await_no_more(model)
+
+    # --- calls of this instance -----------------------------------------------------------------------------
+
+    def _ask(self, model: str, deadline_s: float, urgent: bool, why: str) -> Ask:
+        copy = self._copies.get(model)
+        history = copy.history if copy is not None else self._histories.peek(model)
+        rate_per_s, last_used_ms = 0.0, 0
+        now_s = self._clock.monotonic_s()
+        if history is not None and history.count:
+            rate_per_s = history.rate_per_s(now_s)
+            last_used_ms = round((self._clock.wall_s() - (now_s - history.last_s)) * 1000)
+        denied = tuple(sorted(peer.id for peer in self.fleet if model in peer.denied))
+        return Ask(model, deadline_s, urgent, why, rate_per_s, last_used_ms, denied)
+
+    def somewhere(self, model: str) -> bool:
+        """Whether another instance that answers has it loaded."""
+        return any(not peer.silent and not peer.lost for peer in self.fleet.holders(model))
+
+    async def have_loaded(self, model: str, why: str, timeout_s: float) -> None:
+        """Return when it is loaded in some instance. Raises what kept it from that."""
+        if not self.somewhere(model):
+            await self.provider.ask(self._ask(model, timeout_s, False, why))
+            self._settle()
+
+    async def unload_elsewhere(self, model: str, why: str) -> None:
+        """Have every other instance give its copy up. Who cannot be reached keeps it, and says so later."""
+        holders = [peer.id for peer in self.fleet if model in peer.copies]
+        calls = [self._peers.unload(id, model, why) for id in holders]
+        for id, answer in zip(holders, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+            if isinstance(answer, ModelMeshError):
+                log.warning("Instance %s did not unload %s: %s", id, model, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+
+    # --- Here and Hosted ------------------------------------------------------------------------------------
+
+    def has(self, model: str) -> bool:
+        return bool(self._copies.routes.here(model))
+
+    def load_now(self) -> Load:
+        """How this instance is doing."""
+        return self._load_of()
+
+    def failure(self, model: str) -> ModelMeshError | None:
+        standing = self._failures.standing(model)
+        return None if standing is None else standing.error
+
+    def typical_bytes(self) -> int:
+        return self._copies.typical_bytes()
+
+    async def load_here(self, ask: Ask) -> Provided:
+        if self._load_of().draining:
+            raise RuntimeUnavailable(
+                f"Instance {self._peers.me.id} is draining and loads nothing.", model=ask.model
+            )
+        if ask.urgent and (failure := self.failure(ask.model)) is not None:
+            raise failure
+        self._inherit(ask)
+        await self._asks.load(ask.model, ask.why, not ask.urgent, ask.deadline_s, urgent=ask.urgent)
+        self._settle()
+        me = self._peers.me
+        return Provided(me.id, me.epoch, self.announcer.flush())
+
+    def _inherit(self, ask: Ask) -> None:
+        """What the asker knows of its use, when nothing is known here."""
+        if ask.rate_per_s <= 0.0 or self._copies.get(ask.model) is not None:
+            return
+        history = self._histories.take(ask.model)
+        ago_s = max(self._clock.wall_s() - ask.last_used_wall_ms / 1000, 0.0)
+        history.expect(ask.rate_per_s, self._clock.monotonic_s() - ago_s)
+        self._histories.put(ask.model, history)
+
+    async def _know(self, model: str) -> None:
+        if self._mirror.model(model) is None:
+            raise ModelNotFound.named(model)
+
+    async def provide(self, asker: str, ask: Ask) -> Provided:
+        await self._know(ask.model)
+        provided = await self.provider.provide(ask)
+        if provided.holder == self._peers.me.id:
+            return Provided(provided.holder, provided.epoch, self.announcer.flush())
+        return provided
+
+    async def load(self, asker: str, ask: Ask) -> Provided:
+        await self._know(ask.model)
+        return await self.load_here(ask)
+
+    async def unload(self, asker: str, model: str, why: str) -> None:
+        with suppress(ModelNotFound):
+            await self._asks.unload(model, UNLOAD_S)
+
+    def loading(self, model: str) -> bool:
+        """Whether a load runs or waits in another instance."""
+        return bool(self.fleet.loading(model))
+
+    def states(self, model: str) -> list[tuple[str, State]]:
+        """What other instances hold of it."""
+        found = []
+        for peer in self.fleet:
+            known = peer.copies.get(model)
+            if known is not None and (not known.loaded or peer.holds(model)):
+                found.append((peer.id, State.LOADED if known.loaded else State.LOADING))
+        return found

@@ -1,0 +1,319 @@
+"""Having a model loaded somewhere: asked of its keeper; decided, as its keeper.
+
+a request finds no copy -> its keeper (rendezvous order; who does not answer is passed over) -> one flight per model there ->
+an instance chosen by cost loads it -> told, or refused after `PLACES` instances failed
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any, Final, Protocol
+
+from modelmesh.clock import Clock
+from modelmesh.errors import LoadTimeout, ModelMeshError, ModelNotFound, NoCapacity, RuntimeUnavailable
+from modelmesh.journal import Did, Journal
+from modelmesh.mesh.fleet import Fleet, Peer
+from modelmesh.peers.protocol import Ask, Load, Member, Peers, Provided
+from modelmesh.policy.keeper import ranked
+from modelmesh.policy.placement import Candidate, Wanted, place
+from modelmesh.policy.runtimes import DEFAULT, Constraint
+from modelmesh.registry.records import ModelRecord
+
+PLACES: Final = 3
+"""So many instances try a model before those who wait are told why not (reference mesh.md 8.1)."""
+HOPS: Final = 3
+"""An ask handed on so often is met where it arrived."""
+LOAD_S: Final = 300.0
+"""What a load may take at another instance: longer than any caller waits, because a load belongs to no caller."""
+
+
+class Here(Protocol):
+    """What the provider asks of its own instance."""
+
+    def has(self, model: str) -> bool:
+        """Whether a copy here serves."""
+
+    def load_now(self) -> Load:
+        """How it is doing."""
+
+    def failure(self, model: str) -> ModelMeshError | None:
+        """The load failure that stands, if one does."""
+
+    def typical_bytes(self) -> int:
+        """What a copy weighs on average; 0 when there is none."""
+
+    async def load_here(self, ask: Ask) -> Provided:
+        """Load it, or join its load."""
+
+
+class Provider:
+    """`record_of` answers from the mirror. Tasks are spawned, so that a flight survives whoever began it."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        fleet: Fleet,
+        here: Here,
+        clock: Clock,
+        journal: Journal,
+        constraints: Mapping[str, Constraint],
+        *,
+        record_of: Callable[[str], ModelRecord | None],
+        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+    ) -> None:
+        self._peers = peers
+        self._fleet = fleet
+        self._here = here
+        self._clock = clock
+        self._journal = journal
+        self._constraints = constraints
+        self._record_of = record_of
+        self._spawn = spawn
+        self._flights: dict[str, asyncio.Future[Provided]] = {}
+        self._calls: dict[str, set[asyncio.Future[Provided]]] = {}
+        """Instance -> the calls to it that wait."""
+        self._pending: dict[str, tuple[int, float]] = {}
+        """Instance -> bytes and seconds of loading placed there since it last told how it is doing."""
+
+    # --- asking ---------------------------------------------------------------------------------------------
+
+    def keepers(self, model: str) -> list[str]:
+        """The instances that may keep it, the keeper first. Only this one when there is no other."""
+        me = self._peers.me
+        weights = {
+            peer.id: float(_capacity(peer.member, peer.load))
+            for peer in self._fleet
+            if peer.takes_loads and (not peer.silent or self._fleet.doubts_itself)
+        }
+        if not self._here.load_now().draining or not weights:
+            weights[me.id] = float(_capacity(me, self._here.load_now()))
+        return ranked(model, weights)
+
+    def keeps(self, model: str) -> bool:
+        """Whether this instance is the keeper of an id."""
+        return self.keepers(model)[0] == self._peers.me.id
+
+    async def ask(self, ask: Ask) -> Provided:
+        """Have it provided by its keeper, or the next. Raises what kept it from being loaded."""
+        me = self._peers.me.id
+        if ask.hops >= HOPS:
+            return await self._here.load_here(ask)
+        ends_s = self._clock.monotonic_s() + ask.deadline_s
+        for keeper in self.keepers(ask.model):
+            if keeper == me:
+                return await self.provide(ask)
+            left_s = ends_s - self._clock.monotonic_s()
+            asked = replace(ask, hops=ask.hops + 1, deadline_s=max(left_s, 0.0))
+            try:
+                provided = await self._call(keeper, self._peers.provide(keeper, asked))
+            except RuntimeUnavailable:
+                if self._clock.monotonic_s() >= ends_s:
+                    break
+                continue
+            self._fleet.provided(ask.model, provided)
+            return provided
+        if self._clock.monotonic_s() < ends_s and not self._here.load_now().draining:
+            return await self.provide(ask)
+        raise RuntimeUnavailable(
+            f"No instance that answers could provide model {ask.model} in time.",
+            model=ask.model,
+            retry_after_s=1.0,
+        )
+
+    # --- keeping --------------------------------------------------------------------------------------------
+
+    async def provide(self, ask: Ask) -> Provided:
+        """As its keeper: join what runs, else find it a place. Cancelled or out of time, the flight goes on."""
+        flight = self._flights.get(ask.model)
+        if flight is None:
+            flight = self._flights[ask.model] = asyncio.get_running_loop().create_future()
+            self._spawn(self._fly(ask, flight), f"provide {ask.model}")
+        done, _ = await asyncio.wait({flight}, timeout=max(ask.deadline_s, 0.0))
+        if not done:
+            raise LoadTimeout(f"Model {ask.model} was not loaded in time; its load goes on.", model=ask.model)
+        return flight.result()
+
+    async def _fly(self, ask: Ask, flight: asyncio.Future[Provided]) -> None:
+        try:
+            provided = await self._find_place(ask)
+        except ModelMeshError as error:
+            if not flight.done():
+                flight.set_exception(error)
+                flight.exception()  # those who asked may be gone
+        except BaseException:
+            flight.cancel()
+            raise
+        else:
+            if not flight.done():
+                flight.set_result(provided)
+        finally:
+            del self._flights[ask.model]
+
+    async def _find_place(self, ask: Ask) -> Provided:
+        model, me = ask.model, self._peers.me
+        tried = set(ask.tried)
+        error: ModelMeshError | None = None
+        for _ in range(PLACES):
+            record = self._record_of(model)
+            if record is None:
+                raise ModelNotFound.named(model)
+            if (held := self._held(model, tried)) is not None:
+                return held
+            there = self._loading(model, tried) or self._choose(ask, record, tried)
+            if there is None:
+                break
+            try:
+                if there == me.id:
+                    return await self._here.load_here(ask)
+                asked = replace(ask, deadline_s=LOAD_S, tried=tuple(sorted(tried)), hops=ask.hops + 1)
+                provided = await self._call(there, self._peers.load(there, asked))
+                self._fleet.provided(model, provided)
+                return provided
+            except ModelMeshError as raised:
+                error = raised
+                tried.add(there)
+                self._journal.record(
+                    Did.LOAD_FAILED, model, f"{there} could not load it: {raised}", places=len(tried)
+                )
+        raise error or self._refusal(ask, tried)
+
+    def _held(self, model: str, tried: Collection[str]) -> Provided | None:
+        """A copy that is loaded."""
+        me = self._peers.me
+        if me.id not in tried and self._here.has(model):
+            return Provided(me.id, me.epoch, 0)
+        for peer in self._fleet.holders(model):
+            if peer.id not in tried and self._answers(peer):
+                return Provided(peer.id, peer.member.epoch, peer.copies[model].sequence)
+        return None
+
+    def _answers(self, peer: Peer) -> bool:
+        return not peer.lost and (not peer.silent or self._fleet.doubts_itself)
+
+    def _loading(self, model: str, tried: Collection[str]) -> str | None:
+        """Who has begun to load it: that load is joined."""
+        return next((peer.id for peer in self._fleet.loading(model) if peer.id not in tried), None)
+
+    # --- choosing -------------------------------------------------------------------------------------------
+
+    def _choose(self, ask: Ask, record: ModelRecord, tried: Collection[str]) -> str | None:
+        """Where to load it, by cost. None when there is no place."""
+        wanted = self._wanted(ask, record)
+        candidates = [one for one in self._candidates(record, ask.model) if one.instance not in tried]
+        chosen = place(wanted, candidates)
+        if isinstance(chosen, str):
+            return None
+        bytes_there, queue_s = self._pending.get(chosen.instance, (0, 0.0))
+        self._pending[chosen.instance] = bytes_there + wanted.size_bytes, queue_s + wanted.load_s
+        self._journal.record(
+            Did.PLACED,
+            ask.model,
+            f"Placed at {chosen.instance}, the cheapest of {len(candidates)}, because {ask.why}.",
+            cost_s=chosen.cost_s,
+            size_bytes=wanted.size_bytes,
+            requests_per_s=wanted.rate_per_s,
+            candidates=len(candidates),
+        )
+        return chosen.instance
+
+    def choose_another(self, ask: Ask, record: ModelRecord, not_there: Collection[str]) -> str | None:
+        """Where one more copy of a loaded model would be loaded. None when there is no place."""
+        return self._choose(ask, record, not_there)
+
+    def _wanted(self, ask: Ask, record: ModelRecord) -> Wanted:
+        facts = self._fleet.facts(ask.model)
+        size_bytes = record.size_bytes or (facts.size_bytes if facts is not None else 0)
+        load_ms = record.load_ms or (facts.load_ms if facts is not None else 0)
+        zones = {peer.member.zone for peer in self._fleet.holders(ask.model)}
+        if self._here.has(ask.model):
+            zones.add(self._peers.me.zone)
+        return Wanted(
+            ask.model,
+            size_bytes or self._here.typical_bytes(),
+            load_ms / 1000,
+            max(ask.rate_per_s, facts.rate_per_s if facts is not None else 0.0),
+            constraint=self._constraint(record.type),
+            zones=frozenset(zones - {""}),
+        )
+
+    def _constraint(self, model_type: str) -> Constraint:
+        return self._constraints.get(model_type) or self._constraints.get(DEFAULT) or Constraint()
+
+    def _candidates(self, record: ModelRecord, model: str) -> list[Candidate]:
+        """All that answer and serve the type, as they published themselves, less what was placed there since."""
+        rows = [(self._peers.me, self._here.load_now(), self._here.failure(model) is not None)]
+        now_s = self._clock.monotonic_s()
+        failed = {id for id, _ in self._fleet.failures(model, now_s)}
+        for peer in self._fleet:
+            if peer.load is not None and peer.takes_loads and self._answers(peer):
+                rows.append((peer.member, peer.load, peer.id in failed))
+        return [
+            self._candidate(member, load, has_failed)
+            for member, load, has_failed in rows
+            if not member.model_types
+            or record.type.lower() in {served.lower() for served in member.model_types}
+        ]
+
+    def _candidate(self, member: Member, load: Load, failed: bool) -> Candidate:
+        bytes_there, queue_s = self._pending.get(member.id, (0, 0.0))
+        return Candidate(
+            member.id,
+            load.capacity_bytes,
+            load.free_bytes - bytes_there,
+            load.price,
+            load.load_queue_s + queue_s,
+            load.busyness,
+            member.labels,
+            member.zone,
+            load.draining or load.cordoned,
+            failed,
+        )
+
+    def _refusal(self, ask: Ask, tried: Collection[str]) -> ModelMeshError:
+        """Why no instance loads it: the newest failure that stands, else that there is no place."""
+        failures = self._fleet.failures(ask.model, self._clock.monotonic_s())
+        if failures:
+            return failures[0][1].error
+        if (failure := self._here.failure(ask.model)) is not None:
+            return failure
+        record = self._record_of(ask.model)
+        if record is None:
+            return ModelNotFound.named(ask.model)
+        candidates = [one for one in self._candidates(record, ask.model) if one.instance not in tried]
+        why = place(self._wanted(ask, record), candidates)
+        text = why if isinstance(why, str) else f"Model {ask.model} cannot be loaded now."
+        return NoCapacity(text, model=ask.model, retry_after_s=1.0)
+
+    # --- calls ----------------------------------------------------------------------------------------------
+
+    def told_load(self, id: str) -> None:
+        """An instance told how it is doing: what was placed there is in it."""
+        self._pending.pop(id, None)
+
+    def away(self, id: str) -> None:
+        """An instance does not answer any more: whoever waits for it waits no longer."""
+        for call in self._calls.pop(id, ()):
+            call.cancel()
+
+    async def _call(self, id: str, call: Coroutine[Any, Any, Provided]) -> Provided:
+        """Raises RuntimeUnavailable also when the instance goes away meanwhile."""
+        task = asyncio.ensure_future(call)
+        self._calls.setdefault(id, set()).add(task)
+        try:
+            await asyncio.wait({task})
+        finally:
+            calls = self._calls.get(id)
+            if calls is not None:
+                calls.discard(task)
+            if not task.done():
+                task.cancel()
+        if task.cancelled():
+            raise RuntimeUnavailable(f"Instance {id} does not answer any more.")
+        return task.result()
+
+
+def _capacity(member: Member, load: Load | None) -> int:
+    capacity_bytes = member.capacity_bytes or (load.capacity_bytes if load is not None else 0)
+    return max(capacity_bytes, 1)

@@ -1,0 +1,321 @@
+"""A network of fake instances: delays, reordering between instances, partitions, silence and crashes, in virtual time.
+
+    network = Network(random.Random(1))
+    peers = network.join(Member("a", 1, "a:1"), dataplane)
+
+What `peers.protocol` promises, `FakePeers` keeps: an instance is gone when its lease is gone *and* its connection silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from modelmesh.errors import RuntimeUnavailable
+from modelmesh.peers.protocol import (
+    Ask,
+    Back,
+    Failed,
+    Gone,
+    Held,
+    Hosted,
+    Joined,
+    Load,
+    Member,
+    News,
+    Provided,
+    Silent,
+    Told,
+    Update,
+)
+from modelmesh.testing.dataplane import FakeDataPlane
+
+ACKNOWLEDGE_S: Final = 0.25
+SILENT_S: Final = 0.75
+"""Three pings missed."""
+LEASE_S: Final = 10.0
+
+
+class Network:
+    """Who can reach whom. A frozen instance (as by SIGSTOP) neither hears nor answers, but its connections stay."""
+
+    def __init__(self, rng: random.Random, delay_s: tuple[float, float] = (0.0002, 0.002)) -> None:
+        self._rng = rng
+        self._delay_s = delay_s
+        self.instances: dict[str, FakePeers] = {}
+        """By id, in their present lives; crashed ones are out."""
+        self._cut: set[frozenset[str]] = set()
+        self.frozen: set[str] = set()
+
+    def join(self, member: Member, dataplane: FakeDataPlane) -> FakePeers:
+        """The peers of a new instance; it is a member after `start`."""
+        peers = FakePeers(self, member, dataplane)
+        dataplane.network = Reach(self, member.id)
+        return peers
+
+    def delay(self) -> float:
+        low_s, high_s = self._delay_s
+        return self._rng.uniform(low_s, high_s)
+
+    def reaches(self, source: str, target: str) -> bool:
+        """Whether what one says arrives at the other and is answered."""
+        return (
+            target in self.instances
+            and frozenset((source, target)) not in self._cut
+            and not {source, target} & self.frozen
+        )
+
+    # --- the script -----------------------------------------------------------------------------------------
+
+    def cut(self, one: str, other: str) -> None:
+        """Nothing passes between two instances, until `mend`. Both notice by silence."""
+        self._cut.add(frozenset((one, other)))
+        self._watch(one, other)
+
+    def mend(self) -> None:
+        """All partitions end, all frozen instances go on."""
+        self._cut.clear()
+        self.frozen.clear()
+        for one in self.instances.values():
+            for other in self.instances.values():
+                if one is not other:
+                    one.hears_again(other)
+
+    def freeze(self, id: str) -> None:
+        """An instance stops as by SIGSTOP, until `mend`. Its own loop goes on here, but nothing of it reaches anybody."""
+        self.frozen.add(id)
+        for other in list(self.instances):
+            if other != id:
+                self._watch(id, other)
+
+    def _watch(self, one: str, other: str) -> None:
+        loop = asyncio.get_running_loop()
+        for source, target in ((one, other), (other, one)):
+            if source in self.instances:
+                loop.call_later(SILENT_S, self.instances[source].look_at, target)
+
+    def crash(self, id: str) -> None:
+        """An instance dies: connections break at once, its lease runs out later."""
+        dead = self.instances.pop(id)
+        dead.die()
+        for other in self.instances.values():
+            other.connection_broke(dead.me)
+
+
+class Reach:
+    """What the data plane of one instance sees of the others: `dataplane.Wire`."""
+
+    def __init__(self, network: Network, me: str) -> None:
+        self._network = network
+        self._me = me
+
+    def delay(self) -> float:
+        return self._network.delay()
+
+    def dial(self, address: str) -> FakeDataPlane | None:
+        for id, peers in self._network.instances.items():
+            if peers.me.address == address and self._network.reaches(self._me, id):
+                return peers.dataplane
+        return None
+
+
+class FakePeers:
+    """`peers.protocol.Peers` of one instance in one life."""
+
+    def __init__(self, network: Network, member: Member, dataplane: FakeDataPlane) -> None:
+        self._network = network
+        self._me = member
+        self.dataplane = dataplane
+        self._hosted: Hosted | None = None
+        self._sequence = 0
+        self._held: dict[str, Held] = {}
+        self._failed: dict[str, tuple[Failed, float]] = {}
+        self._load: Load | None = None
+        self._news: list[News] = []
+        self._wake = asyncio.Event()
+        self._silent: set[str] = set()
+        self._heard_s: dict[str, float] = {}
+        """When what an instance said arrives last: what one says stays in order, what several say does not."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.asked: list[tuple[str, str, Ask]] = []
+        """(kind, asker, ask) of all that was asked of this instance."""
+        self.dead = False
+
+    @property
+    def me(self) -> Member:
+        return self._me
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def start(self, hosted: Hosted) -> None:
+        self._hosted = hosted
+        for other in self._network.instances.values():
+            self._meet(other)
+            other._meet(self)
+        self._network.instances[self.me.id] = self
+        await asyncio.sleep(3 * self._network.delay())
+
+    def _meet(self, other: FakePeers) -> None:
+        self._tell(Joined(other.me))
+        self._hear_all(other)
+
+    def _hear_all(self, other: FakePeers) -> None:
+        """A snapshot in two pieces."""
+        now_s = asyncio.get_running_loop().time()
+        rows = list(other._held.values())
+        half = len(rows) // 2
+        failed = tuple(
+            row._replace(expires_in_ms=max(round((ends_s - now_s) * 1000), 1))
+            for row, ends_s in other._failed.values()
+            if ends_s > now_s
+        )
+        first = Update(other.me.epoch, other._sequence, True, False, tuple(rows[:half]))
+        second = Update(other.me.epoch, other._sequence, False, True, tuple(rows[half:]), failed, other._load)
+        for update in (first, second):
+            self._arrives(other.me.id, update)
+
+    async def stop(self) -> None:
+        if self._network.instances.get(self.me.id) is not self:
+            return
+        del self._network.instances[self.me.id]
+        self.die()
+        for other in self._network.instances.values():
+            other._tell(Gone(self.me.id))
+
+    def die(self) -> None:
+        """No call of it goes on."""
+        self.dead = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def update_member(self, **changes: object) -> None:
+        self._me = replace(self._me, **changes)  # type: ignore[arg-type]
+        for other in self._network.instances.values():
+            if other is not self:
+                other._tell(Joined(self._me))
+
+    # --- the stream -----------------------------------------------------------------------------------------
+
+    async def next_news(self) -> list[News]:
+        while not self._news:
+            self._wake.clear()
+            await self._wake.wait()
+        news, self._news = self._news, []
+        return news
+
+    def announce(
+        self, held: Sequence[Held] = (), failed: Sequence[Failed] = (), load: Load | None = None
+    ) -> int:
+        self._sequence += 1
+        now_s = asyncio.get_running_loop().time()
+        for row in held:
+            if row.loaded or row.loading:
+                self._held[row.model] = row
+            else:
+                self._held.pop(row.model, None)
+        for failure in failed:
+            self._failed[failure.model] = failure, now_s + failure.expires_in_ms / 1000
+        self._load = load or self._load
+        if self._network.instances.get(self.me.id) is self:
+            update = Update(self.me.epoch, self._sequence, False, True, tuple(held), tuple(failed), load)
+            for other in self._network.instances.values():
+                if other is not self and self._network.reaches(self.me.id, other.me.id):
+                    other._arrives(self.me.id, update)
+        return self._sequence
+
+    def _arrives(self, source: str, update: Update) -> None:
+        loop = asyncio.get_running_loop()
+        at_s = max(loop.time() + self._network.delay(), self._heard_s.get(source, 0.0) + 1e-6)
+        self._heard_s[source] = at_s
+        loop.call_at(at_s, self._tell, Told(source, update))
+
+    def _tell(self, news: News) -> None:
+        self._news.append(news)
+        self._wake.set()
+
+    # --- suspicion ------------------------------------------------------------------------------------------
+
+    def look_at(self, id: str) -> None:
+        """Pings were missed since a while."""
+        other = self._network.instances.get(id)
+        if (
+            self.dead
+            or other is None
+            or id in self._silent
+            or self._network.reaches(self.me.id, id)
+            or self.me.id in self._network.frozen
+        ):
+            return
+        self._silent.add(id)
+        self._tell(Silent(id))
+        self.dataplane.lose_address(other.me.address)
+
+    def hears_again(self, other: FakePeers) -> None:
+        """The connection to an instance works again: what was missed is told anew."""
+        self._hear_all(other)
+        if other.me.id in self._silent:
+            self._silent.discard(other.me.id)
+            self._tell(Back(other.me.id))
+        self.dataplane.find_address(other.me.address)
+
+    def connection_broke(self, member: Member) -> None:
+        """The other process is dead."""
+        self.dataplane.lose_address(member.address)
+        self._silent.discard(member.id)
+        asyncio.get_running_loop().call_later(LEASE_S, self._lease_ended, member)
+        asyncio.get_running_loop().call_later(SILENT_S, self._silent_dead, member)
+
+    def _silent_dead(self, member: Member) -> None:
+        present = self._network.instances.get(member.id)
+        if not self.dead and (present is None or present.me.epoch == member.epoch):
+            self._tell(Silent(member.id))
+
+    def _lease_ended(self, member: Member) -> None:
+        present = self._network.instances.get(member.id)
+        if not self.dead and present is None:
+            self._tell(Gone(member.id))
+
+    # --- asking ---------------------------------------------------------------------------------------------
+
+    async def provide(self, id: str, ask: Ask) -> Provided:
+        provided: Provided = await self._asks("provide", id, ask, ACKNOWLEDGE_S)
+        return provided
+
+    async def load(self, id: str, ask: Ask) -> Provided:
+        provided: Provided = await self._asks("load", id, ask, ask.deadline_s)
+        return provided
+
+    async def unload(self, id: str, model: str, why: str) -> None:
+        await self._asks("unload", id, Ask(model, 30.0, False, why), 30.0)
+
+    async def _asks(self, kind: str, id: str, ask: Ask, patience_s: float) -> Any:
+        await asyncio.sleep(self._network.delay())
+        other = self._network.instances.get(id)
+        if other is None:
+            raise RuntimeUnavailable(f"Instance {id} cannot be reached.", model=ask.model)
+        if not self._network.reaches(self.me.id, id):
+            await asyncio.sleep(min(patience_s, ask.deadline_s))
+            raise RuntimeUnavailable(f"Instance {id} does not answer.", model=ask.model)
+        task = asyncio.get_running_loop().create_task(other._answer(kind, self.me.id, ask))
+        other._tasks.add(task)
+        task.add_done_callback(other._tasks.discard)
+        try:
+            await asyncio.wait({task}, timeout=ask.deadline_s)
+        finally:
+            task.cancel()
+        await asyncio.sleep(self._network.delay())
+        if task.cancelled() or not task.done() or not self._network.reaches(self.me.id, id):
+            raise RuntimeUnavailable(f"Instance {id} did not answer in time.", model=ask.model)
+        return task.result()
+
+    async def _answer(self, kind: str, asker: str, ask: Ask) -> Any:
+        assert self._hosted is not None
+        self.asked.append((kind, asker, ask))
+        if kind == "unload":
+            return await self._hosted.unload(asker, ask.model, ask.why)
+        if kind == "provide":
+            return await self._hosted.provide(asker, ask)
+        return await self._hosted.load(asker, ask)

@@ -1,0 +1,125 @@
+"""Several instances: who serves, who loads, what happens when one is not there."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from modelmesh.errors import Code, LoadFailed
+from modelmesh.testing.loop import run
+from modelmesh.testing.runtime import Artefact
+from modelmesh.testing.theatre import Theatre
+
+
+def test_a_model_loaded_elsewhere_is_served_from_there() -> None:
+    async def scene() -> None:
+        async with Theatre(3) as theatre:
+            await theatre.register("iris")
+            answers = [await theatre[id].ask("iris").answer for id in "abc"]
+            assert [answer.code for answer in answers] == [Code.OK] * 3
+            assert theatre.loads("iris") == 1
+            theatre.check()
+
+    run(scene())
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_instances_that_fault_at_once_make_one_copy(n: int) -> None:
+    async def scene() -> None:
+        async with Theatre(n) as theatre:
+            for index in range(20):
+                await theatre.register(f"m{index}", Artefact(load_s=0.05))
+            calls = [theatre[id].ask(f"m{index}") for index in range(20) for id in theatre.ids]
+            answers = await asyncio.gather(*(call.answer for call in calls))
+            assert {answer.code for answer in answers} == {Code.OK}
+            assert [theatre.loads(f"m{index}") for index in range(20)] == [1] * 20
+            assert len({id for index in range(20) for id in theatre.holders(f"m{index}")}) > 1
+            theatre.check()
+
+    run(scene())
+
+
+def test_a_copy_that_is_gone_is_denied_and_loaded_again() -> None:
+    async def scene() -> None:
+        async with Theatre(2) as theatre:
+            await theatre.register("iris")
+            await theatre["a"].ask("iris").answer
+            (holder,) = theatre.holders("iris")
+            other = "b" if holder == "a" else "a"
+            await theatre[other].ask("iris").answer
+            theatre[holder].runtime.forget("iris")
+            assert (await theatre[other].ask("iris").answer).code is Code.OK
+            theatre.check()
+
+    run(scene())
+
+
+def test_the_models_of_a_crashed_instance_answer_with_the_next_request() -> None:
+    async def scene() -> None:
+        async with Theatre(3) as theatre:
+            await theatre.register("iris", Artefact(load_s=0.05))
+            await theatre["a"].ask("iris").answer
+            (holder,) = theatre.holders("iris")
+            entry = next(id for id in theatre.ids if id != holder)
+            await theatre[entry].ask("iris").answer
+            await theatre.crash(holder)
+            began_s = asyncio.get_running_loop().time()
+            assert (await theatre[entry].ask("iris").answer).code is Code.OK
+            assert asyncio.get_running_loop().time() - began_s < 1.0
+            theatre.check()
+
+    run(scene())
+
+
+def test_requests_in_flight_at_an_instance_that_hangs_are_served_elsewhere() -> None:
+    async def scene() -> None:
+        async with Theatre(4) as theatre:
+            await theatre.register("iris", Artefact(load_s=0.05))
+            await theatre["a"].ask("iris").answer
+            (holder,) = theatre.holders("iris")
+            entry = next(id for id in theatre.ids if id != holder)
+            await theatre[entry].ask("iris").answer
+            theatre.network.freeze(holder)
+            began_s = asyncio.get_running_loop().time()
+            assert (await theatre[entry].ask("iris").answer).code is Code.OK
+            assert asyncio.get_running_loop().time() - began_s < 2.5
+            theatre.network.mend()
+            await theatre.settled()
+            theatre.check()
+
+    run(scene())
+
+
+def test_a_model_that_fails_is_tried_in_three_places_and_again_later() -> None:
+    async def scene() -> None:
+        async with Theatre(5) as theatre:
+            artefact = await theatre.register("iris")
+            artefact.error = LoadFailed("The storage is away.", code=Code.UNAVAILABLE)
+            answer = await theatre["a"].ask("iris").answer
+            assert answer.code is Code.UNAVAILABLE
+            assert "The storage is away." in answer.message
+            assert theatre.loads("iris") == 3
+            again = await theatre["b"].ask("iris").answer
+            assert again.code is Code.UNAVAILABLE
+            artefact.error = None
+            await asyncio.sleep(5.0)
+            assert (await theatre["a"].ask("iris").answer).code is Code.OK
+            theatre.check()
+
+    run(scene())
+
+
+def test_a_place_that_cannot_load_is_passed_over() -> None:
+    async def scene() -> None:
+        async with Theatre(3) as theatre:
+            await theatre.register("iris", Artefact(load_s=0.05))
+            for runtime in theatre["a"].runtimes + theatre["b"].runtimes:
+                runtime._artefact_of = lambda spec: Artefact(
+                    error=LoadFailed("Its disk is full.", code=Code.UNAVAILABLE)
+                )
+            assert (await theatre["a"].ask("iris").answer).code is Code.OK
+            assert theatre.holders("iris") == ["c"]
+            theatre.check()
+
+    run(scene())
