@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from modelmesh.cli import main as cli
 from modelmesh.testing.etcd import Etcd, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -17,14 +17,32 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 ROOT = "/team/mm/modelmesh-serving"
 
 
-def migrate(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "modelmesh", "migrate", *arguments],
-        capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Told:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_it_tells_what_will_happen(tmp_path: Path) -> None:
+Migrate = Callable[..., Told]
+
+
+@pytest.fixture
+def migrate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Migrate:
+    """Run the command with these variables."""
+
+    def run(environment: dict[str, str], *arguments: str) -> Told:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                cli.main(["migrate", *arguments])
+        return Told(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def test_it_tells_what_will_happen(tmp_path: Path, migrate: Migrate) -> None:
     connection = tmp_path / "etcd_connection"
     models = tmp_path / "models"
     models.mkdir()
@@ -74,7 +92,7 @@ def test_it_tells_what_will_happen(tmp_path: Path) -> None:
     assert "cannot be reached" in away.stderr
 
 
-def test_it_has_to_be_told_where() -> None:
+def test_it_has_to_be_told_where(migrate: Migrate) -> None:
     told = migrate({"KV_STORE": "", "MODELMESH_STORE": ""})
     assert told.returncode == 2
     assert "say where the registry is" in told.stderr
