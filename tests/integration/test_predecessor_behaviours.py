@@ -340,6 +340,19 @@ def test_7_requests_overtake_loads_that_were_asked_for_and_promote_queued_ones()
     run(scenario)
 
 
+def test_a_model_that_limits_what_runs_is_never_asked_more() -> None:
+    async def scenario() -> None:
+        scripts = {name: Script(max_concurrency=2, infer_s=0.02) for name in "ab"}
+        for limits in (True, False):
+            async with pair(scripts=scripts, limits_concurrency=limits) as both:
+                await both.register("a", load=True, sync=True)
+                await asyncio.gather(*(both.infer("a") for _ in range(12)))
+                assert (both.server.most_running["a"] == 2) == limits
+                assert both.server.answers == 12
+
+    run(scenario)
+
+
 # --- 9 ------------------------------------------------------------------------------------------------------------
 
 NAMES = ["short", "n" * 126, "n" * 127, "n" * 128, "n" * 300]

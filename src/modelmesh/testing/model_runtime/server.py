@@ -71,6 +71,10 @@ class ModelRuntimeServer:
         """Inference calls that came."""
         self.answers = 0
         """Those answered OK."""
+        self.running: dict[str, int] = {}
+        """Inference calls that run, by model."""
+        self.most_running: dict[str, int] = {}
+        """The most that ever ran at once."""
         self.starts = 0
         self.purges = 0
         self.loading: dict[str, asyncio.Task[Any] | None] = {}
@@ -302,7 +306,7 @@ class ModelRuntimeServer:
         if model not in self.models:
             code, text = FORGOTTEN[self.faults.forgotten]
             await _abort(context, (code, text.format(model)))
-        await asyncio.sleep(script.infer_s)
+        await self._run(model, script.infer_s)
         if script.infer_error is not None:
             await _abort(context, script.infer_error)
         self.answers += 1
@@ -324,6 +328,14 @@ class ModelRuntimeServer:
         merged = Struct()
         merged.update({model: told})
         return merged.SerializeToString()
+
+    async def _run(self, model: str, seconds: float) -> None:
+        now = self.running[model] = self.running.get(model, 0) + 1
+        self.most_running[model] = max(now, self.most_running.get(model, 0))
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.running[model] -= 1
 
 
 def _remove_socket(address: str) -> None:
