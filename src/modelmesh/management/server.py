@@ -77,15 +77,19 @@ class ControlServer:
 
 
 def unary(
-    handle: Callable[[Request, Context], Awaitable[Answer]], request: type[Request], answer: type[Answer]
+    handle: Callable[[Request, Context], Awaitable[Answer]],
+    request: type[Request],
+    answer: type[Answer],
+    end: Callable[[Context, ModelMeshError], Awaitable[None]] | None = None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler whose `ModelMeshError`s become statuses of the errors table, with retry information in a trailer."""
+    """A handler whose `ModelMeshError`s become statuses of the errors table, with retry information in a trailer (`abort`,
+    unless it is to `end` otherwise)."""
 
     async def call(message: Request, context: Context) -> Answer:
         try:
             return await handle(message, context)
         except ModelMeshError as error:
-            await abort(context, error)
+            await (end or abort)(context, error)
             raise
 
     return grpc.unary_unary_rpc_method_handler(
@@ -95,14 +99,13 @@ def unary(
     )
 
 
-async def abort(context: Context, error: ModelMeshError) -> None:
+async def abort(context: Context, error: ModelMeshError, trailers: tuple[tuple[str, str], ...] = ()) -> None:
     """End the call with the error's status."""
     code = code_of(error)
     if code is Code.INTERNAL:
         _log.error("%s", error, exc_info=error)
-    trailers: tuple[tuple[str, str], ...] = ()
     if error.retry_after_s is not None:
-        trailers = (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000))),)
+        trailers = (*trailers, ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000))))
     await context.abort(_STATUS[int(code)], error.message, trailers)
 
 

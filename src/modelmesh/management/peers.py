@@ -1,0 +1,89 @@
+"""The peer service: what other instances are told, and what they may ask. Reached over the peer port only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final, Protocol
+
+import grpc
+import grpc.aio
+
+from modelmesh.errors import ModelMeshError, RuntimeUnavailable
+from modelmesh.management.server import Context, Service, abort, remaining_s, unary
+from modelmesh.peers import messages
+from modelmesh.peers.picture import Picture
+from modelmesh.peers.protocol import Hosted
+from modelmesh.wire.generated import peers_pb2 as pb
+
+DEADLINE_S: Final = 120.0
+"""Of a question that came without one."""
+
+
+class Asked(Protocol):
+    """What is served. `hosted` is None until the instance has started."""
+
+    picture: Picture
+    hosted: Hosted | None
+
+
+class _Service:
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+
+    async def follow(self, request: pb.FollowRequest, context: Context) -> AsyncIterator[pb.Update]:
+        picture = self._asked.picture
+        async for update in picture.follow(request.epoch, request.sequence):
+            yield messages.to_update(update)
+        yield pb.Update(epoch=picture.epoch, sequence=picture.sequence, goodbye=True)
+
+    async def provide(self, request: pb.AskRequest, context: Context) -> AsyncIterator[pb.ProvideReply]:
+        try:
+            hosted = self._hosted()
+            yield pb.ProvideReply(taken=True)
+            provided = await hosted.provide(request.asker, messages.from_ask(request, _left_s(context)))
+        except ModelMeshError as error:
+            await _abort(context, error)
+            raise
+        yield pb.ProvideReply(provided=messages.to_provided(provided))
+
+    async def load(self, request: pb.AskRequest, context: Context) -> pb.Provided:
+        ask = messages.from_ask(request, _left_s(context))
+        return messages.to_provided(await self._hosted().load(request.asker, ask))
+
+    async def unload(self, request: pb.UnloadRequest, context: Context) -> pb.UnloadReply:
+        await self._hosted().unload(request.asker, request.model, request.why)
+        return pb.UnloadReply()
+
+    def _hosted(self) -> Hosted:
+        if self._asked.hosted is None:
+            raise RuntimeUnavailable("This instance is starting.", retry_after_s=1.0)
+        return self._asked.hosted
+
+
+def _left_s(context: Context) -> float:
+    left_s = remaining_s(context)
+    return DEADLINE_S if left_s is None else left_s
+
+
+async def _abort(context: Context, error: ModelMeshError) -> None:
+    await abort(context, error, ((messages.KIND, type(error).__name__),))
+
+
+def service(asked: Asked) -> Service:
+    """The peer service of an instance."""
+    calls = _Service(asked)
+
+    def stream(handle: Any, request: Any, answer: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        return grpc.unary_stream_rpc_method_handler(
+            handle, request_deserializer=request.FromString, response_serializer=answer.SerializeToString
+        )
+
+    return Service(
+        messages.SERVICE,
+        {
+            "Follow": stream(calls.follow, pb.FollowRequest, pb.Update),
+            "Provide": stream(calls.provide, pb.AskRequest, pb.ProvideReply),
+            "Load": unary(calls.load, pb.AskRequest, pb.Provided, _abort),
+            "Unload": unary(calls.unload, pb.UnloadRequest, pb.UnloadReply, _abort),
+        },
+    )

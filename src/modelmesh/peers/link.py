@@ -1,0 +1,214 @@
+"""One other instance as this one is connected to it: its stream followed, its silence noticed, and it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from modelmesh.errors import Code, ModelMeshError, RuntimeUnavailable
+from modelmesh.peers import messages
+from modelmesh.peers.protocol import Ask, Back, Gone, Member, News, Provided, Silent, Told
+from modelmesh.wire.generated import peers_pb2 as pb
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+SILENT_S: Final = 0.75
+"""Three heartbeats missed."""
+TAKEN_S: Final = 0.25
+UNLOAD_S: Final = 30.0
+REDIAL_S: Final = 0.1
+REDIAL_S_MAX: Final = 5.0
+_OPTIONS: Final = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_receive_message_length", -1),
+)
+
+log = logging.getLogger(__name__)
+
+Dial = Callable[[str], "grpc.aio.Channel"]
+"""Opens a channel to an address, with the certificates this mesh uses."""
+
+
+def dial(address: str) -> grpc.aio.Channel:
+    """Without certificates. Made on the event loop that uses it."""
+    import grpc.aio
+
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+
+class Link:
+    """Of one life of a member; `run` follows it until cancelled, or until it says goodbye."""
+
+    def __init__(
+        self, me: str, member: Member, tell: Callable[[News], None], open_channel: Dial = dial
+    ) -> None:
+        self.member = member
+        self.heard = asyncio.Event()
+        """It was heard completely, once."""
+        self.silent = True
+        """It does not answer now."""
+        self._me = me
+        self._tell = tell
+        self._channel = open_channel(member.address)
+        self._epoch = self._sequence = 0
+        self._told_silent = False
+
+    async def run(self) -> None:
+        """Follow, dial again, go on where it was."""
+        pause_s = REDIAL_S
+        while True:
+            before = self._sequence
+            try:
+                if await self._follow():
+                    return
+            except ModelMeshError as error:
+                log.info("The instance %s is not heard: %s", self.member.id, error)
+            self._fall_silent()
+            pause_s = REDIAL_S if self._sequence != before else min(2 * pause_s, REDIAL_S_MAX)
+            await asyncio.sleep(pause_s)
+
+    async def _follow(self) -> bool:
+        """Until the stream ends; whether with a goodbye."""
+        request = pb.FollowRequest(follower=self._me, epoch=self._epoch, sequence=self._sequence)
+        call = self._stream("Follow", request, pb.Update, None)
+        try:
+            while True:
+                message = await self._next(call)
+                if message is None:
+                    return False
+                if message.goodbye:
+                    self._tell(Gone(self.member.id))
+                    return True
+                self._take(message)
+        finally:
+            call.cancel()
+
+    async def _next(self, call: Any) -> pb.Update | None:
+        """The next message; None at the end. While none comes in time the instance counts as silent."""
+        import grpc.aio
+
+        reading = asyncio.ensure_future(call.read())
+        try:
+            done, _ = await asyncio.wait({reading}, timeout=SILENT_S)
+            if not done:
+                self._fall_silent()
+            message = await reading
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(error, "") from error
+        finally:
+            reading.cancel()
+        return None if message is grpc.aio.EOF else cast("pb.Update", message)
+
+    def _take(self, message: pb.Update) -> None:
+        if message.epoch != self.member.epoch:
+            raise RuntimeUnavailable(
+                f"At {self.member.address} another life of {self.member.id} answers; its record is awaited."
+            )
+        if self.silent:
+            self.silent = False
+            if self._told_silent:
+                self._told_silent = False
+                self._tell(Back(self.member.id))
+        update = messages.from_update(message)
+        self._epoch = update.epoch
+        # A snapshot that breaks off is begun anew: only what is whole may be gone on from.
+        self._sequence = update.sequence if update.complete else 0
+        if update.begins or update.held or update.failed or update.load is not None:
+            self._tell(Told(self.member.id, update))
+        if update.complete:
+            self.heard.set()
+
+    def _fall_silent(self) -> None:
+        if not self.silent:
+            self.silent = self._told_silent = True
+            self._tell(Silent(self.member.id))
+
+    # --- asking ---------------------------------------------------------------------------------------------
+
+    async def provide(self, ask: Ask) -> Provided:
+        """See `Peers.provide`."""
+        call = self._stream("Provide", messages.to_ask(self._me, ask), pb.ProvideReply, ask.deadline_s)
+        try:
+            async with asyncio.timeout(TAKEN_S):
+                await self._reply(call, ask.model)
+            while True:
+                reply = await self._reply(call, ask.model)
+                if reply.HasField("provided"):
+                    return messages.from_provided(reply.provided)
+        except TimeoutError as error:
+            raise RuntimeUnavailable(
+                f"The instance {self.member.id} did not take model {ask.model} on within {TAKEN_S * 1000:.0f} ms.",
+                model=ask.model,
+            ) from error
+        finally:
+            call.cancel()
+
+    async def _reply(self, call: Any, model: str) -> pb.ProvideReply:
+        import grpc.aio
+
+        try:
+            reply = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(error, model) from error
+        if reply is grpc.aio.EOF:
+            raise RuntimeUnavailable(
+                f"The instance {self.member.id} ended without an answer about model {model}.", model=model
+            )
+        return cast("pb.ProvideReply", reply)
+
+    async def load(self, ask: Ask) -> Provided:
+        """See `Peers.load`."""
+        request = messages.to_ask(self._me, ask)
+        answer = await self._unary("Load", request, pb.Provided, ask.deadline_s, ask.model)
+        return messages.from_provided(answer)
+
+    async def unload(self, model: str, why: str) -> None:
+        """See `Peers.unload`."""
+        request = pb.UnloadRequest(asker=self._me, model=model, why=why)
+        await self._unary("Unload", request, pb.UnloadReply, UNLOAD_S, model)
+
+    async def close(self) -> None:
+        """Cancel all calls. Idempotent."""
+        await self._channel.close()
+
+    # --- the wire -------------------------------------------------------------------------------------------
+
+    def _stream(self, method: str, request: Any, answer: type[Any], timeout_s: float | None) -> Any:
+        call = self._channel.unary_stream(
+            f"/{messages.SERVICE}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        return call(request, timeout=timeout_s)
+
+    async def _unary(self, method: str, request: Any, answer: type[Any], timeout_s: float, model: str) -> Any:
+        import grpc.aio
+
+        call = self._channel.unary_unary(
+            f"/{messages.SERVICE}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        try:
+            return await call(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(error, model) from error
+
+    def _failed(self, error: grpc.aio.AioRpcError, model: str) -> ModelMeshError:
+        """What the other raised, or that it cannot be reached."""
+        trailers = dict(error.trailing_metadata() or ())
+        code, details = Code(error.code().value[0]), error.details() or error.code().name
+        kind = str(trailers.get(messages.KIND, ""))
+        if not kind:
+            return RuntimeUnavailable(
+                f"The instance {self.member.id} at {self.member.address} does not answer: {details}.",
+                model=model,
+            )
+        pushback = str(trailers.get("grpc-retry-pushback-ms", ""))
+        retry_after_s = int(pushback) / 1000 if pushback.isdigit() else None
+        return messages.error_of(kind, code, details, model, retry_after_s)

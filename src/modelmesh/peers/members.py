@@ -1,0 +1,122 @@
+"""Who is a member: the leased records under `members/` in the store, watched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from modelmesh.errors import InvalidInput, StoreUnavailable
+from modelmesh.peers.protocol import Member
+from modelmesh.store.protocol import Compacted, Revision, Store
+
+MEMBERS: Final = "members/"
+"""What follows in a key is the instance's id."""
+RETRY_S: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+def encode(member: Member) -> bytes:
+    """The record of a member. Fields that say nothing are left out."""
+    value: dict[str, Any] = {"epoch": member.epoch, "address": member.address}
+    texts = {"zone": member.zone, "host": member.host, "version": member.version, "revision": member.revision}
+    lists = {"labels": sorted(member.labels), "types": sorted(member.model_types)}
+    numbers = {"capacityBytes": member.capacity_bytes, "started": member.started_wall_ms}
+    value |= {name: content for name, content in (texts | lists | numbers).items() if content}
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def decode(id: str, raw: bytes) -> Member:
+    """Raises InvalidInput for what is no record; fields that are not known are ignored."""
+    try:
+        value = json.loads(raw)
+        return Member(
+            id=id,
+            epoch=int(value["epoch"]),
+            address=str(value["address"]),
+            zone=str(value.get("zone", "")),
+            host=str(value.get("host", "")),
+            labels=frozenset(map(str, value.get("labels", ()))),
+            model_types=frozenset(map(str, value.get("types", ()))),
+            version=str(value.get("version", "")),
+            revision=str(value.get("revision", "")),
+            capacity_bytes=int(value.get("capacityBytes", 0)),
+            started_wall_ms=int(value.get("started", 0)),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidInput(
+            f"The record of the instance {id} in the store cannot be read: {error!r}."
+        ) from error
+
+
+class Members:
+    """Follows the records from `read` on. `on_change(id, member)` is told of each that is new or other, with None of each that is
+    gone. While the store is away all stay as they were."""
+
+    def __init__(
+        self, store: Store, on_change: Callable[[str, Member | None], None], prefix: str = ""
+    ) -> None:
+        self._store = store
+        self._on_change = on_change
+        self._prefix = prefix + MEMBERS
+        self._known: dict[str, Member] = {}
+        self._revision = 0
+
+    def key(self, id: str) -> str:
+        """Where the record of an instance is."""
+        return self._prefix + id
+
+    async def read(self) -> None:
+        """Look at all of them. Raises StoreUnavailable."""
+        snapshot = await self._store.snapshot(self._prefix)
+        self._revision = snapshot.revision
+        there = {entry.key: entry.value for entry in snapshot.entries}
+        for id in [id for id in self._known if self.key(id) not in there]:
+            self._take(self.key(id), None)
+        for key, value in there.items():
+            self._take(key, value)
+
+    async def follow(self) -> None:
+        """Watch for ever."""
+        while True:
+            try:
+                async for batch in self._store.watch(self._prefix, Revision(self._revision)):
+                    self._revision = batch.revision
+                    for change in batch.changes:
+                        self._take(change.key, change.value)
+                return
+            except Compacted:
+                await self._read_again()
+            except StoreUnavailable as error:
+                log.info("The store does not tell who is a member: %s", error)
+                await asyncio.sleep(RETRY_S)
+                await self._read_again()
+
+    async def _read_again(self) -> None:
+        while True:
+            try:
+                await self.read()
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(RETRY_S)
+
+    def _take(self, key: str, value: bytes | None) -> None:
+        id = key.removeprefix(self._prefix)
+        try:
+            member = None if value is None else decode(id, value)
+        except InvalidInput as error:
+            log.warning("%s It is not asked for anything.", error)
+            member = None
+        if member != self._known.get(id):
+            if member is None:
+                del self._known[id]
+            else:
+                self._known[id] = member
+            self._on_change(id, member)
+
+    @property
+    def known(self) -> Mapping[str, Member]:
+        return self._known

@@ -1,0 +1,106 @@
+"""The values of `protocol` as messages of `wire/peers.proto`, and back; errors too, which keep their kind."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from modelmesh.errors import WIRE, Code, LoadFailed, ModelMeshError, Quarantined, RuntimeUnavailable
+from modelmesh.peers.protocol import Ask, Failed, Held, Load, Provided, Update
+from modelmesh.wire.generated import peers_pb2 as pb
+
+SERVICE: Final = "modelmesh.peers.v1.Peers"
+KIND: Final = "mm-error"
+"""The trailer that names the class of an error."""
+_KINDS: Final = {kind.__name__: kind for kind in WIRE}
+
+
+def to_update(update: Update) -> pb.Update:
+    message = pb.Update(
+        epoch=update.epoch, sequence=update.sequence, begins=update.begins, complete=update.complete
+    )
+    for held in update.held:
+        message.held.add(**held._asdict())
+    for failed in update.failed:
+        message.failed.add(**{**failed._asdict(), "code": int(failed.code)})
+    if update.load is not None:
+        message.load.CopyFrom(
+            pb.Load(**{name: getattr(update.load, name) for name in Load.__dataclass_fields__})
+        )
+    return message
+
+
+def from_update(message: pb.Update) -> Update:
+    load = message.load
+    return Update(
+        epoch=message.epoch,
+        sequence=message.sequence,
+        begins=message.begins,
+        complete=message.complete,
+        held=tuple(
+            Held(
+                held.model, held.loaded, held.loading, held.size_bytes, held.load_ms, held.rate_per_s,
+                held.last_used_wall_ms,
+            )
+            for held in message.held
+        ),
+        failed=tuple(
+            Failed(failed.model, _code(failed.code), failed.message, failed.permanent, failed.expires_in_ms)
+            for failed in message.failed
+        ),
+        load=Load(**{name: getattr(load, name) for name in Load.__dataclass_fields__})
+        if message.HasField("load")
+        else None,
+    )  # fmt: skip
+
+
+def _code(number: int) -> Code:
+    try:
+        return Code(number)
+    except ValueError:
+        return Code.UNKNOWN
+
+
+def to_ask(asker: str, ask: Ask) -> pb.AskRequest:
+    return pb.AskRequest(
+        asker=asker,
+        model=ask.model,
+        urgent=ask.urgent,
+        why=ask.why,
+        rate_per_s=ask.rate_per_s,
+        last_used_wall_ms=ask.last_used_wall_ms,
+        tried=ask.tried,
+        hops=ask.hops,
+    )
+
+
+def from_ask(message: pb.AskRequest, deadline_s: float) -> Ask:
+    return Ask(
+        model=message.model,
+        deadline_s=deadline_s,
+        urgent=message.urgent,
+        why=message.why,
+        rate_per_s=message.rate_per_s,
+        last_used_wall_ms=message.last_used_wall_ms,
+        tried=tuple(message.tried),
+        hops=message.hops,
+    )
+
+
+def to_provided(provided: Provided) -> pb.Provided:
+    return pb.Provided(holder=provided.holder, epoch=provided.epoch, sequence=provided.sequence)
+
+
+def from_provided(message: pb.Provided) -> Provided:
+    return Provided(message.holder, message.epoch, message.sequence)
+
+
+def error_of(kind: str, code: Code, message: str, model: str, retry_after_s: float | None) -> ModelMeshError:
+    """What the other raised. Of a kind that is not known here the code is kept."""
+    known = _KINDS.get(kind)
+    if known is LoadFailed or known is Quarantined:
+        return known(message, code=code, model=model, retry_after_s=retry_after_s)
+    if known is not None:
+        return known(message, model=model, retry_after_s=retry_after_s)
+    if code is Code.UNAVAILABLE:
+        return RuntimeUnavailable(message, model=model, retry_after_s=retry_after_s)
+    return LoadFailed(message, code=code, model=model, retry_after_s=retry_after_s)

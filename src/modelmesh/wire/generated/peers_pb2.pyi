@@ -1,0 +1,141 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FollowRequest(_message.Message):
+    __slots__ = ("follower", "epoch", "sequence")
+    FOLLOWER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    follower: str
+    epoch: int
+    sequence: int
+    def __init__(self, follower: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class Update(_message.Message):
+    __slots__ = ("epoch", "sequence", "begins", "complete", "held", "failed", "load", "goodbye")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    BEGINS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    sequence: int
+    begins: bool
+    complete: bool
+    held: _containers.RepeatedCompositeFieldContainer[Held]
+    failed: _containers.RepeatedCompositeFieldContainer[Failed]
+    load: Load
+    goodbye: bool
+    def __init__(self, epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., begins: _Optional[bool] = ..., complete: _Optional[bool] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., goodbye: _Optional[bool] = ...) -> None: ...
+
+class Held(_message.Message):
+    __slots__ = ("model", "loaded", "loading", "size_bytes", "load_ms", "rate_per_s", "last_used_wall_ms")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_MS_FIELD_NUMBER: _ClassVar[int]
+    RATE_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_WALL_MS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    loaded: bool
+    loading: bool
+    size_bytes: int
+    load_ms: int
+    rate_per_s: float
+    last_used_wall_ms: int
+    def __init__(self, model: _Optional[str] = ..., loaded: _Optional[bool] = ..., loading: _Optional[bool] = ..., size_bytes: _Optional[int] = ..., load_ms: _Optional[int] = ..., rate_per_s: _Optional[float] = ..., last_used_wall_ms: _Optional[int] = ...) -> None: ...
+
+class Failed(_message.Message):
+    __slots__ = ("model", "code", "message", "permanent", "expires_in_ms")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PERMANENT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_IN_MS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    code: int
+    message: str
+    permanent: bool
+    expires_in_ms: int
+    def __init__(self, model: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., permanent: _Optional[bool] = ..., expires_in_ms: _Optional[int] = ...) -> None: ...
+
+class Load(_message.Message):
+    __slots__ = ("capacity_bytes", "free_bytes", "price", "rate_per_s", "busyness", "load_queue_s", "draining", "cordoned")
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PRICE_FIELD_NUMBER: _ClassVar[int]
+    RATE_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BUSYNESS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    CORDONED_FIELD_NUMBER: _ClassVar[int]
+    capacity_bytes: int
+    free_bytes: int
+    price: float
+    rate_per_s: float
+    busyness: float
+    load_queue_s: float
+    draining: bool
+    cordoned: bool
+    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., price: _Optional[float] = ..., rate_per_s: _Optional[float] = ..., busyness: _Optional[float] = ..., load_queue_s: _Optional[float] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ...) -> None: ...
+
+class AskRequest(_message.Message):
+    __slots__ = ("asker", "model", "urgent", "why", "rate_per_s", "last_used_wall_ms", "tried", "hops")
+    ASKER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    URGENT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    RATE_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_WALL_MS_FIELD_NUMBER: _ClassVar[int]
+    TRIED_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    asker: str
+    model: str
+    urgent: bool
+    why: str
+    rate_per_s: float
+    last_used_wall_ms: int
+    tried: _containers.RepeatedScalarFieldContainer[str]
+    hops: int
+    def __init__(self, asker: _Optional[str] = ..., model: _Optional[str] = ..., urgent: _Optional[bool] = ..., why: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., last_used_wall_ms: _Optional[int] = ..., tried: _Optional[_Iterable[str]] = ..., hops: _Optional[int] = ...) -> None: ...
+
+class ProvideReply(_message.Message):
+    __slots__ = ("taken", "provided")
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    PROVIDED_FIELD_NUMBER: _ClassVar[int]
+    taken: bool
+    provided: Provided
+    def __init__(self, taken: _Optional[bool] = ..., provided: _Optional[_Union[Provided, _Mapping]] = ...) -> None: ...
+
+class Provided(_message.Message):
+    __slots__ = ("holder", "epoch", "sequence")
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    holder: str
+    epoch: int
+    sequence: int
+    def __init__(self, holder: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class UnloadRequest(_message.Message):
+    __slots__ = ("asker", "model", "why")
+    ASKER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    asker: str
+    model: str
+    why: str
+    def __init__(self, asker: _Optional[str] = ..., model: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class UnloadReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

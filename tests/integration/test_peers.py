@@ -1,0 +1,260 @@
+"""Instances that follow and ask each other over real gRPC, members by a shared store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from modelmesh.errors import Code, LoadFailed, ModelNotFound, NoCapacity, Quarantined, RuntimeUnavailable
+from modelmesh.management.peers import service
+from modelmesh.peers import link
+from modelmesh.peers.connected import ConnectedPeers
+from modelmesh.peers.protocol import (
+    Ask,
+    Back,
+    Failed,
+    Gone,
+    Held,
+    Joined,
+    Load,
+    Member,
+    News,
+    Provided,
+    Silent,
+    Told,
+)
+from modelmesh.store.memory import MemoryStore
+
+DEADLINE_S = 20.0
+ASK = Ask("iris", 5.0, True, "3 requests wait", 1.5, 17, ("c",), 1)
+
+
+class Mesh:
+    """What is asked of an instance, and what it answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+        self.answer: Provided | Exception = Provided("b", 1, 5)
+        self.takes_s = 0.0
+
+    async def provide(self, asker: str, ask: Ask) -> Provided:
+        return await self._answer("provide", asker, ask)
+
+    async def load(self, asker: str, ask: Ask) -> Provided:
+        return await self._answer("load", asker, ask)
+
+    async def unload(self, asker: str, model: str, why: str) -> None:
+        await self._answer("unload", asker, (model, why))
+
+    async def _answer(self, what: str, asker: str, about: object) -> Provided:
+        self.asked.append((what, asker, about))
+        await asyncio.sleep(self.takes_s)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class Node:
+    """An instance, reduced to its peers."""
+
+    def __init__(self, store: MemoryStore, folder: Path, id: str, epoch: int = 1) -> None:
+        self.socket = folder / f"{id}.sock"
+        self.mesh = Mesh()
+        self.peers = ConnectedPeers(store, Member(id, epoch, f"unix:{self.socket}", zone="z1"))
+        self.news: list[News] = []
+        self._server: grpc.aio.Server | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.listen()
+        self._listening = asyncio.create_task(self._hear())
+        await self.peers.start(self.mesh)
+
+    async def listen(self) -> None:
+        self._server = grpc.aio.server()
+        handlers = service(self.peers)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(handlers.name, handlers.methods),)
+        )
+        self._server.add_insecure_port(f"unix:{self.socket}")
+        await self._server.start()
+
+    async def deafen(self) -> None:
+        """Nobody answers at its address any more."""
+        assert self._server is not None
+        await self._server.stop(None)
+
+    async def _hear(self) -> None:
+        while True:
+            self.news += await self.peers.next_news()
+
+    def seen(self, *kinds: type) -> list[News]:
+        return [news for news in self.news if isinstance(news, kinds)]
+
+    def told(self, id: str) -> dict[str, Held]:
+        updates = [news.update for news in self.news if isinstance(news, Told) and news.id == id]
+        return {held.model: held for update in updates for held in update.held}
+
+    async def until(self, holds: Callable[[], bool], what: str) -> None:
+        ends_s = time.monotonic() + DEADLINE_S
+        while not holds():
+            assert time.monotonic() < ends_s, f"{what}: not within {DEADLINE_S} s; news: {self.news}"
+            await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        await self.peers.stop()
+        await self.deafen()
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def nodes(folder: Path, *ids: str) -> AsyncIterator[tuple[MemoryStore, list[Node]]]:
+    store = MemoryStore()
+    await store.open()
+    there = [Node(store, folder, id) for id in ids]
+    try:
+        for node in there:
+            await node.start()
+        yield store, there
+    finally:
+        for node in there:
+            await node.stop()
+        await store.close()
+
+
+def test_members_find_and_tell_each_other(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with nodes(tmp_path, "a", "b") as (_, (a, b)):
+            await a.until(lambda: bool(a.seen(Joined)), "b is known to a")
+            assert [news.member.id for news in b.seen(Joined) if isinstance(news, Joined)] == ["a"]
+            failed = Failed("bad", Code.INVALID_ARGUMENT, "It is broken.", True, 1000)
+            load = Load(100, -5, 1e-9, 2.0, 0.5, 1.0, draining=True)
+            sequence = a.peers.announce([Held("iris", True, False, 7, 8, 0.5, 9)], [failed], load)
+            await b.until(lambda: "iris" in b.told("a"), "the copy is told")
+            assert b.told("a")["iris"] == Held("iris", True, False, 7, 8, 0.5, 9)
+            updates = [news.update for news in b.seen(Told) if isinstance(news, Told)]
+            assert updates[0].begins and updates[-1].sequence == sequence
+            assert failed in [found for update in updates for found in update.failed]
+            assert load in [update.load for update in updates]
+            await a.peers.update_member(capacity_bytes=123)
+            await b.until(
+                lambda: any(isinstance(n, Joined) and n.member.capacity_bytes == 123 for n in b.news), "told"
+            )
+            c = Node(MemoryStore(), tmp_path, "c")
+            assert c.peers.me.id == "c"
+
+    asyncio.run(scenario())
+
+
+def test_one_that_stops_says_goodbye(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with nodes(tmp_path, "a", "b") as (_, (a, b)):
+            await b.until(lambda: bool(b.seen(Told)), "a is heard")
+            await a.peers.stop()
+            await b.until(lambda: b.seen(Gone) == [Gone("a")], "a is gone")
+            assert not b.seen(Silent)
+            with pytest.raises(RuntimeUnavailable, match="The instance a is not known here, or gone"):
+                await b.peers.load("a", ASK)
+
+    asyncio.run(scenario())
+
+
+def test_silence_is_suspected_and_is_the_end_only_without_a_lease(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with nodes(tmp_path, "a", "b") as (_, (a, b)):
+            a.peers.announce([Held("iris", True)])
+            await b.until(lambda: "iris" in b.told("a"), "a is heard")
+            await a.deafen()
+            await b.until(lambda: b.seen(Silent) == [Silent("a")], "a is silent")
+            begun = sum(news.update.begins for news in b.seen(Told) if isinstance(news, Told))
+            a.peers.announce([Held("rose", True)])
+            await a.listen()
+            await b.until(lambda: b.seen(Back) == [Back("a")] and "rose" in b.told("a"), "a is back")
+            again = sum(news.update.begins for news in b.seen(Told) if isinstance(news, Told))
+            assert again == begun, "it goes on where it was"
+            await a.peers._presence.stop()
+            await b.until(lambda: "a" not in b.peers._leased, "its lease is gone")
+            assert not b.seen(Gone), "a lease alone changes nothing"
+            await a.deafen()
+            await b.until(lambda: b.seen(Gone) == [Gone("a")], "a is gone")
+
+    asyncio.run(scenario())
+
+
+def test_another_life_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with nodes(tmp_path, "a", "b") as (store, (a, b)):
+            a.peers.announce([Held("old", True)])
+            await b.until(lambda: "old" in b.told("a"), "a is heard")
+            await a.deafen()
+            second = Node(store, tmp_path, "a", epoch=2)
+            await second.start()
+            second.peers.announce([Held("new", True)])
+            await b.until(lambda: "new" in b.told("a"), "the second life is heard")
+            assert Gone("a") in b.news
+            lives = [news.member.epoch for news in b.news if isinstance(news, Joined)]
+            assert lives[0] == 1 and lives[-1] == 2
+            await second.stop()
+
+    asyncio.run(scenario())
+
+
+def test_questions_reach_the_mesh_and_errors_come_back_as_they_were(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with nodes(tmp_path, "a", "b") as (_, (a, b)):
+            await a.until(lambda: bool(a.seen(Joined)), "b is known")
+            assert await a.peers.provide("b", ASK) == Provided("b", 1, 5)
+            assert await a.peers.load("b", ASK) == Provided("b", 1, 5)
+            await a.peers.unload("b", "iris", "it is not needed")
+            (provide, load, unload) = b.mesh.asked
+            for asked, what in ((provide, "provide"), (load, "load")):
+                assert isinstance(asked, tuple) and asked[:2] == (what, "a")
+                assert 0 < asked[2].deadline_s < 5.5
+                assert asked[2] == Ask(**{**vars_of(ASK), "deadline_s": asked[2].deadline_s})
+            assert unload == ("unload", "a", ("iris", "it is not needed"))
+            errors = [
+                LoadFailed("bad file", code=Code.INVALID_ARGUMENT, model="iris"),
+                Quarantined("kept away", code=Code.INTERNAL, model="iris", retry_after_s=2.5),
+                NoCapacity("no room", model="iris", retry_after_s=1.0),
+                ModelNotFound.named("iris"),
+            ]
+            for error in errors:
+                b.mesh.answer = error
+                for ask in (a.peers.provide, a.peers.load):
+                    with pytest.raises(type(error)) as raised:
+                        await ask("b", ASK)
+                    assert str(raised.value) == str(error) and raised.value.model == "iris"
+                    assert raised.value.retry_after_s == error.retry_after_s
+
+    asyncio.run(scenario())
+
+
+def vars_of(ask: Ask) -> dict[str, object]:
+    return {name: getattr(ask, name) for name in Ask.__dataclass_fields__}
+
+
+def test_a_keeper_that_does_not_take_it_on_is_given_up_at_once_and_a_slow_load_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with nodes(tmp_path, "a", "b") as (_, (a, b)):
+            await a.until(lambda: bool(a.seen(Joined)), "b is known")
+            b.mesh.takes_s = 0.6
+            assert await a.peers.provide("b", ASK) == Provided("b", 1, 5)
+            monkeypatch.setattr(link, "TAKEN_S", 0.0)
+            with pytest.raises(RuntimeUnavailable, match="did not take model iris on within 0 ms"):
+                await a.peers.provide("b", ASK)
+            await b.deafen()
+            with pytest.raises(RuntimeUnavailable, match=r"The instance b at unix:.* does not answer"):
+                await a.peers.load("b", ASK)
+
+    asyncio.run(scenario())
