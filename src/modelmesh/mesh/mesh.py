@@ -27,6 +27,7 @@ from modelmesh.mesh.desk import Desk
 from modelmesh.mesh.evictions import HOLD_UNTIL_USED
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.faults import Faults
+from modelmesh.mesh.fleet import Fleet
 from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.invariants import check
 from modelmesh.mesh.measures import Measures
@@ -449,6 +450,11 @@ class Mesh(Desk):
     def check(self) -> None:
         """Raise InvariantBroken when the books contradict each other. Linear in the copies, for tests."""
         check(self._copies, self._sites)
+
+    @property
+    def fleet(self) -> Fleet | None:
+        """What is known of the other instances; None where there are none by setting."""
+        return None if self._others is None else self._others.fleet
 
     def copy(self, model: str) -> Copy | None:
         """The copy of a model, for tests; None when it is cold."""

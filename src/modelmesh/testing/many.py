@@ -1,0 +1,376 @@
+"""Several instances under random traffic and random trouble, in virtual time, with every invariant checked after each step.
+
+As `testing.simulator` is for one. A seed makes the whole story: how many instances, who is asked for what, who crashes, hangs,
+comes back, is cut off from whom, when the store is away. After it everything that can be served must be, from everywhere,
+and what each instance believes of the others must be the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Final
+
+from modelmesh.dataplane.protocol import Name, NameKind
+from modelmesh.errors import Code, InvariantBroken, LoadFailed, ModelMeshError, StoreUnavailable
+from modelmesh.mesh.control import Registration
+from modelmesh.mesh.tuning import Tuning
+from modelmesh.mesh.views import State
+from modelmesh.testing.dataplane import Answer, Request
+from modelmesh.testing.loop import run
+from modelmesh.testing.runtime import Artefact
+from modelmesh.testing.stage import Stage
+from modelmesh.testing.theatre import Theatre
+
+VMODELS: Final = ("v0", "v1")
+TIMEOUTS_S: Final = (0.2, 1.0, 5.0, 15.0)
+BROKEN: Final = "It is broken."
+PEACE_S: Final = 12.0
+"""Leases of the dead run out, failures expire, vmodels try again."""
+
+
+class Story:
+    """`await play()` under `testing.loop.run(…, after_step=story.check)`. Raises InvariantBroken."""
+
+    def __init__(self, seed: int, actions: int = 40) -> None:
+        self._rng = random.Random(seed)
+        self._actions = actions
+        self._registered: dict[str, str] = {}
+        """What was acknowledged: model -> path."""
+        self._doubtful: set[str] = set()
+        self._theatre: Theatre | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._requests: dict[int, Request] = {}
+        self._down: set[str] = set()
+        self._problems: list[str] = []
+        self._serial = self._step = 0
+        self.seen: Counter[str] = Counter()
+        """What happened, for tests that want to know that something did."""
+
+    # --- the story ------------------------------------------------------------------------------------------
+
+    async def play(self) -> Counter[str]:
+        """Trouble, then peace."""
+        rng = self._rng
+        theatre = Theatre(
+            rng.randint(3, 6), seed=rng.randrange(2**32), budget_bytes=rng.choice((3_500, 6_000, 10_000)),
+            max_loads=rng.choice((1, 2)), load_timeout_s=2.0,
+            tuning=Tuning(tick_s=0.25, retire_timeout_s=rng.choice((0.05, 1.0)), unload_retry_s=0.1),
+        )  # fmt: skip
+        async with theatre:
+            self._theatre = theatre
+            for _ in range(rng.randint(3, 8)):
+                await self._register(f"m{rng.randrange(12)}")
+            for vmodel in VMODELS:
+                if (target := self._known_model()) is not None:
+                    await self._any().mesh.set_vmodel(vmodel, target)
+            scenes = (
+                (40, self._ask), (10, self._ask_everywhere), (6, self._crash), (4, self._freeze), (5, self._cut),
+                (5, self._mend), (6, self._return), (3, self._leave), (3, self._outage), (5, self._register_some),
+                (3, self._unregister), (5, self._set_vmodel), (4, self._load), (4, self._unload), (4, self._break),
+                (4, self._forget), (3, self._lose_server),
+            )  # fmt: skip
+            for _ in range(self._actions):
+                rng.choices([scene for _, scene in scenes], [weight for weight, _ in scenes])[0]()
+                if rng.random() < 0.7:
+                    await asyncio.sleep(rng.choice((0.0, 0.001, 0.01, 0.1, 0.8)))
+            await self._peace()
+            self._theatre = None
+        return self.seen
+
+    @property
+    def _all(self) -> Theatre:
+        assert self._theatre is not None
+        return self._theatre
+
+    def _awake(self) -> list[str]:
+        return sorted(self._all.stages.keys() - self._all.network.frozen)
+
+    def _any(self) -> Stage:
+        return self._all[self._rng.choice(self._awake())]
+
+    def _name(self) -> Name:
+        if self._rng.random() < 0.2:
+            return Name(NameKind.VMODEL, self._rng.choice(VMODELS))
+        return Name(NameKind.MODEL, self._known_model() or "m0")
+
+    def _ask(self) -> None:
+        self._begin(self._any(), self._name(), self._rng.choice(TIMEOUTS_S))
+
+    def _ask_everywhere(self) -> None:
+        name = self._name()
+        for id in self._awake():
+            self._begin(self._all[id], name, self._rng.choice(TIMEOUTS_S[1:]))
+
+    def _begin(self, stage: Stage, name: Name, timeout_s: float) -> Request:
+        request = stage.dataplane.request(name, timeout_s, self._rng.choice((0.001, 0.001, 0.05)))
+        self._requests[id(request)] = request
+        request.answer.add_done_callback(lambda _: self._answered(request))
+        return request
+
+    def _answered(self, request: Request) -> None:
+        self._requests.pop(id(request), None)
+        if not request.answer.cancelled():
+            self.seen[request.answer.result().code.name] += 1
+
+    def _crash(self) -> None:
+        ids = self._awake()
+        if len(ids) > 2:
+            id = self._rng.choice(ids)
+            self._down.add(id)
+            self.seen["crashes"] += 1
+            self._spawn(self._all.crash(id))
+
+    def _leave(self) -> None:
+        """An instance is stopped in good order."""
+        ids = self._awake()
+        if len(ids) > 2:
+            id = self._rng.choice(ids)
+            self._down.add(id)
+            self.seen["stops"] += 1
+            stage = self._all.stages.pop(id)
+            self._spawn(stage.stop(2.0))
+
+    def _return(self) -> None:
+        down = sorted(self._down - self._all.stages.keys())
+        if down:
+            id = self._rng.choice(down)
+            self._down.discard(id)
+            self._spawn(self._begin_instance(id))
+
+    async def _begin_instance(self, id: str) -> None:
+        try:
+            await self._all.begin(id)
+        except StoreUnavailable:
+            self._down.add(id)
+
+    def _freeze(self) -> None:
+        ids = self._awake()
+        if len(ids) > 2 and not self._all.network.frozen:
+            self.seen["freezes"] += 1
+            self._all.network.freeze(self._rng.choice(ids))
+
+    def _cut(self) -> None:
+        ids = sorted(self._all.stages)
+        if len(ids) > 1:
+            self.seen["partitions"] += 1
+            self._all.network.cut(*self._rng.sample(ids, 2))
+
+    def _mend(self) -> None:
+        self._all.network.mend()
+
+    def _outage(self) -> None:
+        self._all.store.outage = "The store is away."
+        asyncio.get_running_loop().call_later(self._rng.choice((0.05, 1.0)), self._end_outage)
+
+    def _end_outage(self) -> None:
+        if self._theatre is not None:
+            self._theatre.store.outage = ""
+
+    def _register_some(self) -> None:
+        self._spawn(self._register(f"m{self._rng.randrange(12)}"))
+
+    async def _register(self, model: str) -> None:
+        if model in self._registered or model in self._doubtful:
+            return
+        path = self._artefact()
+        await self._acknowledged(model, self._any().mesh.register(Registration(model, "fake", path)), path)
+
+    def _artefact(self) -> str:
+        rng = self._rng
+        artefact = Artefact(
+            size_bytes=rng.choice((100, 500, 1_000, 1_900, 3_000)),
+            load_s=rng.choice((0.001, 0.01, 0.1, 0.5)),
+            unload_s=rng.choice((0.0, 0.001, 0.05)),
+        )
+        if rng.random() < 0.08:
+            artefact.error = LoadFailed(BROKEN, code=Code.INVALID_ARGUMENT)
+        self._serial += 1
+        path = f"p{self._serial}"
+        self._all.artefacts[path] = artefact
+        return path
+
+    async def _acknowledged(self, model: str, call: Coroutine[Any, Any, object], path: str | None) -> None:
+        self._doubtful.add(model)
+        try:
+            await call
+        except StoreUnavailable:
+            return
+        except ModelMeshError:
+            self._doubtful.discard(model)
+            return
+        self._doubtful.discard(model)
+        if path is None:
+            self._registered.pop(model, None)
+        else:
+            self._registered[model] = path
+
+    def _known_model(self) -> str | None:
+        known = sorted(model for model in self._registered if model not in self._doubtful)
+        return self._rng.choice(known) if known else None
+
+    def _unregister(self) -> None:
+        if (model := self._known_model()) is not None:
+            self._spawn(self._acknowledged(model, self._any().mesh.unregister(model), None))
+
+    def _set_vmodel(self) -> None:
+        if (target := self._known_model()) is not None:
+            vmodel, sync = self._rng.choice(VMODELS), self._rng.random() < 0.3
+            self._spawn(self._quiet(self._any().mesh.set_vmodel(vmodel, target, sync=sync)))
+
+    def _load(self) -> None:
+        if (model := self._known_model()) is not None:
+            self._spawn(self._quiet(self._any().mesh.load(model, timeout_s=3.0)))
+
+    def _unload(self) -> None:
+        if (model := self._known_model()) is not None:
+            self._spawn(self._quiet(self._any().mesh.unload(model, timeout_s=3.0)))
+
+    async def _quiet(self, call: Coroutine[Any, Any, object]) -> None:
+        """Any error of the tree is a proper answer."""
+        with suppress(ModelMeshError):
+            await call
+
+    def _break(self) -> None:
+        """A model's storage fails for a while."""
+        if not self._all.artefacts:
+            return
+        artefact = self._all.artefacts[self._rng.choice(sorted(self._all.artefacts))]
+        if artefact.error is None:
+            artefact.error = LoadFailed("The storage is away.", code=Code.UNAVAILABLE)
+        elif artefact.error.args[0] != BROKEN:
+            artefact.error = None
+
+    def _forget(self) -> None:
+        """A model server loses a model and says nothing."""
+        runtime = self._any().runtime
+        if runtime.loaded:
+            runtime.forget(self._rng.choice(sorted(runtime.loaded)))
+
+    def _lose_server(self) -> None:
+        """A model server dies."""
+        stage = self._any()
+        target = self._rng.choice(stage.runtime.targets)
+        stage.dataplane.lose_target(target)
+        stage.runtime.crash_target(target)
+
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(self._watched(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watched(self, work: Coroutine[Any, Any, object]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._problems.append(f"a call raised {type(error).__name__}: {error}")
+
+    # --- peace ----------------------------------------------------------------------------------------------
+
+    async def _peace(self) -> None:
+        for artefact in self._all.artefacts.values():
+            if artefact.error is not None and artefact.error.args[0] != BROKEN:
+                artefact.error = None
+        self._end_outage()
+        self._all.network.mend()
+        for _ in range(2):
+            if self._tasks:
+                _, late = await asyncio.wait(self._tasks, timeout=300.0)
+                self._expect(not late, f"{len(late)} calls never ended")
+            for id in sorted(self._down - self._all.stages.keys()):
+                self._down.discard(id)
+                await self._begin_instance(id)
+        if self._requests:
+            await asyncio.wait([request.answer for request in self._requests.values()], timeout=60.0)
+        self._expect(not self._requests, f"{len(self._requests)} requests were never answered")
+        await asyncio.sleep(PEACE_S)
+        for model, path in sorted(self._registered.items()):
+            if model not in self._doubtful:
+                for id in sorted(self._all.stages):
+                    await self._served(id, model, self._all.artefacts[path])
+        await asyncio.sleep(3.0)
+        self._agreed()
+        self.seen["loads"] += sum(stage.mesh.instance().loads_total for stage in self._all)
+        self.seen["evictions"] += sum(stage.mesh.instance().evictions_total for stage in self._all)
+        self._raise()
+
+    async def _served(self, id: str, model: str, artefact: Artefact) -> None:
+        answer = Answer(Code.UNKNOWN)
+        for _ in range(12):
+            request = self._begin(self._all[id], Name(NameKind.MODEL, model), 30.0)
+            answer = await request.answer
+            if answer.code is Code.OK or artefact.error is not None:
+                break
+            await asyncio.sleep(max(answer.retry_after_ms, 500) / 1000)
+        good = artefact.error is not None or answer.code is Code.OK
+        self._expect(good, f"{model} is not served by {id} in peace: {answer}")
+
+    def _agreed(self) -> None:
+        """What each believes of the others is so, and every route leads to a copy."""
+        for id, stage in self._all.stages.items():
+            fleet = stage.mesh.fleet
+            assert fleet is not None
+            self._expect(
+                {peer.id for peer in fleet} == self._all.stages.keys() - {id},
+                f"{id} does not know all others",
+            )
+            for peer in fleet:
+                theirs = self._all[peer.id].mesh
+                believed = {model for model in peer.copies if peer.holds(model)}
+                held = {
+                    model
+                    for model in self._registered
+                    if (copy := theirs.copy(model)) is not None
+                    and copy.state is State.LOADED
+                    and copy.retirement is None
+                }
+                self._expect(believed <= held, f"{id} believes {believed - held} of {peer.id}")
+                unknown = {model for model in held - believed if model not in peer.denied}
+                self._expect(not unknown, f"{id} does not know {unknown} of {peer.id}")
+                self._expect(not peer.silent and not peer.lost, f"{id} still suspects {peer.id}")
+
+    # --- checks ---------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """After every step of the loop, one instance in turn: what is broken stays so until its turn comes."""
+        if self._theatre is None or not self._theatre.stages:
+            return
+        self._step += 1
+        stages = self._theatre.stages
+        id = list(stages)[self._step % len(stages)]
+        stage = stages[id]
+        stage.mesh.check()
+        for problem in stage.runtime.violations + stage.dataplane.violations:
+            self._problems.append(f"{id}: {problem}")
+        own = set(stage.runtime.targets)
+        for model, replicas in stage.dataplane.routes.items():
+            if any(replica.target_id in own for replica in replicas):
+                copy = stage.mesh.copy(model)
+                loaded = copy is not None and copy.state is State.LOADED
+                self._expect(loaded, f"{id} has a route to its {model}, which is not loaded")
+        now_s = asyncio.get_running_loop().time()
+        for request in stage.dataplane.requests:
+            self._expect(now_s <= request.deadline_s + 1e-6, f"{id}: {request.name} outlived its deadline")
+        self._raise()
+
+    def _expect(self, holds: bool, problem: str) -> None:
+        if not holds:
+            self._problems.append(problem)
+
+    def _raise(self) -> None:
+        if self._problems:
+            now_s = asyncio.get_running_loop().time()
+            raise InvariantBroken(f"At {now_s:.4f} s: {'; '.join(self._problems[:3])}.")
+
+
+def play(seed: int, actions: int = 40) -> Counter[str]:
+    """Play one seed. Raises what broke, with the seed in its notes."""
+    story = Story(seed, actions)
+    try:
+        return run(story.play(), after_step=story.check)
+    except BaseException as error:
+        error.add_note(f"Seed {seed}: MODELMESH_MANY_SEED={seed} runs it alone.")
+        raise
