@@ -439,6 +439,7 @@ class Loads:
             size_bytes=loaded.size_bytes,
             reserved_bytes=reserved_bytes,
             load_s=loaded.load_s,
+            sizing_s=loaded.sizing_s,
             waited_s=now_s - want.since_s if want is not None else 0.0,
             waiting=copy.resumed,
             free_bytes=self._budget.ledger.free_bytes,
