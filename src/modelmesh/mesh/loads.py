@@ -422,6 +422,7 @@ class Loads:
         copy.resumed = want.waiting if want is not None else 0
         reserved_bytes = copy.needed_bytes
         self._copies.loaded(copy, loaded, now_s)
+        self._copies.publish()  # who waits goes on while the rest is noted
         self._failures.forget(copy.model)
         self.total += 1
         if want is not None and want.waiting:
