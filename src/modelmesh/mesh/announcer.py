@@ -39,6 +39,7 @@ class Announcer:
         self._told: dict[str, float] = {}
         """Models told as held, with the rate that was told."""
         self._due_s = 0.0
+        self._leaving = False
         self.sequence = 0
         """Of what was told last."""
 
@@ -53,6 +54,12 @@ class Announcer:
     def used(self, model: str) -> None:
         self._used[model] = None
 
+    def give_up_all(self) -> None:
+        """Tell that nothing is held here any more: requests of others go elsewhere from now on."""
+        self._leaving = True
+        self._changed.update(dict.fromkeys(self._told))
+        self.flush()
+
     def flush(self) -> int:
         """Tell what changed since the last time. Returns the sequence of the newest that was told."""
         held = [row for model in self._changed if (row := self._held(model)) is not None]
@@ -63,10 +70,10 @@ class Announcer:
             self.sequence = self._peers.announce(held, failed)
         return self.sequence
 
-    def tick(self) -> None:
-        """Each second, how the instance is doing and which copies are used otherwise than was told."""
+    def tick(self, *, at_once: bool = False) -> None:
+        """Each second, or at once, how the instance is doing and which copies are used otherwise than was told."""
         now_s = self._clock.monotonic_s()
-        if now_s < self._due_s:
+        if now_s < self._due_s and not at_once:
             return
         self._due_s = now_s + EVERY_S
         held = []
@@ -86,7 +93,7 @@ class Announcer:
     def _held(self, model: str) -> Held | None:
         """What there is to say of a model; None when it never was held, as far as the others know."""
         copy = self._copies.get(model)
-        if copy is None or copy.state is State.UNLOADING or copy.retirement is not None:
+        if copy is None or copy.state is State.UNLOADING or copy.retirement is not None or self._leaving:
             return None if self._told.pop(model, None) is None else Held(model, False)
         now_s = self._clock.monotonic_s()
         rate_per_s = self._told[model] = copy.history.rate_per_s(now_s)

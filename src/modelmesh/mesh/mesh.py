@@ -28,6 +28,7 @@ from modelmesh.mesh.evictions import HOLD_UNTIL_USED
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.faults import Faults
 from modelmesh.mesh.fleet import Fleet
+from modelmesh.mesh.handover import hand_over
 from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.invariants import check
 from modelmesh.mesh.measures import Measures
@@ -55,6 +56,8 @@ from modelmesh.runtime.protocol import (
 log = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.02
+HANDOVER_SHARE = 0.6
+"""Of the grace period; the rest is for requests that are under way."""
 
 
 class _Stop(Exception):
@@ -131,7 +134,12 @@ class Mesh(Desk):
         )  # fmt: skip
         if others is not None:
             others.attach(self._copies, self._asks, condition.load)
-        self.transitions = VModels(registrar, self, clock, journal, default_owner=vmodel_owner)
+        self.transitions = VModels(
+            registrar, self, clock, journal, default_owner=vmodel_owner,
+            drives=lambda vmodel: others is None or others.provider.keeps(vmodel),
+        )  # fmt: skip
+        if others is not None:
+            others.on_members = self.transitions.look_again
         self._group: asyncio.TaskGroup | None = None
         self._owner: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -169,16 +177,24 @@ class Mesh(Desk):
 
     async def drain(self, grace_s: float) -> None:
         """Be not ready, accept no more, and return when what is in flight and parked is done, or after `grace_s`."""
-        self._draining, self._ready = True, False
+        begun, self._draining, self._ready = self._draining, True, False
         if self._owner is None or self._owner.done():
             return
         ends_s = self._clock.monotonic_s() + grace_s
-        self._dataplane.drain(round(grace_s * 1000))
+        if self._others is not None and not begun:
+            await self._leave(self._others, HANDOVER_SHARE * grace_s)
+        self._dataplane.drain(max(round((ends_s - self._clock.monotonic_s()) * 1000), 0))
         while self._clock.monotonic_s() < ends_s:
             stats = self._dataplane.stats()
             if stats.in_flight == 0 and stats.parked_requests == 0:
                 return
             await asyncio.sleep(_DRAIN_POLL_S)
+
+    async def _leave(self, others: Others, within_s: float) -> None:
+        """Requests are still taken: nothing new is placed here, and others load what they would miss."""
+        others.announcer.tick(at_once=True)
+        await hand_over(self._copies, others, self._clock, self._journal, within_s)
+        others.announcer.give_up_all()
 
     async def stop(self, grace_s: float) -> None:
         """Drain, end all work, stop the runtimes. Idempotent. Raises what ended the mesh before, if a bug did."""

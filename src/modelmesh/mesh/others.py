@@ -80,6 +80,8 @@ class Others:
         self._asks: Asks
         self._load_of: Callable[[], Load]
         self.announcer: Announcer
+        self.on_members: Callable[[], None] = lambda: None
+        """Called when instances came, went, fell silent or take no more loads."""
 
     def attach(self, copies: Copies, asks: Asks, load_of: Callable[[], Load]) -> None:
         """The parts that need this one to be built."""
@@ -93,6 +95,7 @@ class Others:
     async def run(self) -> None:
         """Hear the others until cancelled."""
         while True:
+            members = self._members()
             for news in await self._peers.next_news():
                 changed = self.fleet.apply(news, self._clock.monotonic_s())
                 match news:
@@ -110,7 +113,12 @@ class Others:
                         self._journal.record(Did.REVIVED, "", f"Instance {id} answers again.")
                 self._copies.routes.changed_abroad(changed)
             self.abroad.follow()
+            if self._members() != members:
+                self.on_members()
             self._settle()
+
+    def _members(self) -> list[tuple[str, int, bool, bool]]:
+        return [(peer.id, peer.member.epoch, peer.silent, peer.takes_loads) for peer in self.fleet]
 
     def tick(self) -> None:
         """Tell the others what is due."""
@@ -240,6 +248,14 @@ class Others:
         if not self.somewhere(model):
             await self.provider.ask(self._ask(model, timeout_s, False, why))
             self._settle()
+
+    async def load_elsewhere(self, model: str, timeout_s: float, why: str) -> None:
+        """Have one more copy loaded, in an instance that has none. Raises what kept it from that."""
+        ask = self._ask(model, timeout_s, True, why)
+        provided = await self.provider.load_another(ask)
+        self.fleet.provided(model, provided)
+        self._copies.routes.mark(model)
+        self._settle()
 
     async def unload_elsewhere(self, model: str, why: str) -> None:
         """Have every other instance give its copy up. Who cannot be reached keeps it, and says so later."""

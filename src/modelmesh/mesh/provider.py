@@ -218,9 +218,25 @@ class Provider:
         )
         return chosen.instance
 
-    def choose_another(self, ask: Ask, record: ModelRecord, not_there: Collection[str]) -> str | None:
-        """Where one more copy of a loaded model would be loaded. None when there is no place."""
-        return self._choose(ask, record, not_there)
+    async def load_another(self, ask: Ask) -> Provided:
+        """One more copy of a model, in another instance that has none. Raises NoCapacity where there is no place, else what
+        the last of `PLACES` raised."""
+        model, me = ask.model, self._peers.me.id
+        record = self._record_of(model)
+        if record is None:
+            raise ModelNotFound.named(model)
+        excluded = {me, *ask.tried, *(peer.id for peer in self._fleet if model in peer.copies)}
+        error: ModelMeshError = NoCapacity(f"No other instance can load {model}.", model=model)
+        for _ in range(PLACES):
+            there = self._choose(ask, record, excluded)
+            if there is None:
+                break
+            try:
+                return await self._call(there, self._peers.load(there, ask))
+            except ModelMeshError as raised:
+                error = raised
+                excluded.add(there)
+        raise error
 
     def _wanted(self, ask: Ask, record: ModelRecord) -> Wanted:
         facts = self._fleet.facts(ask.model)

@@ -250,7 +250,9 @@ class Registrar:
                     raise raised
                 changes = [Change(key, value, commit.revision) for key, value in txn.puts.items()]
                 changes += [Change(key, None, commit.revision) for key in txn.deletes]
-                self._apply(changes, commit.revision if commit.revision == self._mirror.revision + 1 else 0)
+                # The revision of a transaction that only read is that of somebody else's change, which is still to come.
+                next_one = bool(changes) and commit.revision == self._mirror.revision + 1
+                self._apply(changes, commit.revision if next_one else 0)
                 return result
             known.update(dict.fromkeys(txn.compares, None))
             known.update(commit.current)

@@ -72,8 +72,16 @@ class VModels:
     """One owner, the event loop. `start` after the registrar, `stop` before it."""
 
     def __init__(
-        self, registrar: Registrar, loader: Loader, clock: Clock, journal: Journal, *, default_owner: str = ""
+        self,
+        registrar: Registrar,
+        loader: Loader,
+        clock: Clock,
+        journal: Journal,
+        *,
+        default_owner: str = "",
+        drives: Callable[[str], bool] = lambda vmodel: True,
     ) -> None:
+        """`drives` says whether this instance moves a vmodel, as its keeper, or leaves that to another."""
         self._registrar = registrar
         self._per_txn = max(1, registrar.txn_keys_max // KEYS_EACH)
         self._mirror = registrar.mirror
@@ -81,6 +89,7 @@ class VModels:
         self._clock = clock
         self._journal = journal
         self._default_owner = default_owner
+        self._drives = drives
         self._queue: dict[str, None] = {}
         self._running: dict[str, tuple[str, asyncio.Task[None]]] = {}
         """vmodel -> the target it moves to, and the task that does it."""
@@ -232,6 +241,10 @@ class VModels:
         elif outcome is Outcome.BEGUN:
             self._journal.record(Did.LOADING, vmodel, f"It will point at {target} once that is loaded.")
 
+    def moving(self, vmodel: str) -> bool:
+        """Whether this instance moves it now."""
+        return vmodel in self._running
+
     # Transitions
 
     def _changed(self, changed: ChangedIds) -> None:
@@ -241,6 +254,11 @@ class VModels:
             for waiting in self._waiting.pop(vmodel, ()):
                 if not waiting.done():
                     waiting.set_result(None)
+
+    def look_again(self) -> None:
+        """Instances came or went: some vmodels may be this one's to move now."""
+        for vmodel in sorted(self._mirror.unsettled):
+            self._poke(vmodel)
 
     def _poke(self, vmodel: str) -> None:
         """See to a vmodel whose record changed, or whose time to try again has come."""
@@ -258,7 +276,7 @@ class VModels:
             self._retries.pop(vmodel)[1].cancel()
         if self._failures.get(vmodel, (target,))[0] != target:
             del self._failures[vmodel]
-        if target:
+        if target and self._drives(vmodel):
             self._queue[vmodel] = None
             self._fill()
 
@@ -327,6 +345,8 @@ class VModels:
         if switched:
             self._failures.pop(vmodel, None)
             self._journal.record(Did.SWITCHED, vmodel, f"It points at {target} from now on. {how}")
+        else:  # another instance was faster, and the mirror behind: it would be tried again at once, and again
+            await self._registrar.wait_current()
         return switched
 
     async def _fail(self, vmodel: str, target: str, error: ModelMeshError) -> None:

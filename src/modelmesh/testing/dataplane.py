@@ -172,6 +172,9 @@ class FakeDataPlane:
             Name(NameKind.MODEL, model), loop.time() + timeout_s, execution_s, loop.create_future(), loop.time(),
             model, forwarded=True,
         )  # fmt: skip
+        if self._draining:
+            request.answer.set_result(Answer(Code.UNAVAILABLE, NOT_HERE, model))
+            return request
         self.requests.append(request)
         request.timers.append(
             loop.call_at(request.deadline_s, self._finish, request, Answer(Code.DEADLINE_EXCEEDED))

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from modelmesh.errors import Code, LoadFailed
+from modelmesh.journal import Did
 from modelmesh.testing.loop import run
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.theatre import Theatre
@@ -120,6 +121,64 @@ def test_a_place_that_cannot_load_is_passed_over() -> None:
                 )
             assert (await theatre["a"].ask("iris").answer).code is Code.OK
             assert theatre.holders("iris") == ["c"]
+            theatre.check()
+
+    run(scene())
+
+
+def test_an_instance_that_leaves_hands_its_models_over_first() -> None:
+    async def scene() -> None:
+        async with Theatre(3) as theatre:
+            models = [f"m{index}" for index in range(9)]
+            for model in models:
+                await theatre.register(model, Artefact(load_s=0.1))
+                assert (await theatre["a"].ask(model).answer).code is Code.OK
+            await theatre.settled()
+            leaving = theatre.holders(models[0])[0]
+            stays = next(id for id in theatre.ids if id != leaving)
+            held = [model for model in models if leaving in theatre.holders(model)]
+            await theatre.end(leaving, 10.0)
+            for model in held:
+                assert theatre.holders(model), f"{model} was not handed over"
+            loads = sum(theatre.loads(model) for model in models)
+            answers = [await theatre[stays].ask(model).answer for model in models]
+            assert {answer.code for answer in answers} == {Code.OK}
+            assert sum(theatre.loads(model) for model in models) == loads
+            theatre.check()
+
+    run(scene())
+
+
+def test_one_instance_moves_a_vmodel_for_all() -> None:
+    async def scene() -> None:
+        async with Theatre(3) as theatre:
+            await theatre.register("m1")
+            await theatre.register("m2", Artefact(load_s=0.2))
+            await theatre["a"].mesh.set_vmodel("v", "m1")
+            await theatre["b"].ask("v").answer
+            await theatre["c"].mesh.set_vmodel("v", "m2", sync=True)
+            assert theatre["c"].mesh.vmodel("v").active == "m2"
+            assert theatre.loads("m2") == 1
+            switched = [stage for stage in theatre if stage.told(Did.SWITCHED, "v")]
+            assert len(switched) == 1
+            theatre.check()
+
+    run(scene())
+
+
+def test_a_vmodel_is_moved_by_another_when_its_keeper_dies() -> None:
+    async def scene() -> None:
+        async with Theatre(3) as theatre:
+            await theatre.register("m1")
+            await theatre.register("m2", Artefact(load_s=3.0))
+            await theatre["a"].mesh.set_vmodel("v", "m1")
+            await theatre["b"].ask("v").answer
+            await theatre["a"].mesh.set_vmodel("v", "m2")
+            await theatre.settled()
+            (keeper,) = [id for id in theatre.ids if theatre[id].mesh.transitions.moving("v")]
+            await theatre.crash(keeper)
+            rest = next(iter(theatre))
+            await theatre.until(lambda: rest.mesh.vmodel("v").active == "m2")
             theatre.check()
 
     run(scene())

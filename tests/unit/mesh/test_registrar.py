@@ -440,3 +440,23 @@ def test_an_unreadable_record_can_be_registered_over() -> None:
         await house.registrar.stop()
 
     run(main())
+
+
+def test_a_read_of_what_another_wrote_does_not_stand_for_having_it() -> None:
+    async def scene() -> None:
+        store, clock = MemoryStore(), LoopClock()
+        journal = Journal(clock)
+        one, other = (Registrar(store, Mirror(), clock, journal) for _ in range(2))
+        await one.start()
+        await other.start()
+        await one.register(Registration("iris", "sklearn", "a"))
+        await other.wait_current()
+        await other.register(Registration("rose", "sklearn", "b"))
+        assert one.mirror.model("rose") is None  # its watch has not come round yet
+        await one.register(Registration("rose", "sklearn", "b"))
+        await one.wait_current()
+        assert one.mirror.model("rose") is not None
+        await one.stop()
+        await other.stop()
+
+    run(scene())

@@ -25,12 +25,14 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.views import VModelView
-from modelmesh.mesh.vmodel_rules import Setting
+from modelmesh.mesh.vmodel_rules import Setting, switch_in
 from modelmesh.mesh.vmodels import RUNNING, VModels
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import ModelRecord
 from modelmesh.store.memory import MemoryStore
+from modelmesh.store.protocol import Commit, Txn
 from modelmesh.testing.loop import run
+from modelmesh.testing.stage import Stage
 
 
 @dataclass
@@ -562,3 +564,33 @@ def test_a_bad_artefact_is_tried_again_seldom_and_calling_it_off_is_no_switch() 
         assert house.loader.tried == []
 
     with_house(scenario)
+
+
+def test_a_mirror_that_is_behind_does_not_make_a_switch_be_tried_without_rest() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            for model in ("m1", "m2"):
+                await stage.register(model)
+            await stage.mesh.set_vmodel("v", "m1")
+            await stage.mesh.load("m1")
+            fresh = Registrar(stage.store, Mirror(), stage.clock, stage.journal)
+            await fresh.start()
+            artefact = stage.artefacts["m2/1"]
+            artefact.load_s = 1.0
+            await stage.mesh.set_vmodel("v", "m2")
+            stage.registrar._tasks[0].cancel()  # the mirror falls behind
+            await fresh.wait_current()
+            await fresh.transact(lambda draft: switch_in(draft, "v", "m2"))
+            tried: list[object] = []
+            commit = stage.store.commit
+
+            async def counted(txn: Txn) -> Commit:
+                tried.append(txn)
+                return await commit(txn)
+
+            stage.store.commit = counted  # type: ignore[method-assign]
+            await asyncio.sleep(20.0)
+            assert 1 <= len(tried) <= 10
+            await fresh.stop()
+
+    run(scene())
