@@ -113,6 +113,6 @@ def test_a_spread_model_that_kills_a_worker_leaves_the_others_too(strange: Save)
             await served.until(lambda: holders(served, "hot") == 0, "no worker has it")
             await served.load("hot", "strange", path)
             assert holders(served, "hot") == 1
-            assert len(served.pids()) == 3, "it has a worker of its own now"
+            await served.until(lambda: len(served.pids()) == 3, "it has a worker of its own now")
 
     asyncio.run(scenario())

@@ -165,7 +165,7 @@ def test_what_happened_is_counted_and_explained(iris: tuple[Served, Any]) -> Non
     instance, _ = iris
     httpx.post(f"{instance.rest}/v2/models/iris/infer", json=rest_request(ROWS), timeout=30)
     text = httpx.get(f"{instance.ops}/metrics", timeout=30).text
-    method = 'method="inference.GRPCInferenceService/ModelInfer"'
+    method = 'method="ModelInfer"'
     assert f'modelmesh_api_request_milliseconds_count{{code="OK",{method}}}' in text
     assert 'modelmesh_worker_pss_bytes{worker="' in text
     story = instance.cli_json("explain", "iris")

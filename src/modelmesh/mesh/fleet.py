@@ -51,11 +51,13 @@ class FailedThere(NamedTuple):
 class Peer:
     """Another instance in its present life."""
 
-    __slots__ = ("copies", "denied", "failed", "load", "lost", "member", "silent", "silent_s")
+    __slots__ = ("copies", "denied", "failed", "heard", "load", "lost", "member", "silent", "silent_s")
 
     def __init__(self, member: Member) -> None:
         self.member = member
         self.load: Load | None = None
+        self.heard = -1
+        """All that it told up to this sequence is known."""
         self.copies: dict[str, Known] = {}
         self.failed: dict[str, FailedThere] = {}
         self.denied: dict[str, int] = {}
@@ -149,6 +151,8 @@ class Fleet:
             self._fail(peer, failed, now_s)
         if update.load is not None:
             peer.load = update.load
+        if update.complete:
+            peer.heard = update.sequence
         return list(changed)
 
     @staticmethod
@@ -176,9 +180,10 @@ class Fleet:
     # --- what is found out here -----------------------------------------------------------------------------
 
     def provided(self, model: str, provided: Provided) -> None:
-        """An instance said that a copy is loaded there: as good as told by it."""
+        """An instance said that a copy is loaded there: as good as told by it. What it told since counts more: the copy may be
+        gone again."""
         peer = self._peers.get(provided.holder)
-        if peer is None or peer.member.epoch != provided.epoch:
+        if peer is None or peer.member.epoch != provided.epoch or provided.sequence <= peer.heard:
             return
         known = peer.copies.get(model)
         size_bytes, load_ms = (known.size_bytes, known.load_ms) if known is not None else (0, 0)

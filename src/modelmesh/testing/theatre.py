@@ -97,8 +97,10 @@ class Theatre:
         del self.stages[id]
 
     async def crash(self, id: str) -> None:
-        """An instance dies as by kill -9, with its runtime."""
-        stage = self.stages.pop(id)
+        """An instance dies as by kill -9, with its runtime. Nothing happens to one that has ended meanwhile."""
+        stage = self.stages.pop(id, None)
+        if stage is None:
+            return
         self.network.crash(id)
         await stage.crash()
 

@@ -73,6 +73,15 @@ def test_a_denied_copy_is_believed_again_only_by_newer_word(fleet: Fleet) -> Non
     assert holders(fleet) == ["a"]
 
 
+def test_what_was_provided_does_not_undo_newer_word(fleet: Fleet) -> None:
+    fleet.apply(Told("a", Update(1, 9, held=(Held("iris", True),))), 0.0)
+    fleet.apply(Told("a", Update(1, 10, held=(Held("iris", False),))), 0.0)
+    fleet.provided("iris", Provided("a", 1, 9))
+    assert not fleet.holders("iris")
+    fleet.provided("iris", Provided("a", 1, 11))
+    assert [peer.id for peer in fleet.holders("iris")] == ["a"]
+
+
 def test_what_was_provided_is_not_undone_by_older_word(fleet: Fleet) -> None:
     fleet.provided("iris", Provided("a", 1, 7))
     tell(fleet, "a", 6, Held("iris", False, True))
