@@ -51,7 +51,7 @@ def test_requests_in_flight_are_finished(tmp_path: Path) -> None:
         instance.cli("unload", "iris")
         client.start()
         until(
-            lambda: answers or httpx.get(f"{instance.ops}/instance").json()["requests_total"] > 0,
+            lambda: answers or httpx.get(f"{instance.ops}/models/iris").json()["state"] != "cold",
             "the request",
             30,
         )
