@@ -18,6 +18,7 @@ from typing import Final
 from modelmesh import __version__
 from modelmesh.clock import LoopClock
 from modelmesh.dataplane.protocol import Addresses, DataPlane, DataPlaneConfig
+from modelmesh.instance.background import beside
 from modelmesh.instance.edges import payload_consumers, prepare
 from modelmesh.instance.journal_sinks import JournalFile, log_entry
 from modelmesh.instance.model_root import ModelRoot
@@ -144,8 +145,7 @@ class Instance:
         stack.callback(self.dataplane.stop)
         edges = prepare(settings.edges, self.dataplane, self.journal)
         for watched in [*edges, *constraints.watched(self.journal)]:
-            watching = asyncio.create_task(watched.run(), name="watched files")
-            stack.push_async_callback(_cancelled, watching)
+            await stack.enter_async_context(beside(watched.run(), "watched files"))
         if static_models:  # they are there before anybody can ask
             await starting
             self._follow_dataplane()

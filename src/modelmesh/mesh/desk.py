@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ HELD_WHEN_USED_MS = 3_600_000
 """A model is held until its first use when whoever has it loaded says that it was used this recently."""
 
 
-class Desk:
+class Desk(ABC):
     """The half of the mesh that answers; the other half acts, builds the parts named here, and is its only subclass."""
 
     _asks: Asks
@@ -51,8 +52,9 @@ class Desk:
     transitions: VModels
     """Moves vmodels; the folder asks it too."""
 
+    @abstractmethod
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        raise NotImplementedError
+        """Start work that the mesh owns."""
 
     # --- ControlPlane: models -------------------------------------------------------------------------------
 

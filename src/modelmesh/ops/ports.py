@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from modelmesh.instance.background import beside
 from modelmesh.ops.listener import Listener
 from modelmesh.settings.tree import Settings
 
@@ -70,7 +70,9 @@ class Ports:
                 if name == "metrics" and self._https:
                     tls, watched = self._tls(journal)
                     if watched is not None:
-                        await stack.enter_async_context(_running(watched))
+                        await stack.enter_async_context(
+                            beside(watched.run(), "certificate of the metrics port")
+                        )
                 server = HTTPServer(listener)
                 stack.push_async_callback(server.stop)
                 await server.start(made[name](parts), tls)
@@ -95,14 +97,3 @@ class Ports:
 
         context, use = given(certificate, key, self._edges.tls_key_passphrase or "")
         return context, WatchedFiles([certificate, key], use, journal, "The certificate of the metrics port")
-
-
-@asynccontextmanager
-async def _running(watched: WatchedFiles) -> AsyncIterator[None]:
-    task = asyncio.create_task(watched.run(), name="certificate of the metrics port")
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

@@ -11,9 +11,10 @@ import logging
 import re
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
+from modelmesh.instance.background import beside
 from modelmesh.ops.metrics import TABLE, LabelPairs, gauges, histograms
 from modelmesh.ops.parts import Parts
 from modelmesh.settings.exporting import Statsd
@@ -140,13 +141,10 @@ def spread(bounds: Sequence[float], counts: Sequence[int], total: float) -> list
 async def sending(parts: Parts, server: Statsd, every_s: float = EVERY_S) -> AsyncIterator[None]:
     """Sends while entered; then the last changes, and gauges of zero."""
     sender = _Sender(parts, server)
-    task = asyncio.create_task(sender.run(every_s), name="statsd")
     try:
-        yield
+        async with beside(sender.run(every_s), "statsd"):
+            yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
         await sender.send(dict.fromkeys(GAUGES, 0.0))
 
 

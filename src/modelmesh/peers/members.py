@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from modelmesh.errors import InvalidInput, StoreUnavailable
@@ -116,7 +116,3 @@ class Members:
             else:
                 self._known[id] = member
             self._on_change(id, member)
-
-    @property
-    def known(self) -> Mapping[str, Member]:
-        return self._known

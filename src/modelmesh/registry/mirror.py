@@ -134,10 +134,6 @@ class Mirror:
         """How many models have this prefix."""
         return self._models.count(prefix)
 
-    def model_ids(self) -> Iterator[str]:
-        """All model ids, ordered. Nothing may be applied meanwhile."""
-        return (id for id, _ in self._models.scan())
-
     def keys_between(self, after: str, last: str) -> Iterator[tuple[str, int]]:
         """(key, revision) of everything mirrored with after < key ≤ last: what a snapshot of that range must contain."""
         for prefix, packed in ((self._registry, self._models), (self._vmodels_prefix, self._vmodels)):

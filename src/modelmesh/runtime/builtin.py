@@ -43,16 +43,10 @@ from modelmesh.worker.formats.table import formats
 
 log = logging.getLogger(__name__)
 
-WORKER_BYTES: Final = 512 * MIB
 ATTEMPTS: Final = 3
 """Workers a load may lose to deaths that are not its fault."""
 PROMISE_S: Final = 120.0
 """How long a load that was promised the import of a format keeps others from being asked for its bytes too."""
-
-
-def default_worker_count(budget_bytes: int, n_cores: int) -> int:
-    """One worker per core and 512 MiB, at least one."""
-    return max(1, min(n_cores, budget_bytes // WORKER_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +102,7 @@ class BuiltinRuntime:
         self._supervisor = Supervisor(
             config.workers, self._facts, self._quarantine, self._events, self._tell, self._blamed, config.ids
         )
-        self._loader = Loader(self._sizes, self._facts, config.load_timeout_s, config.ids)
+        self._loader = Loader(self._examinations, self._sizes, self._facts, config.load_timeout_s, config.ids)
         self._meter = Meter(
             config.budget_bytes,
             lambda: self._supervisor.seats,

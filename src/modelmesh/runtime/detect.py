@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from modelmesh.worker.artefact import HEAD_BYTES
 from modelmesh.worker.formats.protocol import Claim
@@ -45,8 +45,3 @@ def _head(path: str, name: str) -> bytes:
         return os.read(descriptor, HEAD_BYTES)
     finally:
         os.close(descriptor)
-
-
-def well_known_names() -> Mapping[str, Sequence[str]]:
-    """The file names each model type is recognised by, preferred ones first."""
-    return {name: format.well_known for name, format in formats().items()}

@@ -34,13 +34,15 @@ class Examinations:
         self._remembered: OrderedDict[ModelSpec, Examined] = OrderedDict()
 
     async def of(self, spec: ModelSpec) -> Examined:
-        """As remembered, else as on disk now. Raises LoadFailed as `examine`, and when the path is refused."""
-        found = self.remembered(spec)
-        if found is None:
-            found = self._remembered[spec] = await asyncio.to_thread(self._examine, spec)
-            self._remembered.move_to_end(spec)
-            if len(self._remembered) > REMEMBERED_MAX:
-                self._remembered.popitem(last=False)
+        """As remembered, else as on disk now. Raises as `afresh`."""
+        return self.remembered(spec) or await self.afresh(spec)
+
+    async def afresh(self, spec: ModelSpec) -> Examined:
+        """As on disk now; remembered. Raises LoadFailed when nothing is there, it is of no format, or the path is refused."""
+        found = self._remembered[spec] = await asyncio.to_thread(self._examine, spec)
+        self._remembered.move_to_end(spec)
+        if len(self._remembered) > REMEMBERED_MAX:
+            self._remembered.popitem(last=False)
         return found
 
     def remembered(self, spec: ModelSpec) -> Examined | None:
@@ -57,14 +59,9 @@ class Examinations:
     def _examine(self, spec: ModelSpec) -> Examined:
         if why := self._refusal(spec.path):
             raise LoadFailed(f'Model "{spec.id}": {why}', code=Code.FAILED_PRECONDITION, model=spec.id)
-        return examine(spec)
-
-
-def examine(spec: ModelSpec) -> Examined:
-    """Read the disk, so it belongs into a thread. Raises LoadFailed when nothing is there or it is of no format."""
-    try:
-        artefact = read_artefact(spec.path)
-        return Examined(identify(spec.type, artefact)[0], artefact.fingerprint(), artefact.size_bytes)
-    except LoadFailed as failure:
-        failure.model = spec.id
-        raise
+        try:
+            artefact = read_artefact(spec.path)
+            return Examined(identify(spec.type, artefact)[0], artefact.fingerprint(), artefact.size_bytes)
+        except LoadFailed as failure:
+            failure.model = spec.id
+            raise

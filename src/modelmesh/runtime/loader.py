@@ -10,7 +10,7 @@ from typing import Final
 from modelmesh.dataplane.protocol import Replica
 from modelmesh.errors import Code, LoadFailed, LoadTimeout, RuntimeUnavailable
 from modelmesh.runtime.control_channel import WorkerDied
-from modelmesh.runtime.examined import Examined
+from modelmesh.runtime.examined import Examinations, Examined
 from modelmesh.runtime.facts import Facts
 from modelmesh.runtime.ids import Ids
 from modelmesh.runtime.memory import Charge
@@ -45,11 +45,19 @@ class FilesChanged(Exception):
 class Loader:
     """Knows how to load into a seat and out of it; not which seat, nor when."""
 
-    def __init__(self, sizes: Sizes, facts: Facts, load_timeout_s: float, ids: Ids) -> None:
+    def __init__(
+        self, examinations: Examinations, sizes: Sizes, facts: Facts, load_timeout_s: float, ids: Ids
+    ) -> None:
+        self._examinations = examinations
         self._sizes = sizes
         self._facts = facts
         self._timeout_s = load_timeout_s
         self._ids = ids
+
+    async def load_again(self, seat: Seat, spec: ModelSpec) -> Placed:
+        """Load a model that another seat has, from its files as they are now. Raises as `load`."""
+        placed, _ = await self.load(seat, spec, await self._examinations.afresh(spec))
+        return placed
 
     async def load(self, seat: Seat, spec: ModelSpec, examined: Examined) -> tuple[Placed, bool]:
         """Load a model and charge it. Returns it and whether its size is final. Raises LoadFailed; FilesChanged when they are not

@@ -11,7 +11,6 @@ from modelmesh.errors import ModelMeshError
 from modelmesh.journal import Did
 from modelmesh.runtime.control_channel import WorkerDied
 from modelmesh.runtime.events import Events
-from modelmesh.runtime.examined import examine
 from modelmesh.runtime.facts import Facts
 from modelmesh.runtime.loader import FilesChanged, Hung, Loader
 from modelmesh.runtime.meter import MIB, Meter
@@ -114,8 +113,7 @@ class Replacing:
             self.moving = model
             try:
                 if self._elsewhere(model, seat) is None:
-                    examined = await asyncio.to_thread(examine, placed.spec)
-                    await self._loader.load(successor, placed.spec, examined)
+                    await self._loader.load_again(successor, placed.spec)
                 self._tell(model, seat)
                 await asyncio.sleep(ROUTE_GRACE_S)
                 await self._loader.unload(seat, model)

@@ -14,7 +14,6 @@ from modelmesh.journal import Did
 from modelmesh.policy.copies import UTILISATION, next_count
 from modelmesh.runtime.control_channel import WorkerDied
 from modelmesh.runtime.events import Events
-from modelmesh.runtime.examined import examine
 from modelmesh.runtime.facts import Facts
 from modelmesh.runtime.loader import FilesChanged, Hung, Loader
 from modelmesh.runtime.meter import Meter
@@ -155,8 +154,7 @@ class Spreading:
     async def _add(self, seat: Seat, placed: Placed) -> bool:
         """Load a replica. False, and it is gone again, when it is not the same model any more, or the only one."""
         model = placed.spec.id
-        examined = await asyncio.to_thread(examine, placed.spec)
-        added, _ = await self._loader.load(seat, placed.spec, examined)
+        added = await self._loader.load_again(seat, placed.spec)
         if added.content == placed.content and len(self._holding(model)) > 1:
             return True
         await self._loader.unload(seat, model)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modelmesh.runtime.detect import guess, well_known_names, why_no_model
+from modelmesh.runtime.detect import guess, why_no_model
 from modelmesh.worker.formats.table import formats
 
 
@@ -91,8 +91,8 @@ def test_the_first_bytes_tell_what_is_no_model(tmp_path: Path, name: str, conten
 
 
 def test_well_known_names_are_guessed_as_their_own_type() -> None:
-    for model_type, names in well_known_names().items():
-        for name in names:
+    for model_type, format in formats().items():
+        for name in format.well_known:
             if name != "model.bst":
                 assert guess([name]) == model_type
 
