@@ -24,7 +24,10 @@ _NAMED = 20
 def register(
     model: Annotated[str, typer.Argument(help="The id to register under.", metavar="[ID]")] = "",
     type: Annotated[str, typer.Option("--type", help="Model format: sklearn, xgboost, lightgbm, onnx.")] = "",
-    path: Annotated[str, typer.Option("--path", help="Local file or folder; relative to here.")] = "",
+    path: Annotated[
+        str,
+        typer.Option("--path", help="Local file or folder; what does not exist here is passed on as it is."),
+    ] = "",
     key: Annotated[str, typer.Option("--key", help="The predecessor's model key (JSON).")] = "",
     load: Annotated[bool, typer.Option("--load", help="Load it at once, and wait for that.")] = False,
     force: Annotated[
@@ -47,7 +50,7 @@ def register(
         return
     if not type:
         raise CommandFailed("--type is missing: the model format, for example sklearn.", Exit.USAGE)
-    body = {"type": type, "path": _absolute(path), "key": key, "load": load, "wait": load}
+    body = {"type": type, "path": _known(path), "key": key, "load": load, "wait": load}
     if force:  # instances of before this field refuse it
         body["force"] = True
     with Client(ops) as client:
@@ -114,7 +117,7 @@ def _json_lines(file: IO[bytes], source: str) -> Iterator[tuple[dict[str, Any], 
             raise CommandFailed(f"{source}, line {number}: not JSON ({error}).", Exit.USAGE) from error
         if not isinstance(entry, dict):
             raise CommandFailed(f"{source}, line {number}: not a JSON object.", Exit.USAGE)
-        yield _with_absolute_path(entry), read_bytes
+        yield _with_known_path(entry), read_bytes
 
 
 def _csv_rows(file: IO[bytes], source: str) -> Iterator[tuple[dict[str, Any], int]]:
@@ -130,16 +133,21 @@ def _csv_rows(file: IO[bytes], source: str) -> Iterator[tuple[dict[str, Any], in
     if not {"id", "type"} <= set(reader.fieldnames or ()):
         raise CommandFailed(f"{source}: the first line must name the columns: id,type,path,key.", Exit.USAGE)
     for row in reader:
-        yield _with_absolute_path({name: value for name, value in row.items() if name and value}), read_bytes
+        yield _with_known_path({name: value for name, value in row.items() if name and value}), read_bytes
 
 
-def _with_absolute_path(entry: dict[str, Any]) -> dict[str, Any]:
-    return {**entry, "path": _absolute(entry["path"])} if isinstance(entry.get("path"), str) else entry
+def _with_known_path(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "path": _known(entry["path"])} if isinstance(entry.get("path"), str) else entry
 
 
-def _absolute(path: str) -> str:
-    """The instance has another working directory. URIs and nothing stay as they are."""
-    return path if not path or "://" in path else str(Path(path).expanduser().absolute())
+def _known(path: str) -> str:
+    """What exists here is named in full, since the instance has another working directory. All else stays as it is: the
+    instance takes it from its model root, a model server as it will."""
+    try:
+        local = Path(path).expanduser()
+        return str(local.absolute()) if path and local.exists() else path
+    except (OSError, RuntimeError):  # too long for a path, or in the home of nobody: not of this machine
+        return path
 
 
 def _progress(stack: ExitStack, size_bytes: int | None) -> tuple[Any, Any]:

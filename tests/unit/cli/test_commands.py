@@ -104,6 +104,7 @@ def rows(text: str) -> list[list[str]]:
 
 def test_a_model_from_registration_to_removal(run: Run) -> None:
     assert run("list").out == "No models.\n"
+    Path("models/iris").mkdir(parents=True)
     registered = run("register", "team/iris", "--type", "sklearn", "--path", "models/iris")
     assert registered.out == "Registered team/iris; it is cold.\n"
     assert run("load", "team/iris").out == "team/iris is loaded.\n"
@@ -145,13 +146,15 @@ def test_lists_are_cut_for_people_and_whole_for_programs(run: Run) -> None:
 
 def test_registering_many_names_what_was_refused(run: Run, control: FakeControlPlane) -> None:
     source = Path.cwd() / "models.csv"
-    source.write_text("id,type,path\na,sklearn,a.joblib\n,onnx,b\nc,onnx,/c\n")
+    source.write_text("id,type,path\na,sklearn,a.joblib\n,onnx,b\nc,onnx,/c\nd,onnx,d\n")
+    Path("a.joblib").touch()
     result = run("register", "--from", str(source))
-    assert (result.exit_code, result.out) == (Exit.PARTLY, "Registered 2 models.\n")
+    assert (result.exit_code, result.out) == (Exit.PARTLY, "Registered 3 models.\n")
     assert result.err.startswith("entry 2 (): ")
     assert result.err.endswith("1 registrations were refused.\n")
     assert control.registered["a"].path == str(Path("a.joblib").absolute())
     assert control.registered["c"].path == "/c"
+    assert control.registered["d"].path == "d"
     as_json = run("register", "--from", str(source), "--json")
     assert as_json.json["failures"][0]["entry"] == 2
 
