@@ -56,13 +56,14 @@ class Refusals:
         )
         self._count(waiting)
         if waiting:
+            when = {} if retry_after_s is None else {"retry_after_s": retry_after_s}
             self._journal.record(
                 Did.REFUSED,
                 model,
                 f"Refused: {text}",
                 waiting=waiting,
                 code=code_of(error).name,
-                retry_after_s=-1.0 if retry_after_s is None else retry_after_s,
+                **when,
                 failures=standing.count if standing is not None else 0,
             )
 
