@@ -13,9 +13,9 @@ from dataclasses import asdict
 import grpc
 from rich.console import Console
 
-from bench import density, miss, payloads, policy, relay, report, spi, stacks
+from bench import density, miss, page, payloads, policy, relay, report, spi, stacks
 from bench.procs import end_by_exception, installed
-from bench.report import PAGE, Row, Skipped, page, show
+from bench.report import Row, Skipped, show
 
 STACKS = tuple(stacks.MODELS)
 GROUPS = ("relay", "payloads", *STACKS, "miss", "spi", "density", "policy")
@@ -78,7 +78,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("--only", default="", help=f"some of {', '.join(GROUPS)}, separated by commas")
     parser.add_argument("--quick", action="store_true", help="shorter runs and smaller counts, for a look")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md as well")
+    parser.add_argument(
+        "--write", action="store_true", help="replace the measured groups' sections of docs/benchmarks.md"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     groups = tuple(arguments.only.split(",")) if arguments.only else GROUPS
@@ -86,11 +88,12 @@ def main() -> int:
         parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(GROUPS)}")
     end_by_exception()
     console = report.console(stderr=arguments.json)
+    sitting = page.Sitting.now(shlex.join(["python", "-m", "bench", *sys.argv[1:]]))
     rows, skipped = run(groups, quick=arguments.quick, console=console)
     show(rows, skipped, console)
     if arguments.write:
-        page(rows, skipped, shlex.join(["python", "-m", "bench", *sys.argv[1:]]))
-        console.print(f"Written: {PAGE}")
+        page.write(sitting.sections(rows))
+        console.print(f"Written: {page.PAGE}")
     if arguments.json:
         results = [{**asdict(row), "met": row.met} for row in rows]
         print(json.dumps({"rows": results, "skipped": [asdict(each) for each in skipped]}, indent=1))

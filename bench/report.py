@@ -1,18 +1,12 @@
-"""What a benchmark found: rows of one table, each a ratio or a figure beside its target, for people, programs and the docs."""
+"""What a benchmark found: rows of one table, each a ratio or a figure beside its target, for people and programs."""
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +52,8 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _cells(row: Row) -> list[str]:
+def cells(row: Row) -> list[str]:
+    """What a table shows of it, under HEADINGS."""
     target = ""
     if row.must is not None:
         target = f"≤ {_number(row.must)}{row.unit}"
@@ -77,44 +72,7 @@ def show(rows: Sequence[Row], skipped: Sequence[Skipped], console: Console) -> N
         if previous not in (None, row.group):
             table.add_section()
         previous = row.group
-        table.add_row(*_cells(row), style="red" if row.met == "NO" else None)
+        table.add_row(*cells(row), style="red" if row.met == "NO" else None)
     console.print(table)
     for each in skipped:
         console.print(f"[yellow]{each.group}[/yellow] was not measured: {each.why}")
-
-
-def machine() -> str:
-    model = platform.machine()
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.system()} {platform.release()}"
-
-
-def page(rows: Sequence[Row], skipped: Sequence[Skipped], command: str, *, path: Path = PAGE) -> None:
-    """Write the results, with machine, date and command, as a page of the docs."""
-    lines = [
-        "# Benchmarks",
-        "",
-        "Every row was measured beside its reference in one run of one command; compare ratios, not figures of other",
-        "machines. CPU per request is user and system time of the whole process (for the stacks: of all their processes)",
-        "divided by requests whose answers were counted. A target is what the design promises; *aim* means better than that.",
-        "",
-        f"- machine: {machine()}, Python {platform.python_version()}",
-        f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        f"- command: `{command}`",
-    ]
-    previous = None
-    for row in rows:
-        if row.group != previous:
-            headings = HEADINGS[1:]
-            lines += ["", f"## {row.group}", "", f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
-        previous = row.group
-        lines.append(f"| {' | '.join(_cells(row)[1:])} |")
-    if skipped:
-        lines += ["", "Not measured: " + "; ".join(f"{each.group} ({each.why})" for each in skipped) + "."]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")

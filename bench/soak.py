@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import report, traffic
+from bench import page, report, traffic
 from bench.load import Target
 from bench.makers import KINDS
 from bench.models import Zoo, ZooModel, describe, zoo
@@ -219,6 +220,16 @@ def settled_pss_bytes(product: Product, *, timeout_s: float = 20) -> int:
     return workers_pss_bytes(product)
 
 
+HEADINGS = ("promise", "found", "wanted", "holds")
+
+
+def _lines(result: Result) -> list[list[str]]:
+    """The checks, under HEADINGS."""
+    return [
+        [check.what, check.found, check.wanted, "yes" if check.holds else "NO"] for check in result.checks
+    ]
+
+
 def show(result: Result, console: Console) -> None:
     phases = Table("traffic", "seconds", "requests", "per second", "p50 ms", "p99 ms", "max ms")
     for phase in result.phases:
@@ -227,9 +238,9 @@ def show(result: Result, console: Console) -> None:
             phase.name,
             *(f"{figure:,.1f}" if isinstance(figure, float) else f"{figure:,}" for figure in figures),
         )
-    checks = Table("promise", "found", "wanted", "holds")
-    for check in result.checks:
-        checks.add_row(check.what, check.found, check.wanted, "yes" if check.holds else "[red]NO[/red]")
+    checks = Table(*HEADINGS)
+    for check, line in zip(result.checks, _lines(result), strict=True):
+        checks.add_row(*line, style=None if check.holds else "red")
     console.print(phases, checks)
     for sentence in result.told:
         console.print(sentence, markup=False)
@@ -247,10 +258,14 @@ def main() -> int:
     parser.add_argument("--evictions", type=int, default=1000, help="how many there must be at least")
     parser.add_argument("--overcommit", type=float, default=6, help="models' bytes ÷ budget, at least")
     parser.add_argument("--seed", type=int, default=1, help="of the zoo and of the traffic")
+    parser.add_argument(
+        "--write", action="store_true", help="replace the soak's section of docs/benchmarks.md"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args()
     end_by_exception()
     console = report.console(stderr=arguments.json)
+    sitting = page.Sitting.now(shlex.join(["python", "-m", "bench.soak", *sys.argv[1:]]))
     models = zoo(arguments.models, seed=arguments.seed, console=console)
     console.print(describe(models.index), f"on {arguments.memory_mib} MiB", f"(seed {arguments.seed})")
     with console.status("Soaking: Zipf, a sweep over all models, Zipf"):
@@ -265,6 +280,9 @@ def main() -> int:
             seed=arguments.seed,
         )
     show(result, console)
+    if arguments.write:
+        page.write({"soak": sitting.section(HEADINGS, _lines(result))})
+        console.print(f"Written: {page.PAGE}")
     if arguments.json:
         print(json.dumps({**asdict(result), "holds": result.holds}, indent=1))
     return 0 if result.holds else 1
