@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelmesh.clock import Clock
-from modelmesh.errors import LoadFailed, ModelMeshError, ModelTooLarge, code_of
+from modelmesh.errors import Code, LoadFailed, ModelMeshError, ModelTooLarge, code_of
 from modelmesh.mesh.views import Failure
-from modelmesh.policy.backoff import PERMANENT_S, stands_s
+from modelmesh.policy.backoff import PERMANENT_S, Nature, stands_s
 
 TOO_LARGE_S = 5.0
 """A model larger than the budget is looked at again after this: the budget moves when bases or workers change."""
@@ -30,6 +30,12 @@ class Standing:
 def is_permanent(error: ModelMeshError) -> bool:
     """Whether the same artefact will fail again: a bad artefact, or one that never fits."""
     return isinstance(error, ModelTooLarge) or (isinstance(error, LoadFailed) and error.permanent)
+
+
+def _nature(error: ModelMeshError) -> Nature:
+    if not is_permanent(error):
+        return Nature.PASSING
+    return Nature.ABSENT if code_of(error) is Code.NOT_FOUND else Nature.BAD
 
 
 class Failures:
@@ -52,10 +58,11 @@ class Failures:
         now_s = self._clock.monotonic_s()
         before = self._table.pop(model, None)
         count = before.count + 1 if before is not None else 1
-        permanent = is_permanent(error)
         suggested_s = TOO_LARGE_S if isinstance(error, ModelTooLarge) else error.retry_after_s
-        expires_s = now_s + stands_s(count, permanent, self._rng, suggested_s, permanent_s=self._permanent_s)
-        standing = self._table[model] = Standing(error, now_s, expires_s, permanent, count)
+        expires_s = now_s + stands_s(
+            count, _nature(error), self._rng, suggested_s, permanent_s=self._permanent_s
+        )
+        standing = self._table[model] = Standing(error, now_s, expires_s, is_permanent(error), count)
         self.told_of(model)
         if len(self._table) > self._capacity:
             self._table.popitem(last=False)

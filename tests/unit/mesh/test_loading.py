@@ -281,6 +281,28 @@ def test_a_bad_artefact_is_refused_at_once_while_its_failure_stands() -> None:
     run(scene())
 
 
+def test_models_whose_storage_was_away_are_served_soon_after_it_is_back() -> None:
+    """A bad artefact stands for minutes; what is not there may be storage that is away."""
+
+    async def scene() -> None:
+        async with Stage() as stage:
+            away = LoadFailed("There is nothing at /models/m.", code=Code.NOT_FOUND)
+            artefact = await stage.register("m", Artefact(error=away))
+            began_s = stage.clock.monotonic_s()
+            while stage.clock.monotonic_s() < began_s + 60.0:
+                answer = await stage.ask("m").answer
+                assert (answer.code, answer.retry_after_ms) == (Code.NOT_FOUND, -1)
+                await asyncio.sleep(0.5)
+            assert len(stage.runtime.loads) < 10
+            failure = stage.mesh.model("m").failure
+            assert failure is not None and failure.permanent
+            artefact.error = None
+            await asyncio.sleep(60.0 + 10.0)
+            assert (await stage.ask("m").answer).code is Code.OK
+
+    run(scene())
+
+
 def test_a_passing_failure_backs_off_and_says_when_to_return() -> None:
     async def scene() -> None:
         async with Stage() as stage:

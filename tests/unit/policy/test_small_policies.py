@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from modelmesh.policy.backoff import PERMANENT_S, TRANSIENT_S_MAX, stands_s
+from modelmesh.policy.backoff import PERMANENT_S, TRANSIENT_S_MAX, Nature, stands_s
 from modelmesh.policy.copies import next_count, wanted
 from modelmesh.policy.thrash import WINDOW_S, Thrash
 
@@ -15,14 +15,22 @@ def test_passing_failures_double_up_to_a_bound_and_are_spread() -> None:
     rng = random.Random(1)
     for count in range(1, 40):
         expected_s = min(2.0 ** (count - 1), TRANSIENT_S_MAX)
-        assert 0.75 * expected_s <= stands_s(count, False, rng) <= 1.25 * expected_s
-    assert len({stands_s(1, False, rng) for _ in range(10)}) == 10
+        assert 0.75 * expected_s <= stands_s(count, Nature.PASSING, rng) <= 1.25 * expected_s
+    assert len({stands_s(1, Nature.PASSING, rng) for _ in range(10)}) == 10
 
 
 def test_bad_artefacts_stand_long_and_a_suggestion_wins() -> None:
     rng = random.Random(1)
-    assert stands_s(1, True, rng) >= 0.75 * PERMANENT_S and stands_s(9, True, rng) <= 1.25 * PERMANENT_S
-    assert stands_s(5, True, rng, suggested_s=8.0) <= 10.0
+    for count in (1, 9):
+        assert 0.75 * PERMANENT_S <= stands_s(count, Nature.BAD, rng) <= 1.25 * PERMANENT_S
+    assert stands_s(5, Nature.BAD, rng, suggested_s=8.0) <= 10.0
+
+
+def test_what_is_not_there_is_looked_for_again_soon_and_then_ever_more_rarely() -> None:
+    rng = random.Random(1)
+    for count in range(1, 40):
+        expected_s = min(2.0 ** (count - 1), PERMANENT_S)
+        assert 0.75 * expected_s <= stands_s(count, Nature.ABSENT, rng) <= 1.25 * expected_s
 
 
 @pytest.mark.parametrize(
