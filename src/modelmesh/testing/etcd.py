@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Final
 
 START_S = 20.0
 STOP_S = 10.0
@@ -37,11 +38,25 @@ class ServerTls:
     key: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a member runs: the address it listens on, and what goes before its command, `ip netns exec NAME` for example."""
+
+    host: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+
+
+HERE: Final = Place()
+
+
 class EtcdServer:
     """One member. Its ports and data outlive `kill` and `stop`, so that `start` goes on where it was."""
 
-    def __init__(self, name: str, folder: Path, tls: ServerTls | None, *arguments: str) -> None:
+    def __init__(
+        self, name: str, folder: Path, tls: ServerTls | None, *arguments: str, place: Place = HERE
+    ) -> None:
         self.name = name
+        self.place = place
         self.port, self.peer_port = _free_ports(2)
         self._scheme = "http" if tls is None else "https"
         self._folder = folder / name
@@ -53,26 +68,26 @@ class EtcdServer:
 
     @property
     def endpoint(self) -> str:
-        return f"{self._scheme}://127.0.0.1:{self.port}"
+        return f"{self._scheme}://{self.place.host}:{self.port}"
 
     @property
     def member(self) -> str:
-        return f"{self.name}=http://127.0.0.1:{self.peer_port}"
+        return f"{self.name}={self._peer_url}"
+
+    @property
+    def _peer_url(self) -> str:
+        return f"http://{self.place.host}:{self.peer_port}"
 
     def start(self, members: Sequence[str]) -> None:
         """Returns at once; `wait_listening` waits."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        peer = f"http://127.0.0.1:{self.peer_port}"
+        peer = self._peer_url
         with (self._folder / "log.txt").open("ab") as output:
             self._process = subprocess.Popen(
                 [
-                    *(
-                        _program("etcd") or "etcd",
-                        "--name",
-                        self.name,
-                        "--data-dir",
-                        str(self._folder / "data"),
-                    ),
+                    *self.place.prefix,
+                    *(_program("etcd") or "etcd", "--name", self.name),
+                    *("--data-dir", str(self._folder / "data")),
                     *("--listen-client-urls", self.endpoint, "--advertise-client-urls", self.endpoint),
                     *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
                     *("--initial-cluster", ",".join(members), "--logger", "zap", "--log-level", "error"),
@@ -81,6 +96,10 @@ class EtcdServer:
                 stdout=output,
                 stderr=output,
             )
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
 
     def forget(self) -> None:
         """Lose the data, so that the next start makes another cluster. It must not run."""
@@ -91,7 +110,7 @@ class EtcdServer:
         ends_s = time.monotonic() + START_S
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                socket.create_connection((self.place.host, self.port), timeout=1).close()
                 return
             except OSError:
                 if time.monotonic() > ends_s or (
@@ -116,9 +135,18 @@ class Etcd:
     """A running cluster, as a context."""
 
     def __init__(
-        self, folder: Path, members: int = 1, tls: ServerTls | None = None, arguments: Sequence[str] = ()
+        self,
+        folder: Path,
+        members: int = 1,
+        tls: ServerTls | None = None,
+        arguments: Sequence[str] = (),
+        places: Sequence[Place] = (),
     ) -> None:
-        self.servers = [EtcdServer(f"m{n}", folder, tls, *arguments) for n in range(members)]
+        """`places` has one for each member; without any all of them run here."""
+        self.servers = [
+            EtcdServer(f"m{n}", folder, tls, *arguments, place=places[n] if places else HERE)
+            for n in range(members)
+        ]
 
     def __enter__(self) -> Etcd:
         with ExitStack() as stack:
@@ -143,10 +171,11 @@ class Etcd:
         """Start a member, again if need be."""
         server.start([each.member for each in self.servers])
 
-    def ctl(self, *arguments: str, endpoint: str = "") -> str:
+    def ctl(self, *arguments: str, endpoint: str = "", stdin: IO[bytes] | None = None) -> str:
         """What `etcdctl` prints."""
         done = subprocess.run(
             [_program("etcdctl") or "etcdctl", "--endpoints", endpoint or self.endpoints, *arguments],
+            stdin=stdin,
             capture_output=True,
             text=True,
             timeout=START_S,

@@ -1,0 +1,234 @@
+"""The mesh under test: an etcd and instances of `modelmesh serve`, each on a machine of its own, their logs in one folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.models import ZooModel
+from bench.procs import tree, wait_until
+from bench.product import COMMAND, Product
+from bench.reliability.network import Machine, Network
+from bench.soak import listed
+from bench.traffic import Clients
+from modelmesh.testing.etcd import Etcd, Place
+
+START_S = 60.0
+STOP_S = 40.0
+SERVICE = "reliability"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What to start. `memory` is each instance's."""
+
+    n_instances: int = 4
+    n_etcd: int = 3
+    memory: str = "256MiB"
+    workers: int = 1
+    grace_s: float = 10.0
+    flags: tuple[str, ...] = ()
+
+
+class Member:
+    """One instance on one machine. `start` again after it ended: a new process, with nothing of the old one."""
+
+    def __init__(self, machine: Machine, folder: Path, arguments: Sequence[str]) -> None:
+        self.machine = machine
+        self._folder = folder
+        self._arguments = arguments
+        self._started = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self.product: Product | None = None
+
+    def __str__(self) -> str:
+        return self.machine.name
+
+    def start(self, revision: str) -> None:
+        """Returns at once; `wait_ready` waits."""
+        self._started += 1
+        scratch = self._folder / f"{self.machine.name}-{self._started}"
+        scratch.mkdir(parents=True)
+        self.log, self._ready = scratch / "log.txt", scratch / "ready.json"
+        command = [*self.machine.prefix, str(COMMAND), "serve", *self._arguments]
+        command += ["--host", self.machine.host, "--ready-file", str(self._ready)]
+        command += ["--state", str(scratch / "state"), "--journal-file", str(scratch / "journal.jsonl")]
+        command += ["--instance-id", f"{self.machine.name}-{self._started}"]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "XDG_RUNTIME_DIR": str(scratch)},
+            )
+
+    def wait_ready(self) -> None:
+        """RuntimeError with the end of its log when it does not become ready."""
+        assert self._process is not None
+        wait_until(self._ready.exists, str(self), process=self._process, log=self.log, timeout_s=START_S)
+        facts = json.loads(self._ready.read_text())
+        self.product = Product(facts["pid"], facts["grpc"], facts["rest"], facts["ops"], 0.0, self.log)
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def address(self) -> str:
+        """Of its gRPC port."""
+        assert self.product is not None
+        return self.product.grpc
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the instance, not to its workers. Returns at once."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait_ended(self) -> int:
+        assert self._process is not None
+        return self._process.wait(STOP_S)
+
+    def workers(self) -> list[int]:
+        assert self._process is not None
+        return tree(self._process.pid)[1:]
+
+    def is_ready(self) -> bool:
+        """As a load balancer finds out: /ready answers 200 within a second."""
+        if self.product is None or not self.running:
+            return False
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.product.ops}/ready", timeout=1).status_code == 200
+        return False
+
+
+class Cluster:
+    """A context: everything runs when it is entered, and nothing when it is left."""
+
+    def __init__(self, shape: Shape, network: Network, models: Path, folder: Path) -> None:
+        self.shape = shape
+        self.network = network
+        self.folder = folder
+        self.models = models
+        self.etcd_machines = [network.machine(f"etcd{number}") for number in range(shape.n_etcd)]
+        places = [Place(machine.host, machine.prefix) for machine in self.etcd_machines]
+        self.etcd = Etcd(
+            folder / "etcd", shape.n_etcd, arguments=("--quota-backend-bytes", "16777216"), places=places
+        )
+        self.members: list[Member] = []
+        self._names = (f"i{number}" for number in itertools.count())
+
+    def __enter__(self) -> Cluster:
+        with contextlib.ExitStack() as stack:
+            stack.push(self.__exit__)
+            self.etcd.__enter__()
+            self.etcd.leader()
+            for _ in range(self.shape.n_instances):
+                self.add().start("1")
+            for member in self.members:
+                member.wait_ready()
+            stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for member in self.members:
+            if member.running:
+                member.signal(signal.SIGCONT)
+                member.signal(signal.SIGKILL)
+        for member in self.members:
+            if member.running:
+                member.wait_ended()
+        self.etcd.__exit__(*error)
+
+    def add(self) -> Member:
+        """One more instance, on a new machine, not started."""
+        shape, machine = self.shape, self.network.machine(next(self._names))
+        arguments = ["--store", f"etcd:{self.etcd.endpoints}", "--service", SERVICE]
+        arguments += ["--model-root", str(self.models), "--memory", shape.memory]
+        arguments += ["--workers", str(shape.workers), "--grace", f"{shape.grace_s:g}", *shape.flags]
+        member = Member(machine, self.folder, arguments)
+        self.members.append(member)
+        return member
+
+    @property
+    def running(self) -> list[Member]:
+        return [member for member in self.members if member.running]
+
+    def ready(self) -> list[str]:
+        """Addresses of the gRPC ports of those that are ready."""
+        members = list(self.members)
+        with ThreadPoolExecutor(8) as threads:
+            ready = list(threads.map(Member.is_ready, members))
+        return [member.address for member, holds in zip(members, ready, strict=True) if holds]
+
+    def register(self, models: Sequence[ZooModel]) -> None:
+        """RuntimeError when one is refused."""
+        items = [{"id": model.name, "type": "sklearn", "path": model.name} for model in models]
+        answer = self.ask(lambda product: product.post("/models:batch", items))
+        if answer["failed"]:
+            refused = [each["error"]["message"] for each in answer["results"] if each["error"]]
+            raise RuntimeError(f"{answer['failed']} models were not registered: {refused[0]}")
+
+    def ask(self, question: Callable[[Product], Any]) -> Any:
+        """What one instance that runs answers."""
+        product = self.running[0].product
+        assert product is not None
+        return question(product)
+
+    def totals(self, field: str) -> dict[str, int]:
+        """A number of `GET /instance`, by machine; without those that do not answer."""
+        found = {}
+        for member in self.running:
+            with contextlib.suppress(httpx.HTTPError):
+                assert member.product is not None
+                answer = httpx.get(f"{member.product.ops}/instance", timeout=2).raise_for_status()
+                found[str(member)] = int(answer.json()[field])
+        return found
+
+    def unload(self, ids: Collection[str]) -> None:
+        """Wherever they are loaded."""
+        for member in self.running:
+            product = member.product
+            assert product is not None
+            for model in listed(product, state="loaded"):
+                if model["id"] in ids:
+                    product.post(f"/models/{model['id']}:unload")
+
+    def warm(self, models: Sequence[ZooModel]) -> None:
+        """Ask for each once, through one instance or another. RuntimeError when one does not answer as it should."""
+        addresses = self.ready()
+        for number, address in enumerate(addresses):
+            share = models[number :: len(addresses)]
+            tally = asyncio.run(Clients(address, share, n_clients=8, seed=1).sweep())
+            if told := [*tally.errors, *tally.wrong]:
+                raise RuntimeError(
+                    f"{len(told)} models did not answer before anything had happened: {told[0]}"
+                )
+
+    def restore(self) -> None:
+        """As many as there shall be run, are ready, and reach each other and the store."""
+        self.network.heal()
+        for server in self.etcd.servers:
+            if not server.running:
+                self.etcd.start(server)
+        for server in self.etcd.servers:
+            server.wait_listening()
+        while len(self.members) < self.shape.n_instances:
+            self.add()
+        starting = [member for member in self.members if not member.running]
+        for member in starting:
+            member.start("1")
+        for member in starting:
+            member.wait_ready()
