@@ -7,7 +7,7 @@ interpreter lock around waits.
 from collections.abc import Sequence
 from typing import Literal, TypeAlias, final
 
-from modelmesh.dataplane.protocol import DataPlaneConfig, MethodRule, Route, Target, Tls
+from modelmesh.dataplane.protocol import DataPlaneConfig, MethodRule, PeerTls, Route, Target, Tls
 
 # --- the worker's half: modelmesh.dataplane.model_server -----------------------------------------------------------
 
@@ -111,9 +111,9 @@ class DataPlane:
     and routes are read by attribute. All calls raise RuntimeError in a forked child."""
 
     def __init__(self, config: DataPlaneConfig) -> None:
-        """Raises ValueError for an impossible port or name of a header."""
-    def start(self) -> tuple[str, str]:
-        """The bound gRPC and REST addresses, "host:port" or empty. Raises OSError with a sentence."""
+        """Raises ValueError for an impossible port, name of a header, or certificate."""
+    def start(self) -> tuple[str, str, str]:
+        """The bound gRPC, REST and peer addresses, "host:port" or empty. Raises OSError with a sentence."""
     def fileno(self) -> int: ...
     def take_events(self) -> list[Event]: ...
     def set_targets(self, add: Sequence[Target], remove: Sequence[int]) -> None: ...
@@ -122,6 +122,8 @@ class DataPlane:
     def forget_names(self, names: Sequence[Name]) -> None: ...
     def set_method_rules(self, rules: Sequence[MethodRule] | None, allow_others: bool) -> None: ...
     def set_tls(self, tls: Tls) -> None:
+        """Raises ValueError with a sentence."""
+    def set_peer_tls(self, tls: PeerTls) -> None:
         """Raises ValueError with a sentence."""
     def set_payload_filters(
         self, filters: Sequence[tuple[str, str]], payloads_max: int, bytes_max: int

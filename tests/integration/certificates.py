@@ -18,7 +18,7 @@ def openssl(*arguments: str) -> None:
 
 
 class Authority:
-    """Issues certificates for 127.0.0.1 into `folder`, which also gets its own as `NAME-ca.pem`."""
+    """Issues certificates, for 127.0.0.1 unless told otherwise, into `folder`, which also gets its own as `NAME-ca.pem`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
@@ -28,11 +28,20 @@ class Authority:
             *("-subj", f"/CN={name} CA", "-keyout", str(self._key), "-out", str(self.certificate)),
         )
 
-    def issue(self, name: str, *, rsa: bool = False) -> tuple[Path, Path]:
-        """A certificate and its key (PKCS#8)."""
+    def issue(
+        self,
+        name: str,
+        *,
+        rsa: bool = False,
+        names: str = "IP:127.0.0.1,DNS:localhost",
+        use: str = "",
+    ) -> tuple[Path, Path]:
+        """A certificate and its key (PKCS#8). `names` and `use` as openssl writes subjectAltName and extendedKeyUsage; empty: it
+        has no such extension."""
         certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         request, extensions = self._folder / f"{name}.csr", self._folder / f"{name}.ext"
-        extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        lines = [("subjectAltName", names), ("extendedKeyUsage", use), ("basicConstraints", "CA:FALSE")]
+        extensions.write_text("".join(f"{key}={value}\n" for key, value in lines if value))
         kind = ("rsa:2048",) if rsa else ("ec", "-pkeyopt", "ec_paramgen_curve:P-256")
         openssl(
             *("req", "-newkey", *kind, "-nodes", "-subj", f"/CN={name}"),

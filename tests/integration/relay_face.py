@@ -61,7 +61,7 @@ class Wire:
             self._server.close()
             self._server = None
         self.path.unlink(missing_ok=True)
-        for _ in range(3):  # what was accepted just now begins to pass, what is aborted closes its socket
+        for _ in range(10):  # what was accepted just now begins to pass, what is aborted closes its socket
             for writer in list(self._writers):
                 writer.transport.abort()
             if self._passing:
@@ -135,6 +135,7 @@ class Face:
     control: Upstream
     events: list[Event] = field(default_factory=list)
     rest: str = ""
+    peer: str = ""
 
     def serve(self, model: str, *replicas: Replica, name: str = "") -> None:
         """Publish a route, and the name (the model's own by default) for it in all kinds."""
@@ -264,7 +265,9 @@ async def relay_face(
     )
     channel = grpc.aio.insecure_channel(addresses.grpc, options=CLIENT_OPTIONS)
     try:
-        yield Face(plane, addresses.grpc, channel, upstreams, control, rest=addresses.rest)
+        yield Face(
+            plane, addresses.grpc, channel, upstreams, control, rest=addresses.rest, peer=addresses.peer
+        )
     finally:
         await channel.close()
         await asyncio.to_thread(plane.stop)

@@ -13,6 +13,7 @@ use relay::config::{Config, header_names};
 use relay::data_plane::{self, NewTarget};
 use relay::event::Event;
 use relay::name::{Name, NameKind};
+use relay::peer_tls::PeerMaterial;
 use relay::plane::Listed;
 use relay::replica::TargetMethods;
 use relay::rules::{MethodRules, Rule};
@@ -29,6 +30,9 @@ struct PyConfig {
     host: String,
     grpc_port: i32,
     rest_port: i32,
+    peer_host: String,
+    peer_port: Option<i32>,
+    peer_tls: Option<PyPeerTls>,
     threads: usize,
     message_bytes_max: usize,
     header_bytes_max: u32,
@@ -56,6 +60,7 @@ struct PyTarget {
     signals_loss: bool,
     methods: Vec<(String, Vec<u32>)>,
     allow_any_method: bool,
+    peer: bool,
 }
 
 #[derive(FromPyObject)]
@@ -76,6 +81,25 @@ struct PyMethodRule {
     method: String,
     id_path: Vec<u32>,
     vmodel: bool,
+}
+
+#[derive(FromPyObject)]
+struct PyPeerTls {
+    certificate_pem: Vec<u8>,
+    key_pem: Vec<u8>,
+    trusted_pem: Vec<u8>,
+}
+
+impl PyPeerTls {
+    fn put_in_force(&self, relay: &data_plane::DataPlane) -> PyResult<()> {
+        let material = PeerMaterial {
+            certificate_pem: &self.certificate_pem,
+            key_pem: &self.key_pem,
+            trusted_pem: &self.trusted_pem,
+        };
+        let set = relay.plane.tls.set_for_peers(&material);
+        set.map_err(PyValueError::new_err)
+    }
 }
 
 #[derive(FromPyObject)]
@@ -123,11 +147,14 @@ pub struct DataPlane {
 impl DataPlane {
     #[new]
     fn new(config: PyConfig) -> PyResult<Self> {
+        let peer_tls = config.peer_tls;
         let config = Config {
             control_socket: config.control_socket,
             host: config.host,
             grpc_port: port(config.grpc_port)?,
             rest_port: port(config.rest_port)?,
+            peer_host: config.peer_host,
+            peer_port: config.peer_port.map(port).transpose()?.flatten(),
             threads: config.threads.max(1),
             message_bytes_max: config.message_bytes_max,
             header_bytes_max: config.header_bytes_max,
@@ -146,14 +173,17 @@ impl DataPlane {
             retry_ratio: config.retry_ratio,
             pass_credentials: config.pass_credentials,
         };
-        let relay = Mutex::new(data_plane::DataPlane::new(config)?);
+        let relay = data_plane::DataPlane::new(config)?;
+        if let Some(tls) = peer_tls {
+            tls.put_in_force(&relay)?;
+        }
         Ok(Self {
-            relay,
+            relay: Mutex::new(relay),
             process: std::process::id(),
         })
     }
 
-    fn start(&self, py: Python<'_>) -> PyResult<(String, String)> {
+    fn start(&self, py: Python<'_>) -> PyResult<(String, String, String)> {
         self.refuse_fork()?;
         let addresses = py
             .detach(|| self.relay.lock().start())
@@ -161,7 +191,11 @@ impl DataPlane {
         let text = |address: Option<std::net::SocketAddr>| {
             address.map(|at| at.to_string()).unwrap_or_default()
         };
-        Ok((text(addresses.grpc), text(addresses.rest)))
+        Ok((
+            text(addresses.grpc),
+            text(addresses.rest),
+            text(addresses.peer),
+        ))
     }
 
     fn fileno(&self) -> PyResult<i32> {
@@ -190,6 +224,7 @@ impl DataPlane {
                 listed: target.methods.into_iter().map(listed).collect(),
                 allow_any: target.allow_any_method,
             },
+            peer: target.peer,
         };
         self.with(|relay| relay.set_targets(add.into_iter().map(target).collect(), &remove))
     }
@@ -275,6 +310,11 @@ impl DataPlane {
             })
         };
         py.detach(set).map_err(PyValueError::new_err)
+    }
+
+    fn set_peer_tls(&self, py: Python<'_>, tls: PyPeerTls) -> PyResult<()> {
+        self.refuse_fork()?;
+        py.detach(|| tls.put_in_force(&self.relay.lock()))
     }
 
     fn set_payload_filters(

@@ -14,7 +14,7 @@ use crate::body::Body;
 use crate::call::Door;
 use crate::headers::{self, Private};
 use crate::pick::Lease;
-use crate::status::{Code, Status};
+use crate::status::{Code, NotHere, Status};
 use crate::upstream::{Failure, Head};
 
 /// Which replica answers, since when.
@@ -83,7 +83,7 @@ impl Answer {
 
     fn without_private(&mut self, mut trailers: HeaderMap) -> HeaderMap {
         let private = headers::take_private(&mut trailers);
-        self.private.not_here |= private.not_here;
+        self.private.not_here = private.not_here.or(self.private.not_here);
         self.private.execution_us = private.execution_us.or(self.private.execution_us);
         trailers
     }
@@ -97,8 +97,8 @@ impl Answer {
         }
     }
 
-    /// Whether the model server said that it does not hold the model.
-    pub fn is_not_here(&self) -> bool {
+    /// Whether, and how, the model server said that it does not hold the model.
+    pub fn not_here(&self) -> Option<NotHere> {
         self.private.not_here
     }
 
@@ -206,7 +206,9 @@ impl Answer {
             server.lease.replica.circuit.succeeded();
         }
         door.event_loop.plane.touch(&server.lease.replica);
-        door.books.invoked.set(Some(server.started.elapsed()));
+        if !server.lease.replica.target.peer {
+            door.books.invoked.set(Some(server.started.elapsed()));
+        }
         code
     }
 

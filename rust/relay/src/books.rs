@@ -13,7 +13,7 @@ use crate::event_loop::EventLoop;
 use crate::frames::PREFIX_BYTES;
 use crate::method::{Class, Method};
 use crate::metrics::{Metric, NO_LABEL, milliseconds};
-use crate::name::{Name, NameKind};
+use crate::name::Name;
 use crate::plane::Held;
 use crate::series;
 use crate::status::Code;
@@ -69,7 +69,7 @@ pub struct Books<'a> {
     event_loop: &'a EventLoop,
     method: &'a Method,
     arrived: Instant,
-    /// Of a call that has books of its own.
+    /// Of a call that has books of its own, here or at another instance.
     part: bool,
     _in_flight: Held<'a>,
 }
@@ -81,6 +81,22 @@ impl<'a> Books<'a> {
         plane.counters.requests.add(1);
         let in_flight = Held::one(&plane.gauges.in_flight);
         Books::new(event_loop, method, arrived, false, in_flight)
+    }
+
+    /// Another instance has sent a call on, and keeps the books of the client's call; or asks the control plane.
+    pub fn forwarded(event_loop: &'a EventLoop, method: &'a Method, arrived: Instant) -> Books<'a> {
+        let (counters, gauge) = (
+            &event_loop.plane.counters,
+            &event_loop.plane.gauges.in_flight,
+        );
+        // What instances ask of each other may last as long as they live: a drain does not wait for it.
+        let in_flight = if method.class == Class::Inference {
+            counters.from_peers.add(1);
+            Held::one(gauge)
+        } else {
+            Held::none(gauge)
+        };
+        Books::new(event_loop, method, arrived, true, in_flight)
     }
 
     /// For one model of a call that names several: what concerns the model is told here, the rest in the books of the call.
@@ -165,7 +181,7 @@ impl<'a> Books<'a> {
         let about = tee::About {
             path: &self.method.path,
             model: &model,
-            vmodel: by_vmodel(&name, &model).map_or("", |vmodel| vmodel),
+            vmodel: name.as_vmodel_of(&model).map_or("", |vmodel| vmodel),
             code: end.code,
         };
         plane.tee.offer(tap, &about, &plane.counters);
@@ -175,7 +191,7 @@ impl<'a> Books<'a> {
     fn series(&self, asked: Option<&(Option<Arc<str>>, Name)>) -> u64 {
         match asked {
             Some((Some(model), name)) => {
-                let vmodel = by_vmodel(name, model);
+                let vmodel = name.as_vmodel_of(model);
                 self.event_loop.plane.series_of(model, vmodel)
             }
             _ => series::NONE,
@@ -186,7 +202,7 @@ impl<'a> Books<'a> {
         let payload = |framed: u64| framed.saturating_sub(PREFIX_BYTES as u64) as f64;
         let took = milliseconds(self.arrived.elapsed());
         let responded = end.response_bytes > 0;
-        // The parts of a call for several models are not calls of clients.
+        // Parts of a call for several models, and what other instances send on, are not calls of clients.
         let whole = !self.part;
         let called = [
             whole.then_some((Metric::ApiRequest, took)),
@@ -207,10 +223,6 @@ impl<'a> Books<'a> {
             histograms.observe(NO_LABEL, Code::Ok, series, waited);
         }
     }
-}
-
-fn by_vmodel<'n>(name: &'n Name, model: &Arc<str>) -> Option<&'n Arc<str>> {
-    (name.kind == NameKind::VModel || *model != name.name).then_some(&name.name)
 }
 
 impl Drop for Books<'_> {

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,20 @@ use crate::body::{Body, gone};
 use crate::books::Books;
 use crate::event_loop::EventLoop;
 use crate::headers;
+use crate::headers::Forwarded;
 use crate::method::{Class, Method};
 use crate::name::Name;
 use crate::plane::Plane;
 use crate::status::{Code, Status};
+
+/// Who calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A client.
+    Client,
+    /// Another instance, for a client or for itself.
+    Peer,
+}
 
 /// What a call is doing, for the sentence at its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +53,10 @@ pub struct Call<'a> {
     pub method: &'a Method,
     /// What it asks for.
     pub name: Name,
+    /// The concrete model, when another instance sent the call on: then copies here serve it, or none.
+    pub sent_on: Option<Arc<str>>,
+    /// A model server said in words that it does not hold the model; the next time that is believed to be the model's answer.
+    pub reloaded: bool,
     /// As the client sent them.
     pub headers: &'a HeaderMap,
     /// When the client stops waiting.
@@ -92,6 +107,8 @@ pub struct Door<'a> {
     pub event_loop: &'a EventLoop,
     pub method: &'a Method,
     pub headers: &'a HeaderMap,
+    /// Another instance sent it on.
+    pub sent_on: Option<&'a Forwarded>,
     pub deadline: Option<Instant>,
     pub arrived: Instant,
     pub books: &'a Books<'a>,
@@ -101,11 +118,13 @@ pub struct Door<'a> {
 pub fn admit(
     plane: &Plane,
     method: &Method,
+    origin: Origin,
     path: &str,
     headers: &HeaderMap,
     now: Instant,
 ) -> Result<Option<Instant>, Status> {
     match method.class {
+        Class::Forbidden if origin == Origin::Peer => return Err(headers::not_for_clients()),
         Class::Forbidden | Class::Unlisted => return Err(Status::new(Code::Unimplemented, "")),
         Class::Malformed => {
             plane.counters.malformed.add(1);
@@ -117,7 +136,8 @@ pub fn admit(
         Class::Inference | Class::Control => {}
     }
     let bytes = headers::list_bytes(path, headers);
-    if bytes > plane.config.header_bytes_max as usize {
+    // What another instance sends on has passed here already, and got some headers more.
+    if origin == Origin::Client && bytes > plane.config.header_bytes_max as usize {
         plane.counters.malformed.add(1);
         let limit = plane.config.header_bytes_max;
         let sentence = format!(
@@ -175,6 +195,8 @@ pub async fn answer(
         plane,
         method: door.method,
         name,
+        sent_on: door.sent_on.map(|forwarded| forwarded.model.clone()),
+        reloaded: door.sent_on.is_some_and(|forwarded| forwarded.reloaded),
         headers: door.headers,
         deadline: door.deadline,
         waits_until: door

@@ -16,6 +16,10 @@ pub struct Config {
     pub grpc_port: Option<u16>,
     /// 0: any free port; `None`: no such listener.
     pub rest_port: Option<u16>,
+    /// The address to listen on for other instances.
+    pub peer_host: String,
+    /// 0: any free port; `None`: no such listener.
+    pub peer_port: Option<u16>,
     /// Event loops, one thread each.
     pub threads: usize,
     /// Largest request or response message.
@@ -74,6 +78,8 @@ impl Default for Config {
             host: "127.0.0.1".to_owned(),
             grpc_port: Some(0),
             rest_port: None,
+            peer_host: "127.0.0.1".to_owned(),
+            peer_port: None,
             threads: 1,
             message_bytes_max: 16 << 20,
             header_bytes_max: 16 << 10,

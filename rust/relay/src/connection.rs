@@ -9,6 +9,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Method, Response, StatusCode, Version};
 
+use crate::call::Origin;
 use crate::event_loop::EventLoop;
 use crate::flood::Watched;
 use crate::headers;
@@ -26,13 +27,22 @@ const FAREWELL: Duration = Duration::from_millis(100);
 /// beyond it takes the client for a flood.
 const HEADER_BYTES_READ: u32 = 256 << 10;
 
+/// Streams another instance may have open: one connection carries what one of its loops sends here.
+const PEER_STREAMS_MAX: u32 = 16 << 10;
+
 /// Serves a connection until it is closed, by the client or because the relay drains.
-pub async fn serve(stream: Stream, event_loop: Rc<EventLoop>) {
+pub async fn serve(stream: Stream, event_loop: Rc<EventLoop>, origin: Origin) {
     let plane = event_loop.plane.clone();
-    let _open = Held::one(&plane.gauges.connections);
+    let _open = match origin {
+        Origin::Client => Held::one(&plane.gauges.connections),
+        Origin::Peer => Held::none(&plane.gauges.connections),
+    };
     let config = &plane.config;
     let counted = plane.clone();
-    let streams_max = config.streams_per_connection_max;
+    let (streams_max, age_max) = match origin {
+        Origin::Client => (config.streams_per_connection_max, config.connection_age),
+        Origin::Peer => (PEER_STREAMS_MAX, None),
+    };
     let stream = Watched::new(
         stream,
         streams_max,
@@ -58,15 +68,16 @@ pub async fn serve(stream: Stream, event_loop: Rc<EventLoop>) {
         return;
     };
     let mut drained = std::pin::pin!(event_loop.draining());
-    let mut aged = std::pin::pin!(elapsed(age(config.connection_age, event_loop.random())));
+    let mut aged = std::pin::pin!(elapsed(age(age_max, event_loop.random())));
     let mut overdue = std::pin::pin!(elapsed(None));
     let mut cut = std::pin::pin!(event_loop.cut());
-    let mut leaving = false;
+    // Other instances are not asked to leave: until the end they may be answered "not here".
+    let mut leaving = origin == Origin::Peer;
     loop {
         tokio::select! {
             biased;
             accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => accept(request, respond, &event_loop),
+                Some(Ok((request, respond))) => accept(request, respond, &event_loop, origin),
                 Some(Err(error)) => {
                     // Its streams have been told. A client that just went away did nothing wrong.
                     if !error.is_io() && error.reason() != Some(Reason::NO_ERROR) {
@@ -118,6 +129,7 @@ fn accept(
     request: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
     event_loop: &Rc<EventLoop>,
+    origin: Origin,
 ) {
     let (parts, receive) = request.into_parts();
     let mut responder = Responder {
@@ -133,6 +145,7 @@ fn accept(
     }
     tokio::task::spawn_local(crate::serve::serve(
         event_loop.clone(),
+        origin,
         parts.uri,
         parts.headers,
         Incoming { receive },

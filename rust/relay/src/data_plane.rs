@@ -27,6 +27,8 @@ pub struct Addresses {
     pub grpc: Option<SocketAddr>,
     /// REST.
     pub rest: Option<SocketAddr>,
+    /// For other instances.
+    pub peer: Option<SocketAddr>,
 }
 
 /// A target as the control plane gives it.
@@ -42,6 +44,8 @@ pub struct NewTarget {
     pub signals_loss: bool,
     /// What it takes.
     pub methods: TargetMethods,
+    /// It is another instance; then the three before do not matter.
+    pub peer: bool,
 }
 
 /// One replica's usage since the last reading.
@@ -106,20 +110,26 @@ impl DataPlane {
         }
         let config = &self.plane.config;
         let n = config.threads.max(1);
-        let bind = |port: Option<u16>, what| match port {
-            Some(port) => bind(&config.host, port, n, what).map(Some),
+        let bind = |host: &str, port: Option<u16>, what| match port {
+            Some(port) => bind(host, port, n, what).map(Some),
             None => Ok(None),
         };
-        let mut grpc = bind(config.grpc_port, "gRPC")?;
-        let mut rest = bind(config.rest_port, "REST")?;
+        let mut grpc = bind(&config.host, config.grpc_port, "gRPC")?;
+        let mut rest = bind(&config.host, config.rest_port, "REST")?;
+        let mut peer = bind(&config.peer_host, config.peer_port, "peer")?;
         let addresses = Addresses {
             grpc: grpc.as_ref().map(|bound| bound.address),
             rest: rest.as_ref().map(|bound| bound.address),
+            peer: peer.as_ref().map(|bound| bound.address),
         };
+        if let Some(address) = addresses.peer {
+            self.plane.bound_for_peers(address);
+        }
         for index in 0..n {
             let listeners = Listeners {
                 grpc: grpc.as_mut().and_then(|bound| bound.listeners.pop()),
                 rest: rest.as_mut().and_then(|bound| bound.listeners.pop()),
+                peer: peer.as_mut().and_then(|bound| bound.listeners.pop()),
             };
             if let Err(error) = self.spawn(index, listeners) {
                 self.stop();
@@ -169,13 +179,17 @@ impl DataPlane {
             .into_iter()
             .map(|new| {
                 let address = Address::parse(&new.address);
-                Arc::new(Target::new(
-                    new.id,
-                    address,
-                    new.max_concurrency,
-                    new.signals_loss,
-                    new.methods,
-                ))
+                Arc::new(if new.peer {
+                    Target::of_peer(new.id, address)
+                } else {
+                    Target::new(
+                        new.id,
+                        address,
+                        new.max_concurrency,
+                        new.signals_loss,
+                        new.methods,
+                    )
+                })
             })
             .collect();
         self.plane.add_targets(targets.iter().cloned());
@@ -243,7 +257,7 @@ impl DataPlane {
         sum.into_iter().filter_map(row).collect()
     }
 
-    /// Stops accepting; connections close when what is in flight is done, or at the end of `timeout`.
+    /// Stops accepting clients; their connections close when what is in flight is done, or at the end of `timeout`.
     pub fn drain(&self, timeout: Duration) {
         self.phase.send_if_modified(|phase| {
             let serving = *phase == Phase::Serving;

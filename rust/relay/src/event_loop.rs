@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use crate::budget::Budget;
+use crate::call::Origin;
 use crate::dispatch::Dispatcher;
 use crate::method::{Method, Methods};
 use crate::metrics::Histograms;
@@ -56,13 +57,21 @@ pub struct Listeners {
     pub grpc: Option<std::net::TcpListener>,
     /// REST.
     pub rest: Option<std::net::TcpListener>,
+    /// For other instances.
+    pub peer: Option<std::net::TcpListener>,
 }
 
 /// Begins to serve a connection.
 type Serve = fn(Stream, Rc<EventLoop>);
 
 fn serve_grpc(stream: Stream, event_loop: Rc<EventLoop>) {
-    tokio::task::spawn_local(crate::connection::serve(stream, event_loop));
+    let served = crate::connection::serve(stream, event_loop, Origin::Client);
+    tokio::task::spawn_local(served);
+}
+
+fn serve_peer(stream: Stream, event_loop: Rc<EventLoop>) {
+    let served = crate::connection::serve(stream, event_loop, Origin::Peer);
+    tokio::task::spawn_local(served);
 }
 
 fn serve_rest(stream: Stream, event_loop: Rc<EventLoop>) {
@@ -79,6 +88,7 @@ pub struct EventLoop {
     /// To the control plane's gRPC server.
     pub control: Rc<Upstream>,
     methods: Methods,
+    peer_methods: Methods,
     handshakes: Handshakes,
     index: usize,
     upstreams: RefCell<AHashMap<u64, Rc<Upstream>>>,
@@ -115,6 +125,7 @@ impl EventLoop {
                 Instant::now(),
             ),
             methods: Methods::default(),
+            peer_methods: Methods::default(),
             handshakes: Handshakes::default(),
             control: Upstream::dial(control, plane.clone()),
             index,
@@ -123,9 +134,10 @@ impl EventLoop {
             phase,
             plane,
         });
-        let ports: [(Option<std::net::TcpListener>, Port, Serve); 2] = [
+        let ports: [(Option<std::net::TcpListener>, Port, Serve); 3] = [
             (listeners.grpc, Port::Grpc, serve_grpc),
             (listeners.rest, Port::Rest, serve_rest),
+            (listeners.peer, Port::Peer, serve_peer),
         ];
         for (listener, port, serve) in ports {
             if let Some(listener) = listener {
@@ -165,11 +177,17 @@ impl EventLoop {
     }
 
     async fn accept(self: Rc<Self>, listener: TcpListener, port: Port, serve: Serve) {
-        let mut draining = std::pin::pin!(self.draining());
+        // Other instances go on sending here until they have heard where the copies are now.
+        let mut closing = std::pin::pin!(async {
+            match port {
+                Port::Grpc | Port::Rest => self.draining().await,
+                Port::Peer => self.cut().await,
+            }
+        });
         loop {
             let connection = tokio::select! {
                 connection = listener.accept() => connection,
-                () = &mut draining => return,
+                () = &mut closing => return,
             };
             match connection {
                 Ok((tcp, _)) => {
@@ -214,10 +232,18 @@ impl EventLoop {
         upstream
     }
 
-    /// What is known of the method with this path.
-    pub fn method(&self, path: &str) -> Rc<Method> {
-        let label = |path: &str| self.plane.labels.number(path.trim_start_matches('/'));
-        self.methods.get(path, &self.plane.rules, label)
+    /// What is known of the method with this path, when it is called from there.
+    pub fn method(&self, path: &str, origin: Origin) -> Rc<Method> {
+        let label = || self.plane.labels.number(path.trim_start_matches('/'));
+        let rules = &self.plane.rules;
+        match origin {
+            Origin::Client => self.methods.get(path, rules.generation(), || {
+                Method::of(path, label(), rules.current().as_deref())
+            }),
+            Origin::Peer => self
+                .peer_methods
+                .get(path, 0, || Method::for_peers(path, label())),
+        }
     }
 
     /// The histograms of this loop.

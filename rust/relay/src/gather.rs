@@ -10,7 +10,7 @@ use http::HeaderMap;
 use crate::answer::Answer;
 use crate::body::Body;
 use crate::books::{Books, End};
-use crate::call::{Door, answer, race};
+use crate::call::{Door, Origin, answer, race};
 use crate::dispatch::{Reply, Request};
 use crate::event_loop::EventLoop;
 use crate::frames::{Frames, PREFIX_BYTES, gunzip, parse_prefix};
@@ -22,7 +22,7 @@ use crate::status::{Code, Status};
 /// Serves a call; returns its answer.
 pub async fn dispatch(event_loop: &EventLoop, request: Request) -> Reply {
     let arrived = Instant::now();
-    let method = event_loop.method(request.path);
+    let method = event_loop.method(request.path, Origin::Client);
     let books = Books::open(event_loop, &method, arrived);
     let mut headers = request.headers;
     headers::complete(&mut headers);
@@ -33,6 +33,7 @@ pub async fn dispatch(event_loop: &EventLoop, request: Request) -> Reply {
         event_loop,
         method: &method,
         headers: &headers,
+        sent_on: None,
         deadline: request.deadline,
         arrived,
         books: &books,

@@ -1,5 +1,6 @@
 //! Which headers travel: to a model, and back to the client.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::{
@@ -9,7 +10,7 @@ use http::header::{
 use crate::event::Told;
 use crate::method::Method;
 use crate::name::{Name, NameKind};
-use crate::status::{Code, Status, percent_encode};
+use crate::status::{Code, NotHere, Status, percent_encode};
 
 /// The concrete model, in requests to a model server and in responses.
 pub const MODEL_ID: HeaderName = HeaderName::from_static("mm-model-id");
@@ -20,9 +21,27 @@ const LEGACY_ID: HeaderName = HeaderName::from_static("tas-model-id");
 /// Of a request for several models: whether all have to be known.
 const REQUIRED: HeaderName = HeaderName::from_static("mm-required");
 /// Private trailer: the model server does not hold this model.
-pub const NOT_HERE: HeaderName = HeaderName::from_static("mm-not-here");
+const NOT_HERE: HeaderName = HeaderName::from_static("mm-not-here");
+/// Its value when a model server said so in words.
+const TOLD: &str = "told";
 /// Private trailer: how long the model took, in microseconds.
-pub const EXECUTION_US: HeaderName = HeaderName::from_static("mm-execution-us");
+const EXECUTION_US: HeaderName = HeaderName::from_static("mm-execution-us");
+/// Private: another instance sent the request on; its peer port.
+const PEER: HeaderName = HeaderName::from_static("mm-peer");
+/// Private, between instances: a model server said before that it does not hold the model of this request.
+const RELOADED: HeaderName = HeaderName::from_static("mm-reloaded");
+/// Those that name a model, or belong to what instances and model servers say to each other.
+const OURS: [HeaderName; 9] = [
+    MODEL_ID,
+    MODEL_ID_BIN,
+    VMODEL_ID,
+    VMODEL_ID_BIN,
+    REQUIRED,
+    NOT_HERE,
+    EXECUTION_US,
+    PEER,
+    RELOADED,
+];
 /// gRPC's own.
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// gRPC's own.
@@ -197,23 +216,109 @@ pub fn to_model(
             headers.append(name.clone(), value.clone());
         }
     }
-    let printable = model.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
-    if printable {
+    if is_printable(model) {
         headers.insert(MODEL_ID, id.clone());
     }
-    if binary_too || !printable {
-        use base64::Engine;
-        let encoded = base64::engine::general_purpose::STANDARD_NO_PAD.encode(model);
-        headers.insert(MODEL_ID_BIN, id_header(&encoded));
+    if binary_too || !is_printable(model) {
+        headers.insert(MODEL_ID_BIN, base64_header(model));
     }
     set_timeout(&mut headers, deadline);
     headers
 }
 
-/// What the control plane is sent: everything, with the time that is left.
+fn is_printable(id: &str) -> bool {
+    id.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
+}
+
+fn base64_header(id: &str) -> HeaderValue {
+    use base64::Engine;
+    id_header(&base64::engine::general_purpose::STANDARD_NO_PAD.encode(id))
+}
+
+/// What another instance is told of a request that is sent on to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forwarded {
+    /// The concrete model: nothing is resolved again.
+    pub model: Arc<str>,
+    /// What the client asked for.
+    pub name: Name,
+    /// A model server said before that it does not hold the model.
+    pub reloaded: bool,
+}
+
+/// What another instance is sent: all that the client sent, the concrete model, what it was asked for by, and the time that is
+/// left. `sender`: this instance.
+pub fn to_peer(
+    client: &HeaderMap,
+    forwarded: &Forwarded,
+    id: &HeaderValue,
+    sender: &HeaderValue,
+    deadline: Option<Instant>,
+) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(client.keys_len() + 4);
+    for (name, value) in client {
+        let ours = name.as_str().starts_with("mm-") && OURS.contains(name);
+        if !ours && *name != LEGACY_ID && *name != GRPC_TIMEOUT {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    headers.insert(PEER, sender.clone());
+    if is_printable(&forwarded.model) {
+        headers.insert(MODEL_ID, id.clone());
+    } else {
+        headers.insert(MODEL_ID_BIN, base64_header(&forwarded.model));
+    }
+    if let Some(vmodel) = forwarded.name.as_vmodel_of(&forwarded.model) {
+        if is_printable(vmodel) {
+            headers.insert(VMODEL_ID, id_header(vmodel));
+        } else {
+            headers.insert(VMODEL_ID_BIN, base64_header(vmodel));
+        }
+    }
+    if forwarded.reloaded {
+        headers.insert(RELOADED, HeaderValue::from_static("1"));
+    }
+    set_timeout(&mut headers, deadline);
+    headers
+}
+
+/// What another instance tells of a request that it sends on.
+///
+/// # Errors
+/// When it is not the request of an instance.
+pub fn forwarded(headers: &HeaderMap) -> Result<Forwarded, Status> {
+    if !headers.contains_key(&PEER) {
+        return Err(not_for_clients());
+    }
+    let mut models = ids(headers, &MODEL_ID, &MODEL_ID_BIN, NameKind::Model)?;
+    let mut vmodels = ids(headers, &VMODEL_ID, &VMODEL_ID_BIN, NameKind::VModel)?;
+    let (Some(model), true, true) = (models.pop(), models.is_empty(), vmodels.len() < 2) else {
+        return Err(Status::new(
+            Code::InvalidArgument,
+            "A request that is sent on names one concrete model, in mm-model-id.",
+        ));
+    };
+    Ok(Forwarded {
+        model: model.name.clone(),
+        name: vmodels.pop().unwrap_or(model),
+        reloaded: headers.contains_key(&RELOADED),
+    })
+}
+
+/// What a client is told at the port for other instances.
+pub fn not_for_clients() -> Status {
+    Status::new(
+        Code::Unimplemented,
+        "This port is for other instances; call the gRPC port.",
+    )
+}
+
+/// What the control plane is sent: everything but what instances say to each other, with the time that is left.
 pub fn to_control(client: &HeaderMap, deadline: Option<Instant>) -> HeaderMap {
     let mut headers = client.clone();
-    headers.remove(&GRPC_TIMEOUT);
+    for name in [&GRPC_TIMEOUT, &PEER, &RELOADED] {
+        headers.remove(name);
+    }
     set_timeout(&mut headers, deadline);
     headers
 }
@@ -238,14 +343,17 @@ pub fn complete(headers: &mut HeaderMap) {
 #[derive(Debug, Default)]
 pub struct Private {
     /// The model is not held there.
-    pub not_here: bool,
+    pub not_here: Option<NotHere>,
     /// How long it took.
     pub execution_us: Option<u64>,
 }
 
 /// Takes the private headers out.
 pub fn take_private(headers: &mut HeaderMap) -> Private {
-    let not_here = headers.remove(NOT_HERE).is_some();
+    let not_here = headers.remove(NOT_HERE).map(|value| match value == TOLD {
+        true => NotHere::Told,
+        false => NotHere::Gone,
+    });
     let execution_us = headers
         .remove(EXECUTION_US)
         .and_then(|value| value.to_str().ok()?.parse().ok());
@@ -293,6 +401,13 @@ pub fn of_status(status: &Status) -> HeaderMap {
     if let Some(after) = status.retry_after {
         let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         headers.insert(PUSHBACK, HeaderValue::from(after_ms));
+    }
+    if let Some(not_here) = status.not_here {
+        let value = match not_here {
+            NotHere::Gone => "1",
+            NotHere::Told => TOLD,
+        };
+        headers.insert(NOT_HERE, HeaderValue::from_static(value));
     }
     headers
 }
@@ -470,7 +585,7 @@ mod tests {
         let mut trailers = map(&[("mm-execution-us", "12"), ("grpc-status", "0"), ("x", "y")]);
         let private = take_private(&mut trailers);
         assert_eq!(private.execution_us, Some(12));
-        assert!(!private.not_here);
+        assert_eq!(private.not_here, None);
         assert_eq!(trailers.len(), 2);
     }
 

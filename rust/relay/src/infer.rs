@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use http::HeaderMap;
+
 use crate::answer::{Answer, Server, broke_off};
 use crate::attempt::{Attempt, Broken};
 use crate::body::Body;
 use crate::call::{Call, Stage};
-use crate::headers;
+use crate::headers::{self, Forwarded};
 use crate::inject::Injection;
 use crate::pick::{self, Pick};
 use crate::replica::{Replica, Route};
-use crate::status::{Code, Status};
+use crate::status::{Code, NotHere, Status};
 use crate::upstream::Failure;
 use crate::waiting::Found;
 
@@ -33,8 +35,8 @@ enum Tried {
     Lost(Failure),
     /// Nothing was sent.
     Unreachable,
-    /// The copy is not there; `told` in words, which may be the model's own.
-    NotHere { told: Option<Box<Answer>> },
+    /// The copy is not there.
+    NotHere(NotHere),
     /// For the client.
     Refused(Status),
 }
@@ -43,7 +45,6 @@ enum Tried {
 struct Tries {
     crashes: u32,
     not_here: u32,
-    reloads: u32,
     retries: u32,
     exhausted: bool,
 }
@@ -58,7 +59,7 @@ impl Call<'_> {
         let mut found = self.find(body).await?;
         loop {
             let (replica, route) = (found.lease.replica.clone(), found.route.clone());
-            match self.attempt(found, body, &tries).await {
+            match self.attempt(found, body).await {
                 Tried::Answer(answer) => {
                     body.let_go();
                     return Ok(answer);
@@ -87,22 +88,21 @@ impl Call<'_> {
                     self.plane.counters.replays.add(1);
                     found = self.find(body).await?;
                 }
-                Tried::NotHere { told } => {
+                Tried::NotHere(why) => {
                     replica.is_not_here();
                     self.plane.counters.not_here.add(1);
                     tries.not_here += 1;
-                    tries.reloads += u32::from(told.is_some());
+                    self.reloaded |= why == NotHere::Told;
                     if tries.not_here > NOT_HERE_MAX || !body.is_whole() {
                         return Err(unloaded(&replica));
                     }
-                    drop(told);
                     found = self.find(body).await?;
                 }
             }
         }
     }
 
-    async fn attempt(&mut self, found: Found, body: &mut Body<'_>, tries: &Tries) -> Tried {
+    async fn attempt(&mut self, found: Found, body: &mut Body<'_>) -> Tried {
         let Found { lease, route } = found;
         let replica = lease.replica.clone();
         if !body.rewind() {
@@ -125,16 +125,7 @@ impl Call<'_> {
             }
         }
         let upstream = self.event_loop.upstream(&replica.target);
-        let ours = replica.target.signals_loss;
-        let credentials = ours || self.plane.config.pass_credentials;
-        let headers = headers::to_model(
-            self.headers,
-            &replica.model,
-            &route.model_header,
-            !ours,
-            credentials,
-            self.deadline,
-        );
+        let headers = self.headers_to(&replica, &route);
         let mut attempt = match Attempt::start(&upstream, &self.method.path, headers, body).await {
             Ok(attempt) => attempt,
             Err(Failure::Unreachable) => return Tried::Unreachable,
@@ -143,6 +134,9 @@ impl Call<'_> {
         self.stage.set(Stage::Sent);
         replica.usage.requests.fetch_add(1, Ordering::Relaxed);
         self.plane.touch(&replica);
+        if replica.target.peer {
+            self.plane.counters.to_peers.add(1);
+        }
         let server = Server {
             lease,
             started: Instant::now(),
@@ -163,7 +157,34 @@ impl Call<'_> {
         {
             return self.broken(broken, &replica);
         }
-        self.judge(answer, &replica, &route, tries)
+        self.judge(answer, &replica, &route)
+    }
+
+    fn headers_to(&self, replica: &Replica, route: &Route) -> HeaderMap {
+        if replica.target.peer {
+            let forwarded = Forwarded {
+                model: replica.model.clone(),
+                name: self.name.clone(),
+                reloaded: self.reloaded,
+            };
+            return headers::to_peer(
+                self.headers,
+                &forwarded,
+                &route.model_header,
+                self.plane.peer_header(),
+                self.deadline,
+            );
+        }
+        let ours = replica.target.signals_loss;
+        let credentials = ours || self.plane.config.pass_credentials;
+        headers::to_model(
+            self.headers,
+            &replica.model,
+            &route.model_header,
+            !ours,
+            credentials,
+            self.deadline,
+        )
     }
 
     fn broken(&self, broken: Broken, replica: &Replica) -> Tried {
@@ -177,26 +198,20 @@ impl Call<'_> {
         }
     }
 
-    fn judge(
-        &self,
-        answer: Box<Answer>,
-        replica: &Arc<Replica>,
-        route: &Route,
-        tries: &Tries,
-    ) -> Tried {
+    fn judge(&self, answer: Box<Answer>, replica: &Arc<Replica>, route: &Route) -> Tried {
         let Some(trailers) = answer.early_end() else {
             return Tried::Answer(answer);
         };
-        if answer.is_not_here() {
-            return Tried::NotHere { told: None };
+        if let Some(why) = answer.not_here() {
+            return Tried::NotHere(why);
         }
         let Some(status) = headers::status_in(trailers).filter(|status| status.code != Code::Ok)
         else {
             return Tried::Answer(answer);
         };
         let told = status.code == Code::NotFound || headers::tells_loss(&status, &replica.model);
-        if !replica.target.signals_loss && told && tries.reloads == 0 {
-            return Tried::NotHere { told: Some(answer) };
+        if !replica.target.signals_loss && told && !self.reloaded {
+            return Tried::NotHere(NotHere::Told);
         }
         match status.code {
             Code::Unavailable => {
@@ -234,6 +249,7 @@ impl Call<'_> {
         match pick::pick(
             &route,
             &self.avoid,
+            self.sent_on.is_some(),
             self.plane.now_ms(),
             self.event_loop.random(),
         ) {

@@ -32,6 +32,7 @@ mod method;
 pub mod metrics;
 pub mod name;
 mod naming;
+pub mod peer_tls;
 mod pick;
 pub mod plane;
 pub mod replica;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use crate::name::NameKind;
-use crate::rules::{MethodRules, Rules};
+use crate::rules::MethodRules;
 
 /// Where the calls of a method go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Class {
     Inference,
     /// To the control plane.
     Control,
-    /// Nowhere: the runtime's own service, never for clients.
+    /// Nowhere: the runtime's own service, and on each port what is for another one.
     Forbidden,
     /// Nowhere: an explicit config does not list it.
     Unlisted,
@@ -47,6 +47,9 @@ pub struct Method {
 
 const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";
 
+/// What instances ask of each other's control planes.
+const PEER_SERVICE: &str = "modelmesh.peers.v1.Peers";
+
 impl Method {
     /// The method with this path, under an explicit config if there is one.
     pub fn of(path: &str, label: usize, rules: Option<&MethodRules>) -> Method {
@@ -76,6 +79,19 @@ impl Method {
         method
     }
 
+    /// The same on the port for other instances, where the peer service alone is of the control plane: whether the method is let
+    /// in otherwise, the instance that the client called has judged.
+    pub fn for_peers(path: &str, label: usize) -> Method {
+        let mut method = Method::known(path, label);
+        let service = path.trim_start_matches('/').split('/').next();
+        method.class = match method.class {
+            Class::Forbidden if service == Some(PEER_SERVICE) => Class::Control,
+            Class::Control => Class::Forbidden,
+            class => class,
+        };
+        method
+    }
+
     fn known(path: &str, label: usize) -> Method {
         let method = |class| Method {
             path: path.into(),
@@ -98,6 +114,10 @@ impl Method {
             ("mmesh.ModelRuntime" | "com.ibm.watson.tas.internal.proto.ModelServer", _) => {
                 method(Class::Forbidden)
             }
+            (PEER_SERVICE, _) => Method {
+                streaming: true,
+                ..method(Class::Forbidden)
+            },
             ("mmesh.ModelMesh" | "com.ibm.watson.tas.proto.TasRuntime", _) => {
                 method(Class::Control)
             }
@@ -146,16 +166,15 @@ pub struct Methods {
 }
 
 impl Methods {
-    /// The method with this path. `label` numbers the methods of all loops.
-    pub fn get(&self, path: &str, rules: &Rules, label: impl FnOnce(&str) -> usize) -> Rc<Method> {
-        let generation = rules.generation();
+    /// The method with this path, as it is `known` or was made under the rules of this generation.
+    pub fn get(&self, path: &str, generation: u64, known: impl FnOnce() -> Method) -> Rc<Method> {
         if self.generation.replace(generation) != generation {
             self.met.borrow_mut().clear();
         }
         if let Some(method) = self.met.borrow().get(path) {
             return method.clone();
         }
-        let method = Rc::new(Method::of(path, label(path), rules.current().as_deref()));
+        let method = Rc::new(known());
         let mut met = self.met.borrow_mut();
         if met.len() < REMEMBERED_MAX {
             met.insert(path.into(), method.clone());
@@ -167,7 +186,7 @@ impl Methods {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::Rule;
+    use crate::rules::{Rule, Rules};
 
     #[test]
     fn methods_have_classes() {
@@ -199,6 +218,33 @@ mod tests {
         for path in ["", "/", "/a", "//b", "/a/", "a/b", "/a/b/c", "*"] {
             assert_eq!(class(path), Class::Malformed, "{path}");
         }
+    }
+
+    #[test]
+    fn instances_ask_the_peer_service_and_send_on_what_is_for_models() {
+        let both = |path| {
+            let (client, peer) = (Method::of(path, 0, None), Method::for_peers(path, 0));
+            (client.class, peer.class)
+        };
+        let (forbidden, control) = (Class::Forbidden, Class::Control);
+        assert_eq!(
+            both("/modelmesh.peers.v1.Peers/Follow"),
+            (forbidden, control)
+        );
+        assert_eq!(both("/mmesh.ModelMesh/registerModel"), (control, forbidden));
+        assert_eq!(both("/grpc.health.v1.Health/Check"), (control, forbidden));
+        assert_eq!(
+            both("/mmesh.ModelRuntime/loadModel"),
+            (forbidden, forbidden)
+        );
+        assert_eq!(
+            both("/any.Service/Method"),
+            (Class::Inference, Class::Inference)
+        );
+        assert_eq!(
+            both("modelmesh.peers.v1.Peers"),
+            (Class::Malformed, Class::Malformed)
+        );
     }
 
     fn explicit(allow_others: bool) -> MethodRules {
@@ -253,7 +299,10 @@ mod tests {
     #[test]
     fn what_is_remembered_is_forgotten_when_the_rules_change() {
         let (methods, rules) = (Methods::default(), Rules::default());
-        let class = || methods.get("/a.B/Other", &rules, |_| 0).class;
+        let class = || {
+            let of = || Method::of("/a.B/Other", 0, rules.current().as_deref());
+            methods.get("/a.B/Other", rules.generation(), of).class
+        };
         assert_eq!(class(), Class::Inference);
         rules.set(Some(explicit(false)));
         assert_eq!(class(), Class::Unlisted);

@@ -244,6 +244,10 @@ counters! {
     parking_full,
     /// Answers "not here".
     not_here,
+    /// Requests sent on to other instances.
+    to_peers,
+    /// Requests that other instances sent on to this one.
+    from_peers,
     /// Copies left alone for failing repeatedly.
     ejections,
     /// Connections closed for flooding.

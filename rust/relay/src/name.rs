@@ -50,4 +50,9 @@ impl Name {
             version: Arc::from(version),
         }
     }
+
+    /// The vmodel it is, given the model it stands for; `None`: that model's own id.
+    pub fn as_vmodel_of(&self, model: &Arc<str>) -> Option<&Arc<str>> {
+        (self.kind == NameKind::VModel || *model != self.name).then_some(&self.name)
+    }
 }

@@ -35,8 +35,9 @@ pub enum Pick {
 /// Candidates looked at before two are compared: more would cost without balancing better.
 const LOOKED_AT_MAX: usize = 8;
 
-/// Takes a slot of a replica that is usable and not to be avoided. `random` decides which are compared.
-pub fn pick(route: &Route, avoid: &[u64], now_ms: u64, random: u64) -> Pick {
+/// Takes a slot of a replica that is usable and not to be avoided. `local`: of this instance only. `random` decides which are
+/// compared: one of this instance with any other, so that nothing is sent on while nothing waits here.
+pub fn pick(route: &Route, avoid: &[u64], local: bool, now_ms: u64, random: u64) -> Pick {
     let replicas = &route.replicas;
     let n = replicas.len();
     let start = if n > 1 {
@@ -45,14 +46,23 @@ pub fn pick(route: &Route, avoid: &[u64], now_ms: u64, random: u64) -> Pick {
         0
     };
     let around = || (0..n).map(|offset| &replicas[(start + offset) % n]);
-    let usable = |replica: &&Arc<Replica>| replica.is_usable() && !avoid.contains(&replica.id);
+    let usable = |replica: &&Arc<Replica>| {
+        replica.is_usable() && !avoid.contains(&replica.id) && !(local && replica.target.peer)
+    };
+    let is_local = |replica: &&Arc<Replica>| !replica.target.peer;
     let mut best: [Option<&Arc<Replica>>; 2] = [None, None];
     for replica in around().take(LOOKED_AT_MAX).filter(usable) {
         match replica.circuit.state(now_ms) {
-            State::Closed if best[0].is_none() => best[0] = Some(replica),
             State::Closed => {
-                best[1] = Some(replica);
-                break;
+                match best {
+                    [None, _] => best[0] = Some(replica),
+                    [_, None] => best[1] = Some(replica),
+                    _ if is_local(&replica) => best[0] = Some(replica),
+                    _ => {}
+                }
+                if best[1].is_some() && best.iter().flatten().any(is_local) {
+                    break;
+                }
             }
             State::Open => {}
             State::HalfOpen => {
@@ -67,6 +77,9 @@ pub fn pick(route: &Route, avoid: &[u64], now_ms: u64, random: u64) -> Pick {
                 }
             }
         }
+    }
+    if best[1].as_ref().is_some_and(is_local) {
+        best.swap(0, 1);
     }
     if let [Some(first), Some(second)] = best
         && second.in_flight() < first.in_flight()

@@ -1,12 +1,13 @@
 //! What all loops share: names, routes, targets, limits, counts. The control plane writes, the loops read.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::Weak;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
+use http::HeaderValue;
 use parking_lot::{Mutex, RwLock};
 
 use crate::config::Config;
@@ -32,7 +33,7 @@ pub struct Plane {
     pub models: Space<Arc<str>, Arc<Route>>,
     /// Which methods are let in, and where their messages name the model.
     pub rules: Rules,
-    /// Of the listeners.
+    /// Of the ports for clients.
     pub tls: Tls,
     /// What payload processors are offered.
     pub tee: Tee,
@@ -48,6 +49,7 @@ pub struct Plane {
     pub series: Series,
     /// Gauges.
     pub gauges: Gauges,
+    peer_header: OnceLock<HeaderValue>,
     targets: RwLock<AHashMap<u64, Arc<Target>>>,
     replicas: Mutex<Replicas>,
     dirty: Mutex<Vec<Arc<Replica>>>,
@@ -181,6 +183,7 @@ impl Plane {
             labels: Labels::default(),
             series: Series::new(config.model_series_max),
             gauges: Gauges::default(),
+            peer_header: OnceLock::new(),
             targets: RwLock::default(),
             replicas: Mutex::default(),
             dirty: Mutex::default(),
@@ -188,6 +191,19 @@ impl Plane {
             events,
             config,
         })
+    }
+
+    /// What other instances are told to know this one by: its port for them.
+    pub fn peer_header(&self) -> &HeaderValue {
+        self.peer_header
+            .get_or_init(|| HeaderValue::from_static("no port"))
+    }
+
+    /// The port for other instances is bound.
+    pub fn bound_for_peers(&self, address: SocketAddr) {
+        let text = HeaderValue::from_str(&address.to_string());
+        // It is bound once, and an address is printable.
+        let _ = text.map(|text| self.peer_header.set(text));
     }
 
     /// Milliseconds since the start.

@@ -34,7 +34,7 @@ fn route(plane: &Plane) -> Arc<Route> {
 }
 
 fn lease(plane: &Plane) -> Option<Lease> {
-    match pick(&route(plane), &[], plane.now_ms(), 0) {
+    match pick(&route(plane), &[], false, plane.now_ms(), 0) {
         Pick::Lease(lease) => Some(lease),
         Pick::Full | Pick::Nobody => None,
     }
@@ -71,7 +71,7 @@ fn bounds_hold_for_replicas_and_targets() {
     plane.publish("m", &[listed(1, 1, 2), listed(2, 1, 2)]);
     let leases: Vec<Lease> = (0..9).filter_map(|_| lease(&plane)).collect();
     assert_eq!(leases.len(), 3, "the target's bound");
-    assert!(matches!(pick(&route(&plane), &[], 0, 0), Pick::Full));
+    assert!(matches!(pick(&route(&plane), &[], false, 0, 0), Pick::Full));
     plane.publish("m", &[listed(3, 2, 2)]);
     let more: Vec<Lease> = (0..9).filter_map(|_| lease(&plane)).collect();
     assert_eq!(more.len(), 2, "the replica's bound");
@@ -160,7 +160,10 @@ fn not_here_and_lost_targets_are_skipped() {
             .all(|lease| lease.replica.id == 2)
     );
     plane.remove_target(2);
-    assert!(matches!(pick(&route(&plane), &[], 0, 0), Pick::Nobody));
+    assert!(matches!(
+        pick(&route(&plane), &[], false, 0, 0),
+        Pick::Nobody
+    ));
     plane.publish("m", &[listed(1, 1, 0)]);
     assert!(lease(&plane).is_some(), "published anew, it is there again");
 }
@@ -206,10 +209,12 @@ fn at_most_half_of_the_copies_are_ejected() {
     }
     assert_eq!(plane.counters.ejections.get(), 1);
     let served: Vec<u64> = (0..30)
-        .filter_map(|random| match pick(&route, &[], plane.now_ms(), random) {
-            Pick::Lease(lease) => Some(lease.replica.id),
-            Pick::Full | Pick::Nobody => None,
-        })
+        .filter_map(
+            |random| match pick(&route, &[], false, plane.now_ms(), random) {
+                Pick::Lease(lease) => Some(lease.replica.id),
+                Pick::Full | Pick::Nobody => None,
+            },
+        )
         .collect();
     assert!(served.len() == 30 && served.iter().all(|id| *id != 1));
 }
@@ -283,7 +288,7 @@ fn looking_in_vain_wakes_nobody() {
         assert_eq!(polled.is_ready(), expected);
     };
     for _ in 0..3 {
-        assert!(matches!(pick(&route, &[], 0, 0), Pick::Full));
+        assert!(matches!(pick(&route, &[], false, 0, 0), Pick::Full));
         kicked(false);
     }
     drop(held);

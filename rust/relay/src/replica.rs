@@ -58,6 +58,8 @@ pub struct Target {
     pub address: Address,
     /// It says "not here" by a private trailer.
     pub signals_loss: bool,
+    /// It is another instance.
+    pub peer: bool,
     /// Requests waiting for a slot here.
     pub queue: Arc<Queue>,
     methods: TargetMethods,
@@ -88,6 +90,7 @@ impl Target {
             id,
             address,
             signals_loss,
+            peer: false,
             queue: Arc::default(),
             methods,
             bound,
@@ -96,6 +99,14 @@ impl Target {
             removed: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
             links: Mutex::default(),
+        }
+    }
+
+    /// The peer port of another instance, which has no bound and takes every method.
+    pub fn of_peer(id: u64, address: Address) -> Target {
+        Target {
+            peer: true,
+            ..Target::new(id, address, 0, true, TargetMethods::default())
         }
     }
 

@@ -11,10 +11,11 @@ use crate::answer::Answer;
 use crate::attempt::DIRECT_BYTES_MAX;
 use crate::body::{Body, gone};
 use crate::books::{Books, End};
-use crate::call::{Door, admit, answer, race};
+use crate::call::{Door, Origin, admit, answer, race};
 use crate::connection::{Incoming, Responder};
 use crate::event_loop::EventLoop;
 use crate::frames::Frames;
+use crate::headers::forwarded;
 use crate::method::Class;
 use crate::naming::names_of;
 use crate::several;
@@ -23,29 +24,51 @@ use crate::status::{Code, Status};
 /// Serves a call; returns when the client has its answer, or left.
 pub async fn serve(
     event_loop: Rc<EventLoop>,
+    origin: Origin,
     uri: Uri,
     headers: HeaderMap,
     incoming: Incoming,
     responder: Responder,
 ) {
     let arrived = Instant::now();
-    let method = event_loop.method(uri.path());
-    let books = Books::open(&event_loop, &method, arrived);
+    let method = event_loop.method(uri.path(), origin);
+    let books = match origin {
+        Origin::Client => Books::open(&event_loop, &method, arrived),
+        Origin::Peer => Books::forwarded(&event_loop, &method, arrived),
+    };
     let responder = RefCell::new(responder);
     let refuse = |status: &Status| {
         responder.borrow_mut().finish(status);
         books.end.set(Some(End::own(status.code)));
     };
-    let deadline = match admit(&event_loop.plane, &method, uri.path(), &headers, arrived) {
+    let admitted = admit(
+        &event_loop.plane,
+        &method,
+        origin,
+        uri.path(),
+        &headers,
+        arrived,
+    );
+    let deadline = match admitted {
         Ok(deadline) => deadline,
         Err(status) => return refuse(&status),
     };
+    let sent_on = match (origin, method.class) {
+        (Origin::Peer, Class::Inference) => match forwarded(&headers) {
+            Ok(forwarded) => Some(forwarded),
+            Err(status) => return refuse(&status),
+        },
+        _ => None,
+    };
     let mut body = Body::incoming(incoming, method.streaming, &event_loop.plane);
-    books.listen(&headers, &mut body);
+    if origin == Origin::Client {
+        books.listen(&headers, &mut body);
+    }
     let door = Door {
         event_loop: &event_loop,
         method: &method,
         headers: &headers,
+        sent_on: sent_on.as_ref(),
         deadline,
         arrived,
         books: &books,
@@ -68,9 +91,10 @@ async fn relay(
     body: &mut Body<'_>,
     responder: &RefCell<Responder>,
 ) -> Result<End, Status> {
-    let mut names = match door.method.class {
-        Class::Control => Vec::new(),
-        _ => names_of(door, body).await?,
+    let mut names = match (door.method.class, door.sent_on) {
+        (Class::Control, _) => Vec::new(),
+        (_, Some(forwarded)) => vec![forwarded.name.clone()],
+        (_, None) => names_of(door, body).await?,
     };
     if names.len() > 1 {
         return several::relay(door, &names, body, responder).await;

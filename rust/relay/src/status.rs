@@ -16,6 +16,17 @@ pub struct Status {
     pub retry_after: Option<Duration>,
     /// The HTTP status where it is not the one of the code.
     pub http: Option<u16>,
+    /// For another instance that sent the request on: why it should look elsewhere.
+    pub not_here: Option<NotHere>,
+}
+
+/// Why a copy that was believed to be somewhere is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotHere {
+    /// It is known to be gone.
+    Gone,
+    /// The model server said so in words, which may be the model's own: believed once per request.
+    Told,
 }
 
 impl Status {
@@ -26,6 +37,7 @@ impl Status {
             message: message.into(),
             retry_after: None,
             http: None,
+            not_here: None,
         }
     }
 

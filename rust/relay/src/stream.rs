@@ -1,11 +1,11 @@
-//! A client's connection: as it is, or under TLS.
+//! A connection: as it is, or under TLS.
 
 use std::io::{IoSlice, Result};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsStream;
 
 use crate::socket::Socket;
 

@@ -1,4 +1,4 @@
-//! TLS of the gRPC and REST ports: from PEM texts to configurations that are swapped whole, and the handshake of one
+//! TLS of the ports (that of the peer port: `peer_tls`): from PEM texts to configurations that are swapped whole, and the handshake of one
 //! connection. Who is in a handshake costs the others nothing but its share of the loop.
 
 use std::cell::Cell;
@@ -12,10 +12,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 use crate::metrics::Counters;
+use crate::peer_tls::{PeerConfigs, PeerMaterial};
 use crate::socket::Socket;
 use crate::stream::Stream;
 
@@ -33,6 +34,8 @@ pub enum Port {
     Grpc,
     /// HTTP/1.1.
     Rest,
+    /// HTTP/2, for other instances.
+    Peer,
 }
 
 /// Whether clients have to show a certificate.
@@ -62,6 +65,7 @@ pub struct Material<'a> {
 #[derive(Default)]
 pub struct Tls {
     configs: RwLock<Option<Configs>>,
+    peers: RwLock<Option<PeerConfigs>>,
 }
 
 #[derive(Clone)]
@@ -89,14 +93,28 @@ impl Tls {
         Ok(())
     }
 
+    /// The same for connections from and to other instances.
+    ///
+    /// # Errors
+    /// A sentence saying what cannot be used; then nothing changes.
+    pub fn set_for_peers(&self, material: &PeerMaterial<'_>) -> Result<(), String> {
+        *self.peers.write() = Some(PeerConfigs::new(material)?);
+        Ok(())
+    }
+
     /// The configuration of a port; `None`: plain text.
     pub fn of(&self, port: Port) -> Option<Arc<ServerConfig>> {
         let configs = self.configs.read();
-        let configs = configs.as_ref()?;
-        Some(match port {
-            Port::Grpc => configs.grpc.clone(),
-            Port::Rest => configs.rest.clone(),
-        })
+        match port {
+            Port::Grpc => configs.as_ref().map(|configs| configs.grpc.clone()),
+            Port::Rest => configs.as_ref().map(|configs| configs.rest.clone()),
+            Port::Peer => self.peers.read().as_ref().map(|peers| peers.accept.clone()),
+        }
+    }
+
+    /// Towards other instances; `None`: plain text.
+    pub fn to_peers(&self) -> Option<Arc<ClientConfig>> {
+        self.peers.read().as_ref().map(|peers| peers.dial.clone())
     }
 }
 
@@ -121,7 +139,7 @@ impl Handshakes {
         let _one = UnderWay::one(&self.under_way);
         let accepting = TlsAcceptor::from(config).accept(socket);
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
-            Ok(Ok(stream)) => Some(Stream::Tls(Box::new(stream))),
+            Ok(Ok(stream)) => Some(Stream::Tls(Box::new(stream.into()))),
             Ok(Err(_)) | Err(_) => {
                 counters.tls_failed.add(1);
                 None
@@ -151,14 +169,24 @@ fn server_config(material: &Material<'_>) -> Result<ServerConfig, String> {
     let key = key(material.key_pem, material.passphrase)?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be set up: {error}."))?;
+        .map_err(unusable)?;
     let builder = match verifier(material, provider)? {
         Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),
     };
-    builder.with_single_cert(chain, key).map_err(|error| {
-        format!("The certificate and the key cannot be used together: {error}; give the key of this certificate.")
-    })
+    builder.with_single_cert(chain, key).map_err(mismatch)
+}
+
+/// When the versions and ciphers are not there.
+pub fn unusable(error: rustls::Error) -> String {
+    format!("TLS cannot be set up: {error}.")
+}
+
+/// When a key is not that of the certificate.
+pub fn mismatch(error: rustls::Error) -> String {
+    format!(
+        "The certificate and the key cannot be used together: {error}; give the key of this certificate."
+    )
 }
 
 fn verifier(
@@ -203,7 +231,8 @@ fn roots(material: &Material<'_>) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+/// All certificates of a text.
+pub fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
         Ok(found) if found.is_empty() => Err(format!(
@@ -214,7 +243,8 @@ fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, 
     }
 }
 
-fn key(pem: &[u8], passphrase: &str) -> Result<PrivateKeyDer<'static>, String> {
+/// The private key in a text.
+pub fn key(pem: &[u8], passphrase: &str) -> Result<PrivateKeyDer<'static>, String> {
     let text = String::from_utf8_lossy(pem);
     if let Some(at) = text.find(ENCRYPTED) {
         return decrypted(&text[at..], passphrase);

@@ -17,10 +17,12 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 
 use crate::liveness::Liveness;
+use crate::peer_tls;
 use crate::plane::Plane;
 use crate::replica::{Address, Target};
 use crate::socket::Socket;
 use crate::status::Code;
+use crate::stream::Stream;
 
 /// The way to send on a connection, what is known of its other end, and what keeps it going until it is over.
 type Connected<Running> = (SendRequest<Bytes>, Rc<Liveness>, Running);
@@ -120,7 +122,7 @@ impl Upstream {
         // Requests of this loop that found no connection wait for a route; other loops may have had theirs all the time.
         let mut missed = false;
         while !self.closed.get() {
-            match tokio::time::timeout(DIAL_TIMEOUT, self.connect()).await {
+            match tokio::time::timeout(DIAL_TIMEOUT, self.connect(&plane)).await {
                 Ok(Ok((sender, liveness, connection))) => {
                     backoff = BACKOFF_FIRST;
                     self.target.believe();
@@ -173,15 +175,11 @@ impl Upstream {
         true
     }
 
-    async fn connect(&self) -> io::Result<Connected<impl Future<Output = ()> + use<>>> {
-        let stream = match &self.target.address {
-            Address::Unix(path) => Socket::unix(UnixStream::connect(path).await?)?,
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Socket::tcp(stream)?
-            }
-        };
+    async fn connect(
+        &self,
+        plane: &Plane,
+    ) -> io::Result<Connected<impl Future<Output = ()> + use<>>> {
+        let stream = self.reach(plane).await?;
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW_BYTES)
@@ -230,6 +228,24 @@ impl Upstream {
                 () = watched.watch(&target, pings) => {}
             }
         }))
+    }
+
+    async fn reach(&self, plane: &Plane) -> io::Result<Stream> {
+        let address = match &self.target.address {
+            Address::Unix(path) => {
+                return Ok(Stream::Plain(Socket::unix(
+                    UnixStream::connect(path).await?,
+                )?));
+            }
+            Address::Tcp(address) => address,
+        };
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let socket = Socket::tcp(stream)?;
+        match plane.tls.to_peers().filter(|_| self.target.peer) {
+            Some(config) => peer_tls::dial(config, address, socket).await,
+            None => Ok(Stream::Plain(socket)),
+        }
     }
 
     async fn sender(&self) -> Result<(SendRequest<Bytes>, Rc<Liveness>), Failure> {

@@ -18,7 +18,7 @@ use crate::pick::{Lease, Pick, pick};
 use crate::plane::{Held, Plane};
 use crate::replica::Route;
 use crate::space::{Key, Parked, Space, Ticket, Waiter, Wake};
-use crate::status::{Code, Status};
+use crate::status::{Code, NotHere, Status};
 
 /// What clients are told to wait when something is full.
 const PUSHBACK: Duration = Duration::from_millis(250);
@@ -58,13 +58,18 @@ impl Call<'_> {
                 continue;
             }
             let (now_ms, random) = (self.plane.now_ms(), self.event_loop.random());
-            match (pick(&route, &self.avoid, now_ms, random), place.as_mut()) {
+            let local = self.sent_on.is_some();
+            match (
+                pick(&route, &self.avoid, local, now_ms, random),
+                place.as_mut(),
+            ) {
                 (Pick::Lease(lease), _) => {
                     if let Some(place) = place {
                         place.served();
                     }
                     return Ok(Found { lease, route });
                 }
+                (Pick::Nobody, _) if local => return Err(self.not_here()),
                 (Pick::Nobody, _) => {
                     place = None;
                     self.park_for_route(&route.model, body).await?;
@@ -77,6 +82,10 @@ impl Call<'_> {
     }
 
     async fn route(&mut self, body: &mut Body<'_>) -> Result<Arc<Route>, Status> {
+        if let Some(model) = &self.sent_on {
+            let route = self.plane.models.get(model);
+            return route.ok_or_else(|| self.not_here());
+        }
         loop {
             let Some(model) = self.plane.names.get(&self.name) else {
                 let name = self.name.clone();
@@ -89,6 +98,21 @@ impl Call<'_> {
             }
             self.park_for_route(&model, body).await?;
         }
+    }
+
+    /// What the instance is told that sent the call on: it looks elsewhere.
+    fn not_here(&self) -> Status {
+        let sentence = format!(
+            "There is no copy of {} here any more; send the request again.",
+            self.name.name
+        );
+        let mut status = Status::new(Code::Unavailable, sentence);
+        status.not_here = Some(if self.reloaded {
+            NotHere::Told
+        } else {
+            NotHere::Gone
+        });
+        status
     }
 
     async fn park_for_route(

@@ -85,6 +85,18 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerTls:
+    """What instances show each other, as texts in PEM: mutual TLS, as server at the peer port and as client of others."""
+
+    certificate_pem: bytes
+    """The certificate, then its issuers. Valid for servers and for clients."""
+    key_pem: bytes = field(repr=False)
+    """PKCS#8, PKCS#1 or SEC1."""
+    trusted_pem: bytes
+    """The authorities of the others' certificates; several while one takes the place of another."""
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
     """A loaded model in one target. `id` is unique per load and never reused. `max_concurrency` 0: no bound of its own."""
 
@@ -234,6 +246,11 @@ class DataPlaneConfig:
     host: str = "127.0.0.1"
     grpc_port: int = 8033
     rest_port: int = 8008
+    peer_host: str = "127.0.0.1"
+    peer_port: int | None = None
+    """Of the port for other instances: they send requests on to it and ask the control plane. None: there is none."""
+    peer_tls: PeerTls | None = None
+    """None: other instances are spoken to in plain text."""
     threads: int = 1
     message_bytes_max: int = 16 * 1024 * 1024
     header_bytes_max: int = 16 * 1024
@@ -269,6 +286,7 @@ class Addresses:
 
     grpc: str
     rest: str
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +337,10 @@ class DataPlane(Protocol):
         """Serve connections that come from now on by TLS; those that are there stay as they are. Before it, plain text. Raises
         SettingsError with a sentence when it cannot be used; then nothing changes."""
 
+    def set_peer_tls(self, tls: PeerTls) -> None:
+        """Speak to other instances by these keys on connections that are made from now on, here and there; those that are there
+        stay as they are. Raises SettingsError with a sentence when they cannot be used; then nothing changes."""
+
     def set_payload_filters(
         self, filters: Sequence[tuple[str, str]], payloads_max: int, bytes_max: int
     ) -> None:
@@ -357,7 +379,8 @@ class DataPlane(Protocol):
     def stats(self) -> RelayStats: ...
 
     def drain(self, timeout_ms: int) -> None:
-        """Stop accepting, send GOAWAY, let what is in flight finish. Returns at once; `stats().in_flight` tells."""
+        """Stop accepting clients, send them GOAWAY, let what is in flight finish. Returns at once; `stats().in_flight` tells. The
+        peer port stays open until `stop`, or until the time is over: others are served, or told that a copy is not here."""
 
     def stop(self) -> None:
         """Close everything and join the threads. Idempotent."""

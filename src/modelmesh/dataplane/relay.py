@@ -19,6 +19,7 @@ from modelmesh.dataplane.protocol import (
     NameKind,
     NotHere,
     Payload,
+    PeerTls,
     Queueing,
     RelayStats,
     Retired,
@@ -54,10 +55,10 @@ class Relay:
 
     def start(self) -> Addresses:
         try:
-            grpc, rest = self._native.start()
+            grpc, rest, peer = self._native.start()
         except OSError as error:
             raise SettingsError(str(error)) from error
-        return Addresses(grpc=grpc, rest=rest)
+        return Addresses(grpc=grpc, rest=rest, peer=peer)
 
     def fileno(self) -> int:
         return self._native.fileno()
@@ -83,6 +84,12 @@ class Relay:
     def set_tls(self, tls: Tls) -> None:
         try:
             self._native.set_tls(tls)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+    def set_peer_tls(self, tls: PeerTls) -> None:
+        try:
+            self._native.set_peer_tls(tls)
         except ValueError as error:
             raise SettingsError(str(error)) from error
 

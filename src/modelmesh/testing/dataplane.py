@@ -23,6 +23,7 @@ from modelmesh.dataplane.protocol import (
     NameKind,
     NotHere,
     Payload,
+    PeerTls,
     RelayStats,
     Replica,
     Retired,
@@ -141,7 +142,8 @@ class FakeDataPlane:
         """Those in force; they do not matter here either."""
         self.allows_other_methods = True
         self.tls: Tls | None = None
-        """What was set last; it has no ports to serve by it."""
+        """What was set last, as `peer_tls`; it has no ports to serve by it."""
+        self.peer_tls: PeerTls | None = None
         self.payload_filters: list[tuple[str, str]] = []
         self.payloads: Queue[Payload] = Queue()
         """What `take_payload` gives; its own requests have none."""
@@ -347,7 +349,7 @@ class FakeDataPlane:
     # --- DataPlane ------------------------------------------------------------------------------------------
 
     def start(self) -> Addresses:
-        return Addresses("127.0.0.1:0", "127.0.0.1:0")
+        return Addresses("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0")
 
     def fileno(self) -> int:
         if self._fd < 0:
@@ -419,6 +421,9 @@ class FakeDataPlane:
 
     def set_tls(self, tls: Tls) -> None:
         self.tls = tls
+
+    def set_peer_tls(self, tls: PeerTls) -> None:
+        self.peer_tls = tls
 
     def set_payload_filters(
         self, filters: Sequence[tuple[str, str]], payloads_max: int, bytes_max: int
