@@ -24,6 +24,7 @@ class Did(StrEnum):
     SWITCHED = "switched"
     PLACED = "placed"
     LOADING = "loading"
+    IMPORTED = "imported"
     LOADED = "loaded"
     LOAD_FAILED = "load failed"
     EVICTED = "evicted"

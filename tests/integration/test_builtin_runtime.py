@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from sklearn.ensemble import RandomForestClassifier
 from tritonclient.utils import InferenceServerException
 
 from modelmesh.errors import Code, LoadFailed, ModelTooLarge
+from modelmesh.journal import Did
 from modelmesh.runtime.protocol import ModelSpec
 from modelmesh.worker.memory import LINUX, footprint
-from tests.integration.builtin_runtime import MIB, serving
+from tests.integration.builtin_runtime import MIB, notes, serving
 
 FEATURES, LABELS = load_iris(return_X_y=True)
 
@@ -35,6 +37,8 @@ def test_models_answer_over_their_sockets_as_in_process(iris: tuple[Path, Any]) 
             loaded = await served.load("iris", "sklearn", path)
             assert loaded.capacity_bytes < served.info.capacity_bytes - 20 * MIB, "the base is nobody's model"
             assert loaded.size_bytes < MIB
+            (told,) = notes(served, Did.IMPORTED, "iris")
+            assert re.fullmatch(r"worker-\d imported sklearn first, in \d+\.\d s\.", told)
             answer = await served.infer("iris", FEATURES, "predict", "predict_proba")
             np.testing.assert_array_equal(answer["predict"], estimator.predict(FEATURES)[:, None])
             np.testing.assert_allclose(answer["predict_proba"], estimator.predict_proba(FEATURES), rtol=1e-6)

@@ -102,7 +102,9 @@ class BuiltinRuntime:
         self._supervisor = Supervisor(
             config.workers, self._facts, self._quarantine, self._events, self._tell, self._blamed, config.ids
         )
-        self._loader = Loader(self._examinations, self._sizes, self._facts, config.load_timeout_s, config.ids)
+        self._loader = Loader(
+            self._examinations, self._sizes, self._facts, self._events, config.load_timeout_s, config.ids
+        )
         self._meter = Meter(
             config.budget_bytes,
             lambda: self._supervisor.seats,

@@ -9,12 +9,14 @@ from typing import Final
 
 from modelmesh.dataplane.protocol import Replica
 from modelmesh.errors import Code, LoadFailed, LoadTimeout, RuntimeUnavailable
+from modelmesh.journal import Did
 from modelmesh.runtime.control_channel import WorkerDied
+from modelmesh.runtime.events import Events
 from modelmesh.runtime.examined import Examinations, Examined
 from modelmesh.runtime.facts import Facts
 from modelmesh.runtime.ids import Ids
 from modelmesh.runtime.memory import Charge
-from modelmesh.runtime.protocol import ModelSpec
+from modelmesh.runtime.protocol import ModelSpec, Noted
 from modelmesh.runtime.seat import Placed, Seat
 from modelmesh.runtime.sizes import Sizes, Weight
 from modelmesh.worker.control import Changed, Import, Load, LoadDone, Message, Refused, Unload
@@ -46,9 +48,16 @@ class Loader:
     """Knows how to load into a seat and out of it; not which seat, nor when."""
 
     def __init__(
-        self, examinations: Examinations, sizes: Sizes, facts: Facts, load_timeout_s: float, ids: Ids
+        self,
+        examinations: Examinations,
+        sizes: Sizes,
+        facts: Facts,
+        events: Events,
+        load_timeout_s: float,
+        ids: Ids,
     ) -> None:
         self._examinations = examinations
+        self._events = events
         self._sizes = sizes
         self._facts = facts
         self._timeout_s = load_timeout_s
@@ -71,7 +80,7 @@ class Loader:
             try:
                 if examined.format not in seat.formats:
                     seat.importing = examined.format
-                    await self._import(seat, examined.format)
+                    await self._import(seat, examined.format, spec.id)
                 return await self._load(seat, spec, examined)
             except WorkerDied:
                 await worker.wait_buried()
@@ -80,14 +89,17 @@ class Loader:
                 seat.loading = seat.importing = None
                 seat.account.reserved_bytes = 0
 
-    async def _import(self, seat: Seat, format: Format) -> None:
-        """Import a format into a worker; what that weighs becomes its base."""
+    async def _import(self, seat: Seat, format: Format, model: str) -> None:
+        """Import a format into a worker; what that weighs becomes its base. Told of the model that waits for it."""
         assert seat.worker is not None
         worker, imported, account = seat.worker, tuple(seat.formats), seat.account
         account.reserved_bytes = self._facts.base_bytes(format, imported)
-        before = await _reading(worker.pid)
+        before, begun_s = await _reading(worker.pid), time.monotonic()
         await self._ask(seat, Import(format.name), seat.loading, loading=False)
-        after = await _reading(worker.pid)
+        import_s, after = time.monotonic() - begun_s, await _reading(worker.pid)
+        self._events.put(
+            Noted(Did.IMPORTED, model, f"{seat.name} imported {format.name} first, in {import_s:.1f} s.")
+        )
         if before is not None and after is not None:
             self._facts.learn_base(format, imported, account.base_grew(before, after))
             await asyncio.to_thread(self._facts.save)
