@@ -12,7 +12,8 @@ import numpy as np
 from bench.report import Row
 from modelmesh.policy.eviction import Policy, Resident, Residents, choose
 from modelmesh.policy.rates import Uses
-from modelmesh.simulate.engine import Replay, Rule, Setup
+from modelmesh.simulate.engine import Replay
+from modelmesh.simulate.outcome import Rule, Setup
 from modelmesh.simulate.synthetic import parse_synthetic, synthesise
 from modelmesh.simulate.trace import LoadCost
 

@@ -12,7 +12,7 @@ from modelmesh.cli.options import Json, console, print_json
 from modelmesh.settings.sizes import parse_size
 
 if TYPE_CHECKING:
-    from modelmesh.simulate.engine import Rule, Setup
+    from modelmesh.simulate.outcome import Rule, Setup
     from modelmesh.simulate.report import Stage
     from modelmesh.simulate.trace import LoadCost, Trace
 
@@ -61,7 +61,7 @@ def simulate(
 ) -> None:
     """Replay a request log on other sizes of memory, without an instance."""
     from modelmesh.cli import simulated
-    from modelmesh.simulate.engine import Setup
+    from modelmesh.simulate.outcome import Setup
     from modelmesh.simulate.report import describe, memory_for, run_all
     from modelmesh.simulate.trace import LoadCost, TraceError
 
@@ -177,7 +177,7 @@ def _parts(option: str, text: str) -> list[str]:
 
 
 def _rule(name: str) -> Rule:
-    from modelmesh.simulate.engine import Rule
+    from modelmesh.simulate.outcome import Rule
 
     if name not in set(Rule):
         _wrong(f"--policies {name!r} is not one of {', '.join(Rule)}.")

@@ -12,134 +12,24 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
 from heapq import heappop, heappush, heapreplace
 from itertools import pairwise
-from math import exp, inf
+from math import inf
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelmesh.policy.placement import Candidate, Wanted, place
-from modelmesh.policy.urgency import Order, Why, order
 from modelmesh.simulate.evictors import Belady, Evictor, Known, Lru, RateCost
+from modelmesh.simulate.instance import Instance, Wanting
+from modelmesh.simulate.outcome import Outcome, Rule, Setup, quantile
 from modelmesh.simulate.trace import Trace
 
 CHUNK: Final = 1 << 16
 READ_S: Final = 0.25
 """Uses are read at least this often, as in the mesh."""
-BUSY_S: Final = 10.0
-"""Time constant of an instance's busyness."""
 THRASH_LOOK_S: Final = 10.0
-
-
-class Rule(StrEnum):
-    """Who decides what goes."""
-
-    RATE_COST = "rate-cost"
-    LRU = "lru"
-    OPTIMUM = "optimum"
-    """Knows the future, and all memory is in one place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a trace is replayed on. Memory is that of all instances together."""
-
-    memory_bytes: int
-    rule: Rule = Rule.RATE_COST
-    instances: int = 1
-    loads: int = 4
-    """Loads at once in an instance."""
-    slots: int = 8
-    """Requests at once in an instance: what busyness is measured against."""
-    seed: int = 0
-    warmup: float = 0.0
-    """Share of the requests, from the first, that fill the memory and are not counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What happened to the requests that count."""
-
-    setup: Setup
-    requests: int
-    warm: int
-    """Found their model loaded."""
-    joined: int
-    """Waited for a load under way."""
-    misses: int
-    """Began a load."""
-    too_large: int
-    """Asked for a model larger than an instance's memory: not served, not waiting."""
-    first_uses: int
-    """Misses of models that were never asked for before, which no amount of memory spares."""
-    load_s: float
-    wait_mean_s: float
-    """Over all requests."""
-    wait_p99_s: float
-    wait_max_s: float
-    slots_busy: float
-    """Share of the load slots' time that was used; above 1 loads queue up without end."""
-    lru_share: float
-    """Share of the uses while the shadow let LRU decide; 0 for other rules."""
-    thrashing: float
-    """Share of the looks that saw loads evict what loads need; 0 for other rules."""
-
-    @property
-    def warm_share(self) -> float:
-        return self.warm / self.requests if self.requests else 1.0
-
-
-@dataclass(slots=True, eq=False)
-class Wanting:
-    """A model that requests wait for and whose load has not begun."""
-
-    model: int
-    since_s: float
-    index: int
-    """Of the last request that waits."""
-    counted: bool
-    requests: int = 1
-    arrivals_s: list[float] = field(default_factory=list)
-    """Of the requests that count."""
-
-    def order(self, load_s: float) -> Order:
-        return order(Why.URGENT, self.requests, load_s, self.since_s)
-
-
-class Instance:
-    """Memory, load slots and queue of one instance."""
-
-    def __init__(self, name: str, capacity_bytes: int, loads: int, evictor: Evictor) -> None:
-        self.name = name
-        self.capacity_bytes = self.free_bytes = capacity_bytes
-        self.evictor = evictor
-        self.slots_s = [0.0] * loads
-        """When each load slot is free: a heap."""
-        self.queue: list[tuple[Order, int, Wanting]] = []
-        """A heap; the number keeps equal ones in order."""
-        self.queued_load_s = 0.0
-        self._busy_s = 0.0
-        self._busy_at_s = 0.0
-
-    def queue_s(self, now_s: float) -> float:
-        """How long one more load would wait for a slot."""
-        return max(self.slots_s[0] - now_s, 0.0) + self.queued_load_s / len(self.slots_s)
-
-    def work(self, service_s: float, at_s: float) -> None:
-        if service_s:
-            self._busy_s = self._busy_s * self._decay(at_s) + service_s
-            self._busy_at_s = max(at_s, self._busy_at_s)
-
-    def busyness(self, now_s: float, slots: int) -> float:
-        """Share of `slots` in use lately, 1 at most."""
-        return min(self._busy_s * self._decay(now_s) / BUSY_S / slots, 1.0)
-
-    def _decay(self, now_s: float) -> float:
-        return exp(min(self._busy_at_s - now_s, 0.0) / BUSY_S)
 
 
 class Replay:
@@ -425,12 +315,3 @@ class Replay:
             lru_share=lru_uses / max(len(self._trace), 1),
             thrashing=self._thrashing / max(self._looks, 1),
         )
-
-
-def quantile(waits: NDArray[np.float64], requests: int, q: float) -> float:
-    """The `q` quantile of `requests` waits of which all but `waits` are 0: the smallest that q of them do not exceed."""
-    above = requests - int(np.ceil(q * requests))
-    if above >= len(waits):
-        return 0.0
-    place = len(waits) - 1 - above
-    return float(np.partition(waits, place)[place])

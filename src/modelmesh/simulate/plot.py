@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from modelmesh.simulate.engine import Outcome
+from modelmesh.simulate.outcome import Outcome
 from modelmesh.simulate.report import Run
 from modelmesh.simulate.trace import TraceError
 

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from modelmesh.settings.sizes import format_size
 from modelmesh.simulate.bound import Bound, Bounds
-from modelmesh.simulate.engine import Outcome, Replay, Rule, Setup
+from modelmesh.simulate.engine import Replay
+from modelmesh.simulate.outcome import Outcome, Rule, Setup
 from modelmesh.simulate.trace import Trace
 
 PRECISION: Final = 1.02

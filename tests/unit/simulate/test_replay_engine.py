@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelmesh.simulate.bound import Bounds
-from modelmesh.simulate.engine import Outcome, Replay, Rule, Setup, quantile
+from modelmesh.simulate.engine import Replay
+from modelmesh.simulate.outcome import Outcome, Rule, Setup, quantile
 from modelmesh.simulate.synthetic import Synthetic, synthesise
 from modelmesh.simulate.trace import Trace
 

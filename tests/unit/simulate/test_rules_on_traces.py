@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from modelmesh.simulate.engine import Outcome, Replay, Rule, Setup
+from modelmesh.simulate.engine import Replay
+from modelmesh.simulate.outcome import Outcome, Rule, Setup
 from modelmesh.simulate.synthetic import Synthetic, synthesise
 from modelmesh.simulate.trace import Trace
 
