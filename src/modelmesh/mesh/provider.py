@@ -72,8 +72,8 @@ class Provider:
         self._record_of = record_of
         self._spawn = spawn
         self._flights: dict[str, asyncio.Future[Provided]] = {}
-        self._calls: dict[str, set[asyncio.Future[Provided]]] = {}
-        """Instance -> the calls to it that wait."""
+        self._calls: dict[str, dict[asyncio.Future[Provided], None]] = {}
+        """Instance -> the calls to it that wait, in order: a set of them would be cancelled in the order of addresses."""
         self._pending: dict[str, tuple[int, float]] = {}
         """Instance -> bytes and seconds of loading placed there since it last told how it is doing."""
 
@@ -316,13 +316,13 @@ class Provider:
     async def _call(self, id: str, call: Coroutine[Any, Any, Provided]) -> Provided:
         """Raises RuntimeUnavailable also when the instance goes away meanwhile."""
         task = asyncio.ensure_future(call)
-        self._calls.setdefault(id, set()).add(task)
+        self._calls.setdefault(id, {})[task] = None
         try:
             await asyncio.wait({task})
         finally:
             calls = self._calls.get(id)
             if calls is not None:
-                calls.discard(task)
+                calls.pop(task, None)
             if not task.done():
                 task.cancel()
         if task.cancelled():

@@ -79,7 +79,7 @@ class Abroad:
         known = self._replicas.get(model, {})
         for id in [id for id in known if not self._holds(id, model)]:
             del self._owners[known.pop(id).id]
-        for id in usable - known.keys():
+        for id in sorted(usable - known.keys()):
             replica = known[id] = Replica(next(self._ids), self._targets[id].id)
             self._owners[replica.id] = model, id
         if known:

@@ -10,24 +10,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Coroutine
-from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from modelmesh.dataplane.protocol import Name, NameKind
-from modelmesh.errors import Code, InvariantBroken, LoadFailed, ModelMeshError, StoreUnavailable
+from modelmesh.errors import Code, StoreUnavailable
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
+from modelmesh.testing.clients import Clients
 from modelmesh.testing.dataplane import Answer, Request
 from modelmesh.testing.loop import run
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.stage import Stage
+from modelmesh.testing.storage import bad_artefact, mend_storage, turn_storage
 from modelmesh.testing.theatre import Theatre
 
 VMODELS: Final = ("v0", "v1")
 TIMEOUTS_S: Final = (0.2, 1.0, 5.0, 15.0)
-BROKEN: Final = "It is broken."
 PEACE_S: Final = 12.0
 """Leases of the dead run out, failures expire, vmodels try again."""
 
@@ -38,14 +37,10 @@ class Story:
     def __init__(self, seed: int, actions: int = 40) -> None:
         self._rng = random.Random(seed)
         self._actions = actions
-        self._registered: dict[str, str] = {}
-        """What was acknowledged: model -> path."""
-        self._doubtful: set[str] = set()
+        self._clients = Clients(self._rng)
         self._theatre: Theatre | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._requests: dict[int, Request] = {}
         self._down: set[str] = set()
-        self._problems: list[str] = []
         self._serial = self._step = 0
         self.seen: Counter[str] = Counter()
         """What happened, for tests that want to know that something did."""
@@ -65,7 +60,7 @@ class Story:
             for _ in range(rng.randint(3, 8)):
                 await self._register(f"m{rng.randrange(12)}")
             for vmodel in VMODELS:
-                if (target := self._known_model()) is not None:
+                if (target := self._clients.known_model()) is not None:
                     await self._any().mesh.set_vmodel(vmodel, target)
             scenes = (
                 (40, self._ask), (10, self._ask_everywhere), (6, self._crash), (4, self._freeze), (5, self._cut),
@@ -95,7 +90,7 @@ class Story:
     def _name(self) -> Name:
         if self._rng.random() < 0.2:
             return Name(NameKind.VMODEL, self._rng.choice(VMODELS))
-        return Name(NameKind.MODEL, self._known_model() or "m0")
+        return Name(NameKind.MODEL, self._clients.known_model() or "m0")
 
     def _ask(self) -> None:
         self._begin(self._any(), self._name(), self._rng.choice(TIMEOUTS_S))
@@ -122,7 +117,7 @@ class Story:
             id = self._rng.choice(ids)
             self._down.add(id)
             self.seen["crashes"] += 1
-            self._spawn(self._all.crash(id))
+            self._clients.begin(self._all.crash(id))
 
     def _leave(self) -> None:
         """An instance is stopped in good order."""
@@ -132,14 +127,14 @@ class Story:
             self._down.add(id)
             self.seen["stops"] += 1
             stage = self._all.stages.pop(id)
-            self._spawn(stage.stop(2.0))
+            self._clients.begin(stage.stop(2.0))
 
     def _return(self) -> None:
         down = sorted(self._down - self._all.stages.keys())
         if down:
             id = self._rng.choice(down)
             self._down.discard(id)
-            self._spawn(self._begin_instance(id))
+            self._clients.begin(self._begin_instance(id))
 
     async def _begin_instance(self, id: str) -> None:
         try:
@@ -171,13 +166,15 @@ class Story:
             self._theatre.store.outage = ""
 
     def _register_some(self) -> None:
-        self._spawn(self._register(f"m{self._rng.randrange(12)}"))
+        self._clients.begin(self._register(f"m{self._rng.randrange(12)}"))
 
     async def _register(self, model: str) -> None:
-        if model in self._registered or model in self._doubtful:
+        if not self._clients.is_free(model):
             return
         path = self._artefact()
-        await self._acknowledged(model, self._any().mesh.register(Registration(model, "fake", path)), path)
+        await self._clients.acknowledge(
+            model, self._any().mesh.register(Registration(model, "fake", path)), path
+        )
 
     def _artefact(self) -> str:
         rng = self._rng
@@ -187,62 +184,31 @@ class Story:
             unload_s=rng.choice((0.0, 0.001, 0.05)),
         )
         if rng.random() < 0.08:
-            artefact.error = LoadFailed(BROKEN, code=Code.INVALID_ARGUMENT)
+            artefact.error = bad_artefact()
         self._serial += 1
         path = f"p{self._serial}"
         self._all.artefacts[path] = artefact
         return path
 
-    async def _acknowledged(self, model: str, call: Coroutine[Any, Any, object], path: str | None) -> None:
-        self._doubtful.add(model)
-        try:
-            await call
-        except StoreUnavailable:
-            return
-        except ModelMeshError:
-            self._doubtful.discard(model)
-            return
-        self._doubtful.discard(model)
-        if path is None:
-            self._registered.pop(model, None)
-        else:
-            self._registered[model] = path
-
-    def _known_model(self) -> str | None:
-        known = sorted(model for model in self._registered if model not in self._doubtful)
-        return self._rng.choice(known) if known else None
-
     def _unregister(self) -> None:
-        if (model := self._known_model()) is not None:
-            self._spawn(self._acknowledged(model, self._any().mesh.unregister(model), None))
+        if (model := self._clients.known_model()) is not None:
+            self._clients.begin(self._clients.acknowledge(model, self._any().mesh.unregister(model), None))
 
     def _set_vmodel(self) -> None:
-        if (target := self._known_model()) is not None:
+        if (target := self._clients.known_model()) is not None:
             vmodel, sync = self._rng.choice(VMODELS), self._rng.random() < 0.3
-            self._spawn(self._quiet(self._any().mesh.set_vmodel(vmodel, target, sync=sync)))
+            self._clients.begin(self._clients.quiet(self._any().mesh.set_vmodel(vmodel, target, sync=sync)))
 
     def _load(self) -> None:
-        if (model := self._known_model()) is not None:
-            self._spawn(self._quiet(self._any().mesh.load(model, timeout_s=3.0)))
+        if (model := self._clients.known_model()) is not None:
+            self._clients.begin(self._clients.quiet(self._any().mesh.load(model, timeout_s=3.0)))
 
     def _unload(self) -> None:
-        if (model := self._known_model()) is not None:
-            self._spawn(self._quiet(self._any().mesh.unload(model, timeout_s=3.0)))
-
-    async def _quiet(self, call: Coroutine[Any, Any, object]) -> None:
-        """Any error of the tree is a proper answer."""
-        with suppress(ModelMeshError):
-            await call
+        if (model := self._clients.known_model()) is not None:
+            self._clients.begin(self._clients.quiet(self._any().mesh.unload(model, timeout_s=3.0)))
 
     def _break(self) -> None:
-        """A model's storage fails for a while."""
-        if not self._all.artefacts:
-            return
-        artefact = self._all.artefacts[self._rng.choice(sorted(self._all.artefacts))]
-        if artefact.error is None:
-            artefact.error = LoadFailed("The storage is away.", code=Code.UNAVAILABLE)
-        elif artefact.error.args[0] != BROKEN:
-            artefact.error = None
+        turn_storage(self._all.artefacts, self._rng)
 
     def _forget(self) -> None:
         """A model server loses a model and says nothing."""
@@ -257,45 +223,32 @@ class Story:
         stage.dataplane.lose_target(target)
         stage.runtime.crash_target(target)
 
-    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
-        task = asyncio.get_running_loop().create_task(self._watched(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _watched(self, work: Coroutine[Any, Any, object]) -> None:
-        try:
-            await work
-        except Exception as error:
-            self._problems.append(f"a call raised {type(error).__name__}: {error}")
-
     # --- peace ----------------------------------------------------------------------------------------------
 
     async def _peace(self) -> None:
-        for artefact in self._all.artefacts.values():
-            if artefact.error is not None and artefact.error.args[0] != BROKEN:
-                artefact.error = None
+        mend_storage(self._all.artefacts)
         self._end_outage()
         self._all.network.mend()
         for _ in range(2):
-            if self._tasks:
-                _, late = await asyncio.wait(self._tasks, timeout=300.0)
-                self._expect(not late, f"{len(late)} calls never ended")
+            if self._clients.calls:
+                _, late = await asyncio.wait(self._clients.calls, timeout=300.0)
+                self._clients.expect(not late, f"{len(late)} calls never ended")
             for id in sorted(self._down - self._all.stages.keys()):
                 self._down.discard(id)
                 await self._begin_instance(id)
         if self._requests:
             await asyncio.wait([request.answer for request in self._requests.values()], timeout=60.0)
-        self._expect(not self._requests, f"{len(self._requests)} requests were never answered")
+        self._clients.expect(not self._requests, f"{len(self._requests)} requests were never answered")
         await asyncio.sleep(PEACE_S)
-        for model, path in sorted(self._registered.items()):
-            if model not in self._doubtful:
+        for model, path in sorted(self._clients.registered.items()):
+            if model not in self._clients.doubtful:
                 for id in sorted(self._all.stages):
                     await self._served(id, model, self._all.artefacts[path])
         await asyncio.sleep(3.0)
         self._agreed()
         self.seen["loads"] += sum(stage.mesh.instance().loads_total for stage in self._all)
         self.seen["evictions"] += sum(stage.mesh.instance().evictions_total for stage in self._all)
-        self._raise()
+        self._clients.complain()
 
     async def _served(self, id: str, model: str, artefact: Artefact) -> None:
         answer = Answer(Code.UNKNOWN)
@@ -306,14 +259,14 @@ class Story:
                 break
             await asyncio.sleep(max(answer.retry_after_ms, 500) / 1000)
         good = artefact.error is not None or answer.code is Code.OK
-        self._expect(good, f"{model} is not served by {id} in peace: {answer}")
+        self._clients.expect(good, f"{model} is not served by {id} in peace: {answer}")
 
     def _agreed(self) -> None:
         """What each believes of the others is so, and every route leads to a copy."""
         for id, stage in self._all.stages.items():
             fleet = stage.mesh.fleet
             assert fleet is not None
-            self._expect(
+            self._clients.expect(
                 {peer.id for peer in fleet} == self._all.stages.keys() - {id},
                 f"{id} does not know all others",
             )
@@ -322,15 +275,15 @@ class Story:
                 believed = {model for model in peer.copies if peer.holds(model)}
                 held = {
                     model
-                    for model in self._registered
+                    for model in self._clients.registered
                     if (copy := theirs.copy(model)) is not None
                     and copy.state is State.LOADED
                     and copy.retirement is None
                 }
-                self._expect(believed <= held, f"{id} believes {believed - held} of {peer.id}")
+                self._clients.expect(believed <= held, f"{id} believes {believed - held} of {peer.id}")
                 unknown = {model for model in held - believed if model not in peer.denied}
-                self._expect(not unknown, f"{id} does not know {unknown} of {peer.id}")
-                self._expect(not peer.silent and not peer.lost, f"{id} still suspects {peer.id}")
+                self._clients.expect(not unknown, f"{id} does not know {unknown} of {peer.id}")
+                self._clients.expect(not peer.silent and not peer.lost, f"{id} still suspects {peer.id}")
 
     # --- checks ---------------------------------------------------------------------------------------------
 
@@ -343,27 +296,20 @@ class Story:
         id = list(stages)[self._step % len(stages)]
         stage = stages[id]
         stage.mesh.check()
-        for problem in stage.runtime.violations + stage.dataplane.violations:
-            self._problems.append(f"{id}: {problem}")
+        problems = stage.runtime.violations + stage.dataplane.violations
+        self._clients.note([f"{id}: {problem}" for problem in problems])
         own = set(stage.runtime.targets)
         for model, replicas in stage.dataplane.routes.items():
             if any(replica.target_id in own for replica in replicas):
                 copy = stage.mesh.copy(model)
                 loaded = copy is not None and copy.state is State.LOADED
-                self._expect(loaded, f"{id} has a route to its {model}, which is not loaded")
+                self._clients.expect(loaded, f"{id} has a route to its {model}, which is not loaded")
         now_s = asyncio.get_running_loop().time()
         for request in stage.dataplane.requests:
-            self._expect(now_s <= request.deadline_s + 1e-6, f"{id}: {request.name} outlived its deadline")
-        self._raise()
-
-    def _expect(self, holds: bool, problem: str) -> None:
-        if not holds:
-            self._problems.append(problem)
-
-    def _raise(self) -> None:
-        if self._problems:
-            now_s = asyncio.get_running_loop().time()
-            raise InvariantBroken(f"At {now_s:.4f} s: {'; '.join(self._problems[:3])}.")
+            self._clients.expect(
+                now_s <= request.deadline_s + 1e-6, f"{id}: {request.name} outlived its deadline"
+            )
+        self._clients.complain()
 
 
 def play(seed: int, actions: int = 40) -> Counter[str]:

@@ -139,7 +139,7 @@ class FakePeers:
         self._silent: set[str] = set()
         self._heard_s: dict[str, float] = {}
         """When what an instance said arrives last: what one says stays in order, what several say does not."""
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self.asked: list[tuple[str, str, Ask]] = []
         """(kind, asker, ask) of all that was asked of this instance."""
         self.dead = False
@@ -188,7 +188,7 @@ class FakePeers:
     def die(self) -> None:
         """No call of it goes on."""
         self.dead = True
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
 
     async def update_member(self, **changes: object) -> None:
@@ -300,8 +300,8 @@ class FakePeers:
             await asyncio.sleep(min(patience_s, ask.deadline_s))
             raise RuntimeUnavailable(f"Instance {id} does not answer.", model=ask.model)
         task = asyncio.get_running_loop().create_task(other._answer(kind, self.me.id, ask))
-        other._tasks.add(task)
-        task.add_done_callback(other._tasks.discard)
+        other._tasks[task] = None
+        task.add_done_callback(other._tasks.pop)
         try:
             await asyncio.wait({task}, timeout=ask.deadline_s)
         finally:

@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from modelmesh.dataplane.protocol import Name, NameKind
 from modelmesh.errors import (
     Code,
-    InvariantBroken,
-    LoadFailed,
-    ModelMeshError,
-    StoreUnavailable,
 )
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.registry.mirror import ChangedIds, Mirror
+from modelmesh.testing.clients import Clients
 from modelmesh.testing.dataplane import Answer, Request
 from modelmesh.testing.loop import run
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.stage import Stage
+from modelmesh.testing.storage import bad_artefact, mend_storage, turn_storage
 
 VMODELS: Final = ("v0", "v1", "v2", "m1", "v0:1")
 TIMEOUTS_S: Final = (0.02, 0.2, 1.0, 5.0, 15.0)
@@ -62,15 +59,10 @@ class Simulation:
         self._rng = random.Random(seed)
         self._actions = actions
         self._serial = 0
-        self._registered: dict[str, str] = {}
-        """What was acknowledged: model -> path."""
-        self._doubtful: set[str] = set()
-        """Ids with a call under way, or with one that failed on the store."""
+        self._clients = Clients(self._rng)
         self._calls: dict[int, _Call] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._honest = self._rng.random() < 0.5
         """Every estimate is right, so memory may never exceed the budget."""
-        self._problems: list[str] = []
         self.outcome = Outcome()
         self._playing = False
 
@@ -98,7 +90,7 @@ class Simulation:
         for _ in range(rng.randint(3, 10)):
             await self._register(f"m{rng.randrange(12)}")
         for vmodel in VMODELS[: rng.randint(1, 3)]:
-            await self.mesh.set_vmodel(vmodel, self._known_model() or "m0")
+            await self.mesh.set_vmodel(vmodel, self._clients.known_model() or "m0")
         self._playing = True
 
     def _artefact(self) -> str:
@@ -114,7 +106,7 @@ class Simulation:
         )
         kind = rng.random()
         if kind < 0.06:
-            artefact.error = LoadFailed("It is broken.", code=Code.INVALID_ARGUMENT)
+            artefact.error = bad_artefact()
         elif kind < 0.10:
             artefact.size_bytes = 1_000_000
         elif kind < 0.13:
@@ -160,7 +152,7 @@ class Simulation:
             return Name(kind, rng.choice(("nobody", "v0", "m0")), version)
         if kind in (NameKind.VMODEL, NameKind.VMODEL_FIRST):
             return Name(kind, rng.choice(VMODELS), version)
-        return Name(kind, self._known_model() or "m0", version)
+        return Name(kind, self._clients.known_model() or "m0", version)
 
     def _ask(self) -> None:
         rng = self._rng
@@ -224,82 +216,57 @@ class Simulation:
         self.runtime.resize(round(self._budget_bytes * share), rng.choice((0, 0, self._budget_bytes // 10)))
 
     def _register_some(self) -> None:
-        self._spawn(self._register(f"m{self._rng.randrange(12)}"))
+        self._clients.begin(self._register(f"m{self._rng.randrange(12)}"))
 
     async def _register(self, model: str) -> None:
-        if model in self._registered or model in self._doubtful:
+        if not self._clients.is_free(model):
             return
         path = self._artefact()
-        await self._acknowledged(model, self.mesh.register(Registration(model, "fake", path)), path)
-
-    async def _acknowledged(self, model: str, call: Coroutine[Any, Any, object], path: str | None) -> None:
-        self._doubtful.add(model)
-        try:
-            await call
-        except StoreUnavailable:
-            return
-        except ModelMeshError:
-            self._doubtful.discard(model)
-            return
-        self._doubtful.discard(model)
-        if path is None:
-            self._registered.pop(model, None)
-        else:
-            self._registered[model] = path
-
-    def _known_model(self) -> str | None:
-        known = sorted(model for model in self._registered if model not in self._doubtful)
-        return self._rng.choice(known) if known else None
+        await self._clients.acknowledge(model, self.mesh.register(Registration(model, "fake", path)), path)
 
     def _unregister(self) -> None:
-        model = self._known_model()
+        model = self._clients.known_model()
         if model is not None:
-            self._spawn(self._acknowledged(model, self.mesh.unregister(model), None))
+            self._clients.begin(self._clients.acknowledge(model, self.mesh.unregister(model), None))
 
     def _replace(self) -> None:
         """Unregister, and at once register another artefact under the same id."""
-        model = self._known_model()
+        model = self._clients.known_model()
         if model is not None:
-            self._spawn(self._replaced(model))
+            self._clients.begin(self._replaced(model))
 
     async def _replaced(self, model: str) -> None:
-        await self._acknowledged(model, self.mesh.unregister(model), None)
+        await self._clients.acknowledge(model, self.mesh.unregister(model), None)
         await self._register(model)
 
     def _set_vmodel(self) -> None:
-        target, rng = self._known_model(), self._rng
+        target, rng = self._clients.known_model(), self._rng
         if target is not None:
             vmodel = rng.choice(VMODELS)
             force, sync = rng.random() < 0.2, rng.random() < 0.3
-            self._spawn(self._quiet(self.mesh.set_vmodel(vmodel, target, force=force, sync=sync)))
+            self._clients.begin(
+                self._clients.quiet(self.mesh.set_vmodel(vmodel, target, force=force, sync=sync))
+            )
 
     def _delete_vmodel(self) -> None:
-        self._spawn(self._quiet(self.mesh.delete_vmodel(self._rng.choice(VMODELS))))
+        self._clients.begin(self._clients.quiet(self.mesh.delete_vmodel(self._rng.choice(VMODELS))))
 
     def _load(self) -> None:
-        model = self._known_model()
+        model = self._clients.known_model()
         if model is not None:
-            self._spawn(self._quiet(self.mesh.load(model, timeout_s=self._rng.choice((0.1, 3.0)))))
+            self._clients.begin(
+                self._clients.quiet(self.mesh.load(model, timeout_s=self._rng.choice((0.1, 3.0))))
+            )
 
     def _unload(self) -> None:
-        model = self._known_model()
+        model = self._clients.known_model()
         if model is not None:
-            self._spawn(self._quiet(self.mesh.unload(model, timeout_s=self._rng.choice((0.1, 3.0)))))
-
-    async def _quiet(self, call: Coroutine[Any, Any, object]) -> None:
-        """Any error of the tree is a proper answer."""
-        with suppress(ModelMeshError):
-            await call
+            self._clients.begin(
+                self._clients.quiet(self.mesh.unload(model, timeout_s=self._rng.choice((0.1, 3.0))))
+            )
 
     def _break(self) -> None:
-        """A model's storage fails for a while."""
-        if not self._artefacts:
-            return
-        artefact = self._artefacts[self._rng.choice(sorted(self._artefacts))]
-        if artefact.error is None:
-            artefact.error = LoadFailed("The storage is away.", code=Code.UNAVAILABLE)
-        elif artefact.error.args[0] != "It is broken.":
-            artefact.error = None
+        turn_storage(self._artefacts, self._rng)
 
     def _outage(self) -> None:
         self._store.outage = "The store is away."
@@ -311,34 +278,22 @@ class Simulation:
     def _pause(self) -> None:
         pass
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._problems.append(f"a call raised {type(error).__name__}: {error}")
-
     # --- peace ----------------------------------------------------------------------------------------------
 
     async def _peace(self) -> None:
         """The trouble is over: everything settles, and what can be served is."""
-        for artefact in self._artefacts.values():
-            if artefact.error is not None and artefact.error.args[0] != "It is broken.":
-                artefact.error = None
+        mend_storage(self._artefacts)
         self._end_outage()
         for target in list(self.runtime.targets):
             self.dataplane.find_target(target)
         self.runtime.resize(self._budget_bytes)
         self._measure()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._clients.calls:
+            await asyncio.wait(self._clients.calls)
         while self.dataplane.requests:
             await asyncio.wait([request.answer for request in self.dataplane.requests])
         await asyncio.sleep(2.0)
-        self._expect(not self._calls, f"{len(self._calls)} requests were never answered")
+        self._clients.expect(not self._calls, f"{len(self._calls)} requests were never answered")
         for model, record in self._mirror.page():
             await self._served(model, self._artefacts[record.path])
         await self._kept()
@@ -352,7 +307,7 @@ class Simulation:
                 break
         self._rest()
         await self._stage.stop()
-        self._raise()
+        self._clients.complain()
 
     async def _served(self, model: str, artefact: Artefact) -> None:
         believed_bytes = max(artefact.size_bytes, artefact.estimate_bytes)
@@ -368,10 +323,12 @@ class Simulation:
             await asyncio.sleep(answer.retry_after_ms / 1000 + 0.01)
         failure = self.mesh.model(model).failure
         if fits and not broken and not (failure is not None and failure.permanent):
-            self._expect(answer.code is Code.OK, f"{model} is not served in peace: {answer}")
+            self._clients.expect(answer.code is Code.OK, f"{model} is not served in peace: {answer}")
         if artefact.size_bytes > 2 * self._budget_bytes:
-            self._expect(answer.code is Code.RESOURCE_EXHAUSTED, f"{model} cannot fit, but: {answer}")
-            self._expect("raise the memory" in answer.message, f"{model} cannot fit, unsaid: {answer}")
+            self._clients.expect(answer.code is Code.RESOURCE_EXHAUSTED, f"{model} cannot fit, but: {answer}")
+            self._clients.expect(
+                "raise the memory" in answer.message, f"{model} cannot fit, unsaid: {answer}"
+            )
 
     async def _kept(self) -> None:
         """Nothing acknowledged is lost: a second instance reading the store sees it."""
@@ -379,11 +336,13 @@ class Simulation:
         reader = Registrar(self._store, fresh, self._clock, self.journal)
         await reader.start()
         for model in [f"m{index}" for index in range(12)]:
-            if model in self._doubtful:
+            if model in self._clients.doubtful:
                 continue
             record = fresh.model(model)
             stored = None if record is None else record.path
-            self._expect(stored == self._registered.get(model), f"{model} is stored as {stored}")
+            self._clients.expect(
+                stored == self._clients.registered.get(model), f"{model} is stored as {stored}"
+            )
         await reader.stop()
 
     def _rest(self) -> None:
@@ -393,23 +352,25 @@ class Simulation:
             for model in self.runtime.loaded
             if (copy := self.mesh.copy(model)) and copy.state is State.LOADED
         }
-        self._expect(
+        self._clients.expect(
             loaded == set(self.runtime.loaded),
             f"the runtime holds {sorted(self.runtime.loaded)}, known: {loaded}",
         )
-        self._expect(
+        self._clients.expect(
             set(self.dataplane.routes) == loaded, f"routes {sorted(self.dataplane.routes)} for {loaded}"
         )
         for model in sorted(self.dataplane.routes):
             copy = self.mesh.copy(model)
             held_bytes = self.runtime.weight_bytes(model)
-            self._expect(copy is not None and copy.size_bytes == held_bytes, f"the size of {model} is wrong")
+            self._clients.expect(
+                copy is not None and copy.size_bytes == held_bytes, f"the size of {model} is wrong"
+            )
         view = self.mesh.instance()
-        self._expect(view.loads_queued == view.loads_running == 0, "loads are left at rest")
-        self._expect(
+        self._clients.expect(view.loads_queued == view.loads_running == 0, "loads are left at rest")
+        self._clients.expect(
             view.ledger.loading_bytes == view.ledger.unloading_bytes == 0, f"bytes are left: {view.ledger}"
         )
-        self._expect(not self.runtime.residue, f"remains of {sorted(self.runtime.residue)}")
+        self._clients.expect(not self.runtime.residue, f"remains of {sorted(self.runtime.residue)}")
         self.outcome.loads, self.outcome.evictions = view.loads_total, view.evictions_total
 
     # --- checks ---------------------------------------------------------------------------------------------
@@ -422,21 +383,23 @@ class Simulation:
         self.mesh.check()
         for model, replicas in self.dataplane.routes.items():
             copy = self.mesh.copy(model)
-            self._expect(
+            self._clients.expect(
                 copy is not None and copy.state is State.LOADED, f"a route to {model}, which is not loaded"
             )
             if copy is not None and copy.retirement is None:
-                self._expect(set(replicas) <= set(copy.replicas), f"the route of {model} is not its replicas")
+                self._clients.expect(
+                    set(replicas) <= set(copy.replicas), f"the route of {model} is not its replicas"
+                )
         if self._honest:
             over_bytes = self.runtime.used_bytes - self.runtime.budget_bytes
-            self._expect(over_bytes <= 0, f"memory is over the budget by {over_bytes}")
+            self._clients.expect(over_bytes <= 0, f"memory is over the budget by {over_bytes}")
         now_s = self._clock.monotonic_s()
         for request in self.dataplane.requests:
-            self._expect(
+            self._clients.expect(
                 now_s <= request.deadline_s + 1e-6, f"a request for {request.name} outlived its deadline"
             )
-        self._problems += self.runtime.violations + self.dataplane.violations
-        self._raise()
+        self._clients.note(self.runtime.violations + self.dataplane.violations)
+        self._clients.complain()
 
     def _meaning(self, name: Name) -> str | None:
         """What the registry says a name means now; the mesh must not disagree."""
@@ -468,20 +431,12 @@ class Simulation:
         self.outcome.answers[answer.code.name] = self.outcome.answers.get(answer.code.name, 0) + 1
         if answer.code is Code.OK:
             known = answer.model in call.meanings
-            self._expect(
+            self._clients.expect(
                 known, f"{call.request.name} was served by {answer.model}, but means {call.meanings}"
             )
         elif "model not found:" in answer.message:
             known = None in call.meanings or len(call.meanings) > 1
-            self._expect(known, f"{call.request.name} was not found, but means {call.meanings}")
-
-    def _expect(self, holds: bool, problem: str) -> None:
-        if not holds:
-            self._problems.append(problem)
-
-    def _raise(self) -> None:
-        if self._problems:
-            raise InvariantBroken(f"At {self._clock.monotonic_s():.4f} s: {'; '.join(self._problems[:3])}.")
+            self._clients.expect(known, f"{call.request.name} was not found, but means {call.meanings}")
 
 
 def simulate(seed: int, actions: int = 70, prepare: Callable[[Simulation], None] | None = None) -> Outcome:
