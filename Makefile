@@ -9,7 +9,7 @@ NATIVE := src/modelmesh/_native.abi3.so
 RUST_SOURCES := $(shell find rust -name '*.rs' -not -path '*/target/*' -not -path '*/fuzz/*') $(wildcard rust/*/Cargo.toml) rust/Cargo.toml rust/Cargo.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help build serve test test-python test-rust lint types fuzz bench soak reliability wire clean
+.PHONY: help build serve test test-python test-rust lint types fuzz bench soak reliability announced wire clean
 
 help:  ## Show these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ soak: $(VENV)/.dev  ## Thousands of models in a fraction of their memory, every 
 
 reliability: $(VENV)/.dev $(VENV)/.etcd  ## Real instances on machines of their own, real faults: what clients see (ARGS=...)
 	$(BIN)/python -m bench.reliability $(ARGS)
+
+announced: $(VENV)/.dev $(VENV)/.etcd  ## The figures that ModelMesh was announced with, measured here (ARGS=...)
+	$(BIN)/python -m bench.announced $(ARGS)
 
 FUZZ_SECONDS ?= 10
 FUZZ_TARGETS := $(basename $(notdir $(wildcard rust/fuzz/fuzz_targets/*.rs)))

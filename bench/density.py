@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 import grpc.aio
-import httpx
 
 from bench.load import INFER
 from bench.makers import KINDS
 from bench.miss import tiny_request
 from bench.models import tiny_models
 from bench.procs import pss_bytes, rss_bytes
-from bench.product import Product, serving
+from bench.product import serving
 from bench.report import Row
 
 MIB = 2**20
@@ -99,7 +97,8 @@ def registered(count: int) -> list[Row]:
         flags = ("--model-root", str(root))
         with serving(None, state=state, flags=flags) as product:
             started_s = time.monotonic()
-            register_many(product, count, root / kind.file_name)
+            path = str(root / kind.file_name)
+            product.register({"id": f"m{n:06d}", "type": "sklearn", "path": path} for n in range(count))
             rate = count / (time.monotonic() - started_s)
             grown_bytes = product.rss_bytes - before_bytes
         with serving(None, state=state, flags=flags) as product:
@@ -125,26 +124,6 @@ def registered(count: int) -> list[Row]:
         _per_model("the same after a restart", again_bytes, count, *per_model),
         Row("start", f"{count:,} models of a kept state", f"{start_s:.2f} s", "", start_s, must, aim, " s"),
     ]
-
-
-def register_many(product: Product, count: int, path: Path) -> None:
-    """By one streamed request. AssertionError when one is not registered."""
-
-    def lines() -> Iterator[bytes]:
-        for start in range(0, count, 500):
-            items = (
-                {"id": f"m{n:06d}", "type": "sklearn", "path": str(path)} for n in range(start, start + 500)
-            )
-            yield "".join(json.dumps(item) + "\n" for item in items).encode()
-
-    headers = {"content-type": "application/x-ndjson"}
-    with httpx.stream(
-        "POST", f"{product.ops}/models:batch", content=lines(), headers=headers, timeout=300
-    ) as answer:
-        answer.raise_for_status()
-        failed = [line for line in answer.iter_lines() if line and json.loads(line)["error"]]
-    if failed:
-        raise AssertionError(f"{len(failed)} of {count} models were not registered, e.g. {failed[0]}")
 
 
 def resident(count: int) -> list[Row]:

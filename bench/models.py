@@ -86,13 +86,17 @@ class Order:
 
 
 def plan(
-    n_models: int, seed: int, size_bytes_max: int = SIZE_BYTES_MAX, tree_bytes_max: int = SIZE_BYTES_MAX
+    n_models: int,
+    seed: int,
+    size_bytes_max: int = SIZE_BYTES_MAX,
+    tree_bytes_max: int = SIZE_BYTES_MAX,
+    kinds: Sequence[str] = tuple(SHARES),
 ) -> list[Order]:
     """Which models a zoo has: the same for equal arguments. (Leaf values also depend on who made which model first.)"""
     rng = np.random.default_rng(seed)
-    kinds = rng.choice(list(SHARES), n_models, p=list(SHARES.values()))
+    shares = np.array([SHARES[kind] for kind in kinds])
     orders = []
-    for number, kind in enumerate(kinds):
+    for number, kind in enumerate(rng.choice(list(kinds), n_models, p=shares / shares.sum())):
         boosted = KINDS[kind].framework in ("xgboost", "lightgbm")
         least = max(KIB, KINDS[kind].size_bytes_min)
         most = max(least, min(tree_bytes_max if boosted else size_bytes_max, KINDS[kind].size_bytes_max))
@@ -148,13 +152,16 @@ def zoo(
     seed: int = 1,
     size_bytes_max: int = SIZE_BYTES_MAX,
     tree_bytes_max: int = SIZE_BYTES_MAX,
+    kinds: Sequence[str] = tuple(SHARES),
     console: Console | None = None,
 ) -> Zoo:
-    """The zoo of these arguments, made now unless it is kept. One process per core makes it.
+    """The zoo of these arguments, made now unless it is kept. One process per core makes it. Some `kinds` keep their shares among
+    each other.
 
     `tree_bytes_max` bounds boosted trees; below 500 KiB none need to be grown deep, which saves most of a small zoo's time.
     """
-    folder = OUT / f"zoo-{n_models}-{seed}-{size_bytes_max // KIB}k-{tree_bytes_max // KIB}k"
+    name = f"zoo-{n_models}-{seed}-{size_bytes_max // KIB}k-{tree_bytes_max // KIB}k"
+    folder = OUT / (name if len(kinds) == len(SHARES) else "-".join([name, *kinds]))
     made_with = {"format": FORMAT, "libraries": _versions()}
     kept = _read(folder, made_with)
     if kept is not None:
@@ -163,7 +170,7 @@ def zoo(
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     (partial / "models").mkdir(parents=True)
-    orders = plan(n_models, seed, size_bytes_max, tree_bytes_max)
+    orders = plan(n_models, seed, size_bytes_max, tree_bytes_max, kinds)
     index = _make_all(orders, partial / "models", console or Console(stderr=True))
     document = {**made_with, "models": [asdict(model) for model in index]}
     (partial / "index.json").write_text(json.dumps(document))

@@ -7,8 +7,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,23 @@ class Product:
     def post(self, path: str, body: object = None) -> Any:
         """Send JSON to the ops port. Raises Refused, httpx.TransportError."""
         return _answer(httpx.post(f"{self.ops}{path}", json=body, timeout=600))
+
+    def register(self, models: Iterable[Mapping[str, str]]) -> None:
+        """Many at once, each with `id`, `type` and `path`, by one streamed request. Raises Refused when one is not registered."""
+        items = iter(models)
+
+        def lines() -> Iterator[bytes]:
+            while group := [*islice(items, 500)]:
+                yield "".join(json.dumps(item) + "\n" for item in group).encode()
+
+        headers = {"content-type": "application/x-ndjson"}
+        with httpx.stream(
+            "POST", f"{self.ops}/models:batch", content=lines(), headers=headers, timeout=300
+        ) as answer:
+            answer.raise_for_status()
+            failed = [line for line in answer.iter_lines() if line and json.loads(line)["error"]]
+        if failed:
+            raise Refused(f"{len(failed)} models were not registered, e.g. {failed[0]}")
 
 
 class Refused(Exception):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -109,8 +110,29 @@ class Clients:
         order = self._rng.permutation(len(self._index)).tolist()
         return await self._run("sweep", iter([(model, model % 4) for model in order]))
 
+    async def steady(self, per_second: float, seconds: float) -> Tally:
+        """So many a second, whatever is answered: each one's time counts from when it was due."""
+        tally, started_s = Tally("steady"), time.monotonic()
+        async with self._calls() as calls, asyncio.TaskGroup() as asking:
+            for number in range(round(per_second * seconds)):
+                due_s = started_s + number / per_second
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                call, pick = calls[number % len(calls)], next(self._popularity)
+                asking.create_task(self._ask(call, pick, tally, due_s))
+        tally.seconds = time.monotonic() - started_s
+        return tally
+
     async def _run(self, phase: str, picks: Iterator[Pick]) -> Tally:
         tally, started_s = Tally(phase), time.monotonic()
+        async with self._calls() as calls, asyncio.TaskGroup() as clients:
+            for number in range(self._n_clients):
+                clients.create_task(self._client(calls[number % len(calls)], picks, tally))
+        tally.seconds = time.monotonic() - started_s
+        return tally
+
+    @contextlib.asynccontextmanager
+    async def _calls(self) -> AsyncIterator[list[grpc.aio.UnaryUnaryMultiCallable]]:
+        """The method on a few connections."""
         options = [("grpc.use_local_subchannel_pool", 1)]
         channels = [
             grpc.aio.insecure_channel(self._address, options=options) for _ in range(min(8, self._n_clients))
@@ -119,32 +141,31 @@ class Clients:
             channel.unary_unary(INFER, request_serializer=None, response_deserializer=None)
             for channel in channels
         ]
-        async with asyncio.TaskGroup() as clients:
-            for number in range(self._n_clients):
-                clients.create_task(self._client(calls[number % len(calls)], picks, tally))
+        yield calls
         for channel in channels:
             await channel.close()
-        tally.seconds = time.monotonic() - started_s
-        return tally
 
     async def _client(
         self, call: grpc.aio.UnaryUnaryMultiCallable, picks: Iterator[Pick], tally: Tally
     ) -> None:
-        for index, row in picks:
-            model = self._index[index]
-            body = self._bodies.get((index, row)) or self._bodies.setdefault(
-                (index, row), request(model, row)
-            )
-            tally.asked += 1
-            asked_s = time.monotonic()
-            try:
-                answer = await call(body, timeout=60)
-            except grpc.aio.AioRpcError as error:
-                tally.count_error(f"{model.name}: {error.code().name}: {error.details()}")
-                continue
-            tally.latencies_ms.append((time.monotonic() - asked_s) * 1000)
-            if told := difference(model, row, answer):
-                tally.count_wrong(told)
+        for pick in picks:
+            await self._ask(call, pick, tally, time.monotonic())
+
+    async def _ask(
+        self, call: grpc.aio.UnaryUnaryMultiCallable, pick: Pick, tally: Tally, due_s: float
+    ) -> None:
+        index, row = pick
+        model = self._index[index]
+        body = self._bodies.get(pick) or self._bodies.setdefault(pick, request(model, row))
+        tally.asked += 1
+        try:
+            answer = await call(body, timeout=60)
+        except grpc.aio.AioRpcError as error:
+            tally.count_error(f"{model.name}: {error.code().name}: {error.details()}")
+            return
+        tally.latencies_ms.append((time.monotonic() - due_s) * 1000)
+        if told := difference(model, row, answer):
+            tally.count_wrong(told)
 
 
 @dataclass(frozen=True, slots=True)

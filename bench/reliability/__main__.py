@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench import report
 from bench.models import Order, ZooModel, make_model
+from bench.page import Sitting
 from bench.procs import end_by_exception
 from bench.reliability import network, page
 from bench.reliability.cluster import Cluster, Shape
@@ -44,6 +45,7 @@ def main() -> int:
         parser.exit(2, f"This cannot run here: {why}.\n")
     network.enter("bench.reliability", sys.argv[1:])
     end_by_exception()
+    sitting = Sitting.now(shlex.join(["python", "-m", "bench.reliability", *sys.argv[1:]]))
     console = report.console(stderr=arguments.json)
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="modelmesh-reliability-"))
     folder.mkdir(parents=True, exist_ok=arguments.keep is None)
@@ -53,7 +55,9 @@ def main() -> int:
         with console.status("Making models"):
             models = make_models(arguments.models, folder / "models")
         with Cluster(shape, network.Network(), folder / "models", folder) as cluster:
-            cluster.register(models)
+            cluster.running[0].product.register(
+                {"id": model.name, "type": "sklearn", "path": model.name} for model in models
+            )
             for fault in (fault for fault in FAULTS if fault.name in chosen):
                 with console.status(f"{fault.name}: all models are asked for once"):
                     cluster.restore()
@@ -66,13 +70,7 @@ def main() -> int:
             shutil.rmtree(folder)
     page.show(rows, console)
     if arguments.write:
-        page.write(
-            rows,
-            shape,
-            arguments.models,
-            arguments.rate,
-            shlex.join(["python", "-m", "bench.reliability", *sys.argv[1:]]),
-        )
+        page.write(rows, shape, arguments.models, arguments.rate, sitting)
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     return 1 if any(row.broken for row in rows) else 0

@@ -9,11 +9,10 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -36,6 +35,7 @@ class Shape:
 
     n_instances: int = 4
     n_etcd: int = 3
+    etcd_bytes: int = 16 << 20
     memory: str = "256MiB"
     workers: int = 1
     grace_s: float = 10.0
@@ -51,7 +51,7 @@ class Member:
         self._arguments = arguments
         self._started = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self.product: Product | None = None
+        self._product: Product | None = None
 
     def __str__(self) -> str:
         return self.machine.name
@@ -80,7 +80,13 @@ class Member:
         assert self._process is not None
         wait_until(self._ready.exists, str(self), process=self._process, log=self.log, timeout_s=START_S)
         facts = json.loads(self._ready.read_text())
-        self.product = Product(facts["pid"], facts["grpc"], facts["rest"], facts["ops"], 0.0, self.log)
+        self._product = Product(facts["pid"], facts["grpc"], facts["rest"], facts["ops"], 0.0, self.log)
+
+    @property
+    def product(self) -> Product:
+        """What it became when it was ready, also after it ended."""
+        assert self._product is not None
+        return self._product
 
     @property
     def running(self) -> bool:
@@ -89,7 +95,6 @@ class Member:
     @property
     def address(self) -> str:
         """Of its gRPC port."""
-        assert self.product is not None
         return self.product.grpc
 
     def signal(self, number: signal.Signals) -> None:
@@ -97,17 +102,30 @@ class Member:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def end(self) -> None:
+        """SIGTERM, and wait until it has ended."""
+        self.signal(signal.SIGTERM)
+        self.wait_ended()
+
     def wait_ended(self) -> int:
         assert self._process is not None
         return self._process.wait(STOP_S)
 
-    def workers(self) -> list[int]:
+    @property
+    def pid(self) -> int:
         assert self._process is not None
-        return tree(self._process.pid)[1:]
+        return self._process.pid
+
+    def workers(self) -> list[int]:
+        return tree(self.pid)[1:]
+
+    def ledger(self, field: str) -> int:
+        """Bytes of `GET /instance`."""
+        return int(self.product.get("/instance")["ledger"][field])
 
     def is_ready(self) -> bool:
         """As a load balancer finds out: /ready answers 200 within a second."""
-        if self.product is None or not self.running:
+        if self._product is None or not self.running:
             return False
         with contextlib.suppress(httpx.HTTPError):
             return httpx.get(f"{self.product.ops}/ready", timeout=1).status_code == 200
@@ -125,7 +143,10 @@ class Cluster:
         self.etcd_machines = [network.machine(f"etcd{number}") for number in range(shape.n_etcd)]
         places = [Place(machine.host, machine.prefix) for machine in self.etcd_machines]
         self.etcd = Etcd(
-            folder / "etcd", shape.n_etcd, arguments=("--quota-backend-bytes", "16777216"), places=places
+            folder / "etcd",
+            shape.n_etcd,
+            arguments=("--quota-backend-bytes", str(shape.etcd_bytes)),
+            places=places,
         )
         self.members: list[Member] = []
         self._names = (f"i{number}" for number in itertools.count())
@@ -173,26 +194,11 @@ class Cluster:
             ready = list(threads.map(Member.is_ready, members))
         return [member.address for member, holds in zip(members, ready, strict=True) if holds]
 
-    def register(self, models: Sequence[ZooModel]) -> None:
-        """RuntimeError when one is refused."""
-        items = [{"id": model.name, "type": "sklearn", "path": model.name} for model in models]
-        answer = self.ask(lambda product: product.post("/models:batch", items))
-        if answer["failed"]:
-            refused = [each["error"]["message"] for each in answer["results"] if each["error"]]
-            raise RuntimeError(f"{answer['failed']} models were not registered: {refused[0]}")
-
-    def ask(self, question: Callable[[Product], Any]) -> Any:
-        """What one instance that runs answers."""
-        product = self.running[0].product
-        assert product is not None
-        return question(product)
-
     def totals(self, field: str) -> dict[str, int]:
         """A number of `GET /instance`, by machine; without those that do not answer."""
         found = {}
         for member in self.running:
             with contextlib.suppress(httpx.HTTPError):
-                assert member.product is not None
                 answer = httpx.get(f"{member.product.ops}/instance", timeout=2).raise_for_status()
                 found[str(member)] = int(answer.json()[field])
         return found
@@ -200,11 +206,9 @@ class Cluster:
     def unload(self, ids: Collection[str]) -> None:
         """Wherever they are loaded."""
         for member in self.running:
-            product = member.product
-            assert product is not None
-            for model in listed(product, state="loaded"):
+            for model in listed(member.product, state="loaded"):
                 if model["id"] in ids:
-                    product.post(f"/models/{model['id']}:unload")
+                    member.product.post(f"/models/{model['id']}:unload")
 
     def warm(self, models: Sequence[ZooModel]) -> None:
         """Ask for each once, through one instance or another. RuntimeError when one does not answer as it should."""

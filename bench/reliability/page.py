@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from bench.page import Sitting
 from bench.reliability.cluster import Shape
 from bench.reliability.rows import Row
-from bench.report import machine
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGINS, ENDS = "<!-- begins: written by make reliability -->", "<!-- ends -->"
@@ -72,19 +70,13 @@ def show_row(row: Row, console: Console) -> None:
         console.print(f"  {sentence}", markup=False)
 
 
-def write(rows: Sequence[Row], shape: Shape, n_models: int, per_second: float, command: str) -> None:
-    """Put the table with machine, date and command in place of the one that is there."""
-    lines = [
-        f"- machine: {machine()}, Python {platform.python_version()}; all instances, etcd and clients on it",
-        f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        f"- {shape.n_instances} instances of {shape.memory} and {shape.workers} worker, {shape.n_etcd} members of etcd, "
-        f"{n_models} models, {per_second:g} requests per second",
-        f"- command: `{command}`",
-        "",
-        f"| {' | '.join(HEADINGS)} |",
-        "|" + "---|" * len(HEADINGS),
-        *(f"| {' | '.join(cells(row))} |" for row in rows),
-    ]
+def write(rows: Sequence[Row], shape: Shape, n_models: int, per_second: float, sitting: Sitting) -> None:
+    """Put the table, and how it was made, in place of the one that is there."""
+    told = (
+        f"{shape.n_instances} instances of {shape.memory} with {shape.workers} worker each, {shape.n_etcd} members of etcd, "
+        f"{n_models} models, {per_second:g} requests per second; all on one machine, the clients too."
+    )
     before, _, rest = PAGE.read_text().partition(BEGINS)
     after = rest.partition(ENDS)[2]
-    PAGE.write_text(before + "\n".join([BEGINS, "", *lines, "", ENDS]) + after)
+    table = str(sitting.section(HEADINGS, [cells(row) for row in rows]))
+    PAGE.write_text(before + "\n\n".join([BEGINS, told, table, ENDS]) + after)

@@ -54,7 +54,6 @@ class Registering:
                 self._try(f"{self._prefix}-{number}", members[number % len(members)])
 
     def _try(self, id: str, member: Member) -> None:
-        assert member.product is not None
         self._tried += 1
         body = {"type": "sklearn", "path": self._path}
         try:
@@ -73,13 +72,11 @@ class Registering:
             if not _found(member, id, time.monotonic() + FOUND_S)
         ]
         for id in self._acknowledged:
-            assert members[0].product is not None
             httpx.delete(f"{members[0].product.ops}/models/{id}", timeout=TIMEOUT_S).raise_for_status()
         return Registered(self._tried, len(self._acknowledged), lost)
 
 
 def _found(member: Member, id: str, ends_s: float) -> bool:
-    assert member.product is not None
     while True:
         answer = httpx.get(f"{member.product.ops}/models/{id}", timeout=TIMEOUT_S)
         if answer.is_success or time.monotonic() > ends_s:

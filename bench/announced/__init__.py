@@ -1,0 +1,1 @@
+"""The figures that ModelMesh was announced with, measured here: `python -m bench.announced`."""
