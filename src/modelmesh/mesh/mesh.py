@@ -21,6 +21,7 @@ from modelmesh.errors import (
 )
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.asks import Asks
+from modelmesh.mesh.changes import Changes
 from modelmesh.mesh.condition import Condition
 from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
 from modelmesh.mesh.desk import Desk
@@ -31,6 +32,7 @@ from modelmesh.mesh.fleet import Fleet
 from modelmesh.mesh.handover import hand_over
 from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.invariants import check
+from modelmesh.mesh.keeping import Keeping
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.others import Others
@@ -47,7 +49,6 @@ from modelmesh.mesh.vmodels import VModels
 from modelmesh.peers.protocol import Peers
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.thrash import Thrashing
-from modelmesh.registry.mirror import ChangedIds
 from modelmesh.runtime.protocol import (
     Loaded,
     Runtime,
@@ -139,7 +140,17 @@ class Mesh(Desk):
             drives=lambda vmodel: others is None or others.provider.keeps(vmodel),
         )  # fmt: skip
         if others is not None:
-            others.on_members = self.transitions.look_again
+            others.on_members = self._members_changed
+        self._changes = Changes(
+            self._mirror,
+            self._copies,
+            self._sites,
+            self._failures,
+            self._histories,
+            self._names,
+            settle=self._settle,
+        )
+        self.keeping = Keeping(clock, rng, lambda model: others is None or others.provider.keeps(model))
         self._group: asyncio.TaskGroup | None = None
         self._owner: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -162,8 +173,9 @@ class Mesh(Desk):
         if self._peers is not None and self._others is not None:
             await self._peers.start(self._others)
             self._spawn(self._others.run(), "hear other instances")
-        self._registrar.on_change(self._registry_changed)
+        self._registrar.on_change(self._changes.follow)
         self.transitions.start()
+        self._spawn(self.keeping.run(), "keeping")
         self._ready = ready
 
     def be_ready(self) -> None:
@@ -350,53 +362,13 @@ class Mesh(Desk):
         size_bytes = copy.size_bytes // max(len(copy.replicas), 1)
         self._registrar.learned(copy.model, size_bytes, round(copy.load_s * 1000), copy.content)
 
+    def _members_changed(self) -> None:
+        self.transitions.look_again()
+        self.keeping.members_changed()
+
     def _gone(self, copy: Copy) -> None:
         self._sites.requeue(copy)
         self._asks.gone(copy.model)
-
-    def _registry_changed(self, changed: ChangedIds) -> None:
-        """The mirror is different. Most changes are learned facts, which concern nobody here."""
-        models = sorted(changed.models)
-        for model in models:
-            copy = self._copies.get(model)
-            if copy is None:  # most are registered and cold: their records are not decoded
-                if not self._mirror.has_model(model):
-                    self._unregistered(model, None)
-                continue
-            record = self._mirror.model(model)
-            if record is None or copy.identity != identity(record):
-                self._unregistered(model, copy)
-        for vmodel in sorted(changed.vmodels & self._mirror.unsettled):
-            moving = self._mirror.vmodel(vmodel)
-            if moving is not None:
-                self._inherit(moving.active, moving.target)
-        self._names.changed([*models, *sorted(changed.vmodels)])
-        self._settle()
-
-    def _unregistered(self, model: str, copy: Copy | None) -> None:
-        """The model is gone, or another is registered under its id."""
-        self._failures.forget(model)
-        self._histories.forget(model)
-        if copy is None:
-            return
-        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
-        if copy.state is State.LOADED:
-            self._sites.holding(copy).evictions.retire(copy, Purpose.UNREGISTERED, "it was unregistered")
-        else:
-            self._sites.cancel(copy)
-
-    def _inherit(self, active: str, target: str) -> None:
-        """The target of a vmodel takes over the use of the active model, so it is not the first to be evicted."""
-        source, heir = self._copies.get(active), self._copies.get(target)
-        uses = source.history if source is not None else self._histories.peek(active)
-        if uses is None:
-            return
-        history = heir.history if heir is not None else self._histories.take(target)
-        history.inherit(uses)
-        if heir is None:
-            self._histories.put(target, history)
-        else:
-            heir.budget.residents.refresh(heir)
 
     # --- what vmodels and folders ask (`vmodels.Loader`) ----------------------------------------------------
 
