@@ -151,7 +151,7 @@ def test_what_is_not_there_parks_here(tmp_path: Path) -> None:
             assert not there.upstreams[0].requests
             here.plane.publish([Route("iris", (Replica(1, 1),))])
             assert {reply.code for reply in await asyncio.gather(*asked)} == {Code.OK}
-            assert here.plane.stats().counters["not_here"] == 4
+            assert 1 <= here.plane.stats().counters["not_here"] <= 4, "who comes later parks at once"
 
     run(test())
 

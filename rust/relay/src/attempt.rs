@@ -109,6 +109,11 @@ impl Attempt {
         true
     }
 
+    /// Resolves when the model server, another instance, misses pings.
+    pub fn suspected(&self) -> impl Future<Output = ()> + use<> {
+        self.exchange.suspected()
+    }
+
     /// Sends the body until the head of the response is there.
     ///
     /// # Errors

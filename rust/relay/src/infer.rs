@@ -1,6 +1,7 @@
 //! Attempts: send a request to a replica, and decide what a failure means. Losing a copy is not the request's fault, so
 //! it waits again; an overloaded or failing copy is worth one of the retries that the budget allows.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -59,7 +60,7 @@ impl Call<'_> {
         let mut found = self.find(body).await?;
         loop {
             let (replica, route) = (found.lease.replica.clone(), found.route.clone());
-            match self.attempt(found, body).await {
+            match self.attempt(found, body, &tries).await {
                 Tried::Answer(answer) => {
                     body.let_go();
                     return Ok(answer);
@@ -102,7 +103,7 @@ impl Call<'_> {
         }
     }
 
-    async fn attempt(&mut self, found: Found, body: &mut Body<'_>) -> Tried {
+    async fn attempt(&mut self, found: Found, body: &mut Body<'_>, tries: &Tries) -> Tried {
         let Found { lease, route } = found;
         let replica = lease.replica.clone();
         if !body.rewind() {
@@ -142,7 +143,10 @@ impl Call<'_> {
             started: Instant::now(),
             model_header: route.model_header.clone(),
         };
-        let head = match attempt.head(body).await {
+        let mut suspected = pin!(attempt.suspected());
+        let mut moves = (replica.target.peer && tries.crashes == 0).then_some(suspected.as_mut());
+        let head = async |attempt: &mut Attempt, body: &mut Body<'_>| attempt.head(body).await;
+        let head = match unless_it_moves(&mut moves, &mut attempt, body, head).await {
             Ok(head) => head,
             Err(broken) => return self.broken(broken, &replica),
         };
@@ -151,11 +155,11 @@ impl Call<'_> {
             Err(status) => return Tried::Refused(status),
         };
         // While the client still sends, it may wait for the head before it sends more: nothing is held back.
-        if body.has_come()
-            && !self.method.streaming
-            && let Err(broken) = answer.peek(body).await
-        {
-            return self.broken(broken, &replica);
+        if body.has_come() && !self.method.streaming {
+            let peek = async |answer: &mut Answer, body: &mut Body<'_>| answer.peek(body).await;
+            if let Err(broken) = unless_it_moves(&mut moves, &mut *answer, body, peek).await {
+                return self.broken(broken, &replica);
+            }
         }
         self.judge(answer, &replica, &route)
     }
@@ -263,6 +267,29 @@ impl Call<'_> {
             Pick::Full | Pick::Nobody => None,
         }
     }
+}
+
+/// Takes a step, which may be begun anew, towards an answer. When the instance that is asked is `suspected` meanwhile, a request
+/// that is kept does not wait for it; another one has to.
+async fn unless_it_moves<S, T>(
+    suspected: &mut Option<Pin<&mut impl Future<Output = ()>>>,
+    state: &mut S,
+    body: &mut Body<'_>,
+    step: impl AsyncFn(&mut S, &mut Body<'_>) -> Result<T, Broken>,
+) -> Result<T, Broken> {
+    if let Some(suspicion) = suspected {
+        tokio::select! {
+            biased;
+            done = step(state, body) => return done,
+            () = suspicion => {}
+        }
+        if body.is_whole() {
+            let silent = "it does not answer pings".to_owned();
+            return Err(Broken::Upstream(Failure::Lost(silent)));
+        }
+        *suspected = None;
+    }
+    step(state, body).await
 }
 
 fn not_served(replica: &Replica, path: &str) -> Status {

@@ -25,6 +25,7 @@ pub mod fuzzing;
 mod gate;
 mod gather;
 mod headers;
+mod heard;
 mod infer;
 mod inject;
 mod liveness;

@@ -1,15 +1,21 @@
 //! Whether a model server at the other end of a connection still lives. A process that is stopped, or swapped out, or a host
 //! that is gone keeps its connections open and says nothing: only a ping tells it from a model that takes its time.
 //!
-//! Pings are sent only while requests wait there and nothing is heard. Servers that are not ours may take more than two
+//! Model servers are pinged only while requests wait there and nothing is heard. Servers that are not ours may take more than two
 //! pings that they send nothing between for an attack, unless they come five minutes apart
 //! (<https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md>).
+//!
+//! Other instances are pinged as long as routes point there. One that misses three pings is suspected: requests that can move do,
+//! new ones go elsewhere. Its connection stays, for a busy machine may stall for a second; what cannot move waits there.
 
 use std::cell::Cell;
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use h2::{Ping, PingPong};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::replica::Target;
@@ -22,12 +28,21 @@ const PONG_TIMEOUT: Duration = Duration::from_secs(5);
 const FOREIGN_PONG_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two pings to another server that says nothing.
 const FOREIGN_PAUSE: Duration = Duration::from_secs(300);
+/// Between two pings to another instance.
+const BEAT: Duration = Duration::from_millis(250);
+/// Beats without a word of another instance until it is suspected: after 750 ms (design: mesh, suspicion).
+const MISSED_MAX: u32 = 3;
+/// Beats without a word until its connection is given up: after 10 s.
+const GIVEN_UP_MAX: u32 = 40;
 
 /// What is known of one connection.
 #[derive(Debug, Default)]
 pub struct Liveness {
     heard: Cell<bool>,
     silent: Cell<bool>,
+    suspect: Cell<bool>,
+    suspected: Notify,
+    turned: Notify,
 }
 
 impl Liveness {
@@ -41,8 +56,82 @@ impl Liveness {
         self.silent.get()
     }
 
+    /// Whether another instance misses pings now.
+    pub fn is_suspect(&self) -> bool {
+        self.suspect.get()
+    }
+
+    /// Resolves while another instance misses pings.
+    pub async fn suspected(self: Rc<Self>) {
+        loop {
+            let mut suspected = pin!(self.suspected.notified());
+            suspected.as_mut().enable();
+            if self.suspect.get() {
+                return;
+            }
+            suspected.await;
+        }
+    }
+
+    /// Resolves when [`Liveness::is_suspect`] has changed. One waits for it.
+    pub async fn turned(&self) {
+        self.turned.notified().await;
+    }
+
+    fn suspect(&self, suspect: bool) {
+        if self.suspect.replace(suspect) != suspect {
+            self.turned.notify_one();
+            if suspect {
+                self.suspected.notify_waiters();
+            }
+        }
+    }
+
     /// Asks when it has to be asked. Returns when there was no answer: the connection is of no use then.
-    pub async fn watch(&self, target: &Arc<Target>, mut pings: PingPong) {
+    pub async fn watch(&self, target: &Arc<Target>, pings: PingPong) {
+        if target.peer {
+            self.watch_instance(target, pings).await;
+        } else {
+            self.watch_server(target, pings).await;
+        }
+        self.silent.set(true);
+    }
+
+    async fn watch_instance(&self, target: &Target, mut pings: PingPong) {
+        loop {
+            target.routed().await;
+            if pings.send_ping(Ping::opaque()).is_err() {
+                std::future::pending::<()>().await;
+            }
+            let mut missed = 0;
+            // Beats are counted and not time: this loop may have been the one that stalled.
+            loop {
+                let pong = std::future::poll_fn(|cx| pings.poll_pong(cx));
+                let answered = match timeout(BEAT, pong).await {
+                    Ok(Ok(_)) => true,
+                    Ok(Err(_)) => std::future::pending().await,
+                    Err(_) => false,
+                };
+                missed = if self.heard.take() || answered {
+                    self.suspect(false);
+                    0
+                } else {
+                    missed + 1
+                };
+                if answered {
+                    break;
+                }
+                if missed == MISSED_MAX {
+                    self.suspect(true);
+                } else if missed == GIVEN_UP_MAX {
+                    return;
+                }
+            }
+            sleep(BEAT).await;
+        }
+    }
+
+    async fn watch_server(&self, target: &Target, mut pings: PingPong) {
         let (patience, pause) = if target.signals_loss {
             (PONG_TIMEOUT, Duration::ZERO)
         } else {
@@ -69,9 +158,9 @@ impl Liveness {
                 Ok(Err(_)) => std::future::pending::<()>().await,
                 Err(_) => break,
             }
+            self.heard.set(false);
             not_before = now + pause;
         }
-        self.silent.set(true);
         target.doubt();
     }
 }
@@ -79,19 +168,19 @@ impl Liveness {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
-    use std::rc::Rc;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
-    use crate::replica::Address;
+    use crate::event::Events;
+    use crate::replica::{Address, Replica};
 
     const PING: u8 = 6;
     const SETTINGS: u8 = 4;
     const ACK: u8 = 1;
 
-    /// A server that answers settings, and the first `pongs` pings. Returns how many pings came until the client left.
-    async fn serve(mut stream: DuplexStream, pongs: usize) -> usize {
+    /// A server that answers settings, and pings when it says. Returns how many pings came until the client left.
+    async fn serve(mut stream: DuplexStream, pongs: impl Fn(usize) -> Option<Instant>) -> usize {
         let mut preface = [0; 24];
         stream.read_exact(&mut preface).await.expect("a preface");
         let settings = [0, 0, 0, SETTINGS, 0, 0, 0, 0, 0];
@@ -106,9 +195,14 @@ mod tests {
                 continue;
             }
             pings += usize::from(kind == PING);
-            if kind == PING && pings <= pongs {
+            if kind == PING
+                && let Some(at) = pongs(pings)
+            {
+                tokio::time::sleep_until(at).await;
                 let ack = [&[0, 0, 8, PING, ACK, 0, 0, 0, 0][..], &payload].concat();
-                stream.write_all(&ack).await.expect("open");
+                if stream.write_all(&ack).await.is_err() {
+                    break;
+                }
             }
         }
         pings
@@ -135,7 +229,8 @@ mod tests {
                 target.doubt();
             }
             let (near, far) = tokio::io::duplex(1 << 16);
-            let server = tokio::task::spawn_local(serve(far, pongs));
+            let answered = move |ping| (ping <= pongs).then(Instant::now);
+            let server = tokio::task::spawn_local(serve(far, answered));
             let (sender, mut connection) = h2::client::handshake(near).await.expect("a handshake");
             let pings = connection.ping_pong().expect("not taken");
             let running = tokio::task::spawn_local(async move { drop(connection.await) });
@@ -188,5 +283,92 @@ mod tests {
     fn other_servers_are_asked_rarely() {
         assert_eq!(watched(false, true, 99, None, 300), (None, 1));
         assert_eq!(watched(false, true, 99, None, 650), (None, 3));
+    }
+    /// What became of another instance within 30 s, that says nothing between two moments: when it was suspected and believed
+    /// again, when it was given up, in milliseconds; and how many pings it got. `talks`: it sends data all the time.
+    fn instance(
+        routed: bool,
+        silent_s: (f64, f64),
+        talks: bool,
+    ) -> (Vec<u128>, Option<u128>, usize) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let target = Arc::new(Target::of_peer(1, Address::Unix(PathBuf::new())));
+            let events = Arc::new(Events::new().expect("descriptors"));
+            let replica = || Replica::new(1, "m".into(), target.clone(), 0, Arc::default(), events);
+            let replica = routed.then(replica);
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let started = Instant::now();
+            let [from, to] = [silent_s.0, silent_s.1].map(|s| started + Duration::from_secs_f64(s));
+            let answered = move |_| {
+                let now = Instant::now();
+                Some(if from <= now && now < to { to } else { now })
+            };
+            let server = tokio::task::spawn_local(serve(far, answered));
+            let (sender, mut connection) = h2::client::handshake(near).await.expect("a handshake");
+            let pings = connection.ping_pong().expect("not taken");
+            let running = tokio::task::spawn_local(async move { drop(connection.await) });
+            let liveness = Rc::new(Liveness::default());
+            let heard = liveness.clone();
+            let talking = tokio::task::spawn_local(async move {
+                while !heard.is_silent() {
+                    sleep(BEAT * 2).await;
+                    if talks {
+                        heard.hear();
+                    }
+                }
+            });
+            let mut turns = Vec::new();
+            let ended = timeout(Duration::from_secs(30), async {
+                let mut watch = pin!(liveness.watch(&target, pings));
+                loop {
+                    tokio::select! {
+                        () = &mut watch => return started.elapsed().as_millis(),
+                        () = liveness.turned() => turns.push(started.elapsed().as_millis()),
+                    }
+                }
+            })
+            .await;
+            assert_eq!(ended.is_ok(), liveness.is_silent());
+            running.abort();
+            talking.abort();
+            drop((sender, replica));
+            (turns, ended.ok(), server.await.expect("no panic"))
+        })
+    }
+
+    #[test]
+    fn an_instance_is_suspected_after_three_beats_and_believed_when_it_answers() {
+        let (turns, ended, _) = instance(true, (0.9, 2.6), false);
+        assert_eq!((turns, ended), (vec![1750, 2600], None));
+        assert_eq!(
+            instance(true, (0.9, 1.7), false).0,
+            [],
+            "that was two beats"
+        );
+    }
+
+    #[test]
+    fn an_instance_is_given_up_long_after_it_is_suspected() {
+        let (turns, ended, _) = instance(true, (0.9, 99.0), false);
+        assert_eq!((turns, ended), (vec![1750], Some(11_000)));
+        assert_eq!(instance(true, (0.9, 10.0), false).0, [1750, 10_000]);
+    }
+
+    #[test]
+    fn an_instance_that_sends_is_not_suspected_for_its_pong() {
+        let (turns, ended, _) = instance(true, (0.9, 25.0), true);
+        assert_eq!((turns, ended), (vec![], None));
+    }
+
+    #[test]
+    fn an_instance_that_no_route_leads_to_is_not_asked() {
+        assert_eq!(instance(false, (0.0, 99.0), false), (vec![], None, 0));
+        let (_, _, pings) = instance(true, (99.0, 99.0), false);
+        assert!((115..=121).contains(&pings), "{pings} in 30 s");
     }
 }

@@ -180,10 +180,10 @@ fn a_target_is_lost_with_its_last_connection_and_back_with_the_first() {
     );
     target.link_up(&plane.events);
     target.link_up(&plane.events);
-    target.link_down(true, &plane.events);
+    target.link_down(true, false, &plane.events);
     assert!(target.is_there());
-    target.link_down(true, &plane.events);
-    target.link_down(false, &plane.events);
+    target.link_down(true, false, &plane.events);
+    target.link_down(false, false, &plane.events);
     assert!(!target.is_there());
     assert!(target.link_up(&plane.events));
     assert!(target.is_there());
@@ -194,6 +194,61 @@ fn a_target_is_lost_with_its_last_connection_and_back_with_the_first() {
             Event::TargetLost { target: 7 },
             Event::TargetBack { target: 7 }
         ]
+    );
+}
+
+#[test]
+fn an_instance_is_lost_while_one_connection_is_suspected() {
+    let plane = plane(&[]);
+    let target = Target::of_peer(7, Address::parse("there:8080"));
+    let lost = || Event::TargetLost { target: 7 };
+    let back = || Event::TargetBack { target: 7 };
+    let told = || -> Vec<Event> { plane.events.take().into() };
+    target.link_up(&plane.events);
+    target.link_up(&plane.events);
+    assert!(!target.suspect(true, &plane.events));
+    assert!(!target.suspect(true, &plane.events));
+    assert!(!target.is_there());
+    assert!(!target.suspect(false, &plane.events));
+    assert_eq!(told(), [lost()]);
+    assert!(target.suspect(false, &plane.events));
+    assert!(target.is_there());
+    assert_eq!(told(), [back()]);
+    // One is given up: the other is not suspected.
+    target.suspect(true, &plane.events);
+    assert!(target.link_down(true, true, &plane.events));
+    assert_eq!(told(), [lost(), back()]);
+    // The last one is given up: nobody is told twice.
+    target.suspect(true, &plane.events);
+    assert!(!target.link_down(true, true, &plane.events));
+    assert_eq!(told(), [lost()]);
+}
+
+#[test]
+fn what_is_here_is_preferred_to_what_is_elsewhere() {
+    let plane = plane(&[(1, 2)]);
+    plane.add_targets([Arc::new(Target::of_peer(2, Address::parse("there:8080")))]);
+    let elsewhere = (10..20).map(|id| listed(id, 2, 0));
+    let all: Vec<Listed> = elsewhere.chain([listed(1, 1, 0)]).collect();
+    plane.publish("m", &all);
+    let pick = |local, random| match pick(&route(&plane), &[], local, 0, random) {
+        Pick::Lease(lease) => Some(lease),
+        Pick::Full | Pick::Nobody => None,
+    };
+    let id = |lease: &Option<Lease>| lease.as_ref().map(|lease| lease.replica.id);
+    // As far as it is looked at: eight of eleven.
+    for random in 3..11 {
+        assert_eq!(id(&pick(false, random)), Some(1));
+    }
+    let held = pick(true, 0);
+    assert_eq!(id(&held), Some(1));
+    let other = pick(false, 10);
+    assert!(id(&other) >= Some(10), "others have less to do");
+    let last = pick(true, 10);
+    assert_eq!(id(&last), Some(1));
+    assert!(
+        pick(true, 10).is_none(),
+        "it is full, and the others do not count"
     );
 }
 

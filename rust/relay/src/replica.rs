@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use ahash::AHashMap;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::circuit::Circuit;
 use crate::event::{Event, Events};
@@ -69,11 +70,16 @@ pub struct Target {
     removed: AtomicBool,
     doubted: AtomicBool,
     links: Mutex<Links>,
+    replicas: AtomicUsize,
+    routed: Notify,
 }
 
+/// The connections of all loops.
 #[derive(Default)]
 struct Links {
     up: usize,
+    /// Those on which another instance misses pings.
+    suspects: usize,
     lost: bool,
 }
 
@@ -99,6 +105,8 @@ impl Target {
             removed: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
             links: Mutex::default(),
+            replicas: AtomicUsize::new(0),
+            routed: Notify::new(),
         }
     }
 
@@ -141,27 +149,55 @@ impl Target {
 
     /// A loop has connected. Returns whether that ended a loss.
     pub fn link_up(&self, events: &Events) -> bool {
-        let mut links = self.links.lock();
-        links.up += 1;
-        let back = std::mem::take(&mut links.lost);
-        if back && !self.is_removed() {
-            self.away.store(false, Ordering::SeqCst);
-            events.push(Event::TargetBack { target: self.id });
-            return true;
-        }
-        false
+        self.relink(events, |links| links.up += 1)
     }
 
-    /// A loop's connection broke (`was_up`), or could not be made.
-    pub fn link_down(&self, was_up: bool, events: &Events) {
-        let mut links = self.links.lock();
-        links.up -= usize::from(was_up);
-        if links.up == 0 && !links.lost {
-            links.lost = true;
-            if !self.is_removed() {
-                self.away.store(true, Ordering::SeqCst);
-                events.push(Event::TargetLost { target: self.id });
+    /// A loop's connection broke (`was_up`, maybe suspected then), or could not be made. Returns whether that ended a loss: the
+    /// others are not suspected.
+    pub fn link_down(&self, was_up: bool, suspected: bool, events: &Events) -> bool {
+        self.relink(events, |links| {
+            links.up -= usize::from(was_up);
+            links.suspects -= usize::from(suspected);
+        })
+    }
+
+    /// Another instance misses pings of a loop, or has answered. Returns whether that ended a loss.
+    pub fn suspect(&self, suspect: bool, events: &Events) -> bool {
+        self.relink(events, |links| {
+            if suspect {
+                links.suspects += 1;
+            } else {
+                links.suspects -= 1;
             }
+        })
+    }
+
+    /// It is lost when nobody is connected, or one of those who are is not answered.
+    fn relink(&self, events: &Events, change: impl FnOnce(&mut Links)) -> bool {
+        let mut links = self.links.lock();
+        change(&mut links);
+        let lost = links.up == 0 || links.suspects > 0;
+        if std::mem::replace(&mut links.lost, lost) == lost || self.is_removed() {
+            return false;
+        }
+        self.away.store(lost, Ordering::SeqCst);
+        events.push(if lost {
+            Event::TargetLost { target: self.id }
+        } else {
+            Event::TargetBack { target: self.id }
+        });
+        !lost
+    }
+
+    /// Resolves while routes, or requests, are there that know it.
+    pub async fn routed(&self) {
+        loop {
+            let mut routed = std::pin::pin!(self.routed.notified());
+            routed.as_mut().enable();
+            if self.replicas.load(Ordering::SeqCst) > 0 {
+                return;
+            }
+            routed.await;
         }
     }
 
@@ -268,6 +304,8 @@ impl Replica {
         queue: Arc<Queue>,
         events: Arc<Events>,
     ) -> Replica {
+        target.replicas.fetch_add(1, Ordering::SeqCst);
+        target.routed.notify_waiters();
         Replica {
             id,
             model,
@@ -382,6 +420,12 @@ impl Replica {
                 replica: self.id,
             });
         }
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.target.replicas.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

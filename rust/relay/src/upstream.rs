@@ -16,6 +16,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 
+use crate::heard::Heard;
 use crate::liveness::Liveness;
 use crate::peer_tls;
 use crate::plane::Plane;
@@ -126,24 +127,20 @@ impl Upstream {
                 Ok(Ok((sender, liveness, connection))) => {
                     backoff = BACKOFF_FIRST;
                     self.target.believe();
-                    self.set(Link::Up(sender, liveness));
+                    self.set(Link::Up(sender, liveness.clone()));
                     let back = self.target.link_up(&plane.events);
                     if std::mem::take(&mut missed) || back {
                         plane.target_back(&self.target);
                     }
                     if std::mem::take(&mut leaving) {
-                        self.target.link_down(true, &plane.events);
+                        self.down(true, false, &plane);
                     }
-                    leaving = self.run(connection).await;
-                    if !leaving {
-                        self.target.link_down(true, &plane.events);
-                    }
+                    leaving = self.run(connection, &liveness, &plane).await;
                     self.set(Link::Dialling);
                 }
                 Ok(Err(_)) | Err(_) => {
                     missed = true;
-                    self.target
-                        .link_down(std::mem::take(&mut leaving), &plane.events);
+                    self.down(std::mem::take(&mut leaving), false, &plane);
                     self.set(Link::Down);
                     let _ = tokio::time::timeout(backoff, self.redial.notified()).await;
                     backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -152,7 +149,13 @@ impl Upstream {
         }
         self.set(Link::Down);
         if leaving {
-            self.target.link_down(true, &plane.events);
+            self.down(true, false, &plane);
+        }
+    }
+
+    fn down(&self, was_up: bool, suspected: bool, plane: &Plane) {
+        if self.target.link_down(was_up, suspected, &plane.events) {
+            plane.target_back(&self.target);
         }
     }
 
@@ -161,18 +164,35 @@ impl Upstream {
         self.changed.notify_waiters();
     }
 
-    /// Until the connection is over, or (true) goes away: then its requests finish while a new one is made.
-    async fn run(&self, connection: impl Future<Output = ()> + 'static) -> bool {
+    /// Until the connection is over, which is told, or (true) goes away: then its requests finish while a new one is made, and it
+    /// counts until then, but is suspected no more.
+    async fn run(
+        &self,
+        connection: impl Future<Output = ()> + 'static,
+        liveness: &Liveness,
+        plane: &Plane,
+    ) -> bool {
         let mut connection = Box::pin(connection);
-        tokio::select! {
-            () = &mut connection => return false,
-            () = self.redial.notified() => {}
+        let mut suspected = false;
+        let leaving = loop {
+            tokio::select! {
+                // In this order, so that the target counts as lost before the requests that move look for another one.
+                biased;
+                () = &mut connection => break false,
+                () = self.redial.notified() => break !self.closed.get(),
+                () = liveness.turned() => {}
+            }
+            if std::mem::replace(&mut suspected, liveness.is_suspect()) != suspected
+                && self.target.suspect(suspected, &plane.events)
+            {
+                plane.target_back(&self.target);
+            }
+        };
+        self.down(!leaving, suspected, plane);
+        if leaving {
+            tokio::task::spawn_local(connection);
         }
-        if self.closed.get() {
-            return false;
-        }
-        tokio::task::spawn_local(connection);
-        true
+        leaving
     }
 
     async fn connect(
@@ -186,6 +206,8 @@ impl Upstream {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEADER_BYTES_MAX)
             .enable_push(false);
+        let liveness = Rc::new(Liveness::default());
+        let stream = Heard::new(stream, liveness.clone());
         let (mut sender, mut connection) =
             builder.handshake(stream).await.map_err(io::Error::other)?;
         // A server that accepts and says nothing is no server: its settings come first.
@@ -218,7 +240,6 @@ impl Upstream {
         poll_fn(|cx| sender.poll_ready(cx))
             .await
             .map_err(io::Error::other)?;
-        let liveness = Rc::new(Liveness::default());
         let (watched, target) = (liveness.clone(), self.target.clone());
         Ok((sender, liveness, async move {
             tokio::select! {
@@ -252,6 +273,10 @@ impl Upstream {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             match &*self.link.borrow() {
+                // Who picked it before it was suspected looks again.
+                Link::Up(_, liveness) if liveness.is_suspect() => {
+                    return Err(Failure::Unreachable);
+                }
                 Link::Up(sender, liveness) => return Ok((sender.clone(), liveness.clone())),
                 Link::Down if self.closed.get() || !self.target.is_there() => {
                     return Err(Failure::Unreachable);
@@ -278,13 +303,13 @@ impl Upstream {
         end: bool,
     ) -> Result<Exchange, Failure> {
         let (mut sender, mut liveness) = self.sender().await?;
-        if poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
+        if !room(&mut sender, &liveness).await? {
             // It went away, or died and that was not noticed yet: another connection, or the loss, is known soon.
             self.retire_link();
             (sender, liveness) = self.sender().await?;
-            poll_fn(|cx| sender.poll_ready(cx))
-                .await
-                .map_err(|_| Failure::Unreachable)?;
+            if !room(&mut sender, &liveness).await? {
+                return Err(Failure::Unreachable);
+            }
         }
         let request = self
             .request(path, headers)
@@ -324,6 +349,15 @@ impl Upstream {
     }
 }
 
+/// Waits until a stream may be opened. False: the connection takes none any more.
+async fn room(sender: &mut SendRequest<Bytes>, liveness: &Rc<Liveness>) -> Result<bool, Failure> {
+    tokio::select! {
+        biased;
+        ready = poll_fn(|cx| sender.poll_ready(cx)) => Ok(ready.is_ok()),
+        () = liveness.clone().suspected() => Err(Failure::Unreachable),
+    }
+}
+
 /// One request on its way. Dropping it cancels it.
 pub struct Exchange {
     response: Option<ResponseFuture>,
@@ -343,6 +377,11 @@ pub struct Head {
 }
 
 impl Exchange {
+    /// Resolves when the server, another instance, misses pings.
+    pub fn suspected(&self) -> impl Future<Output = ()> + use<> {
+        self.liveness.clone().suspected()
+    }
+
     /// How much may be sent now, asking for `wanted`. `None`: the server takes no more.
     pub fn poll_capacity(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<Option<usize>> {
         self.send.reserve_capacity(wanted);
@@ -367,7 +406,6 @@ impl Exchange {
         };
         let answered = ready!(std::pin::Pin::new(response).poll(cx));
         self.response = None;
-        self.liveness.hear();
         match answered {
             Ok(response) => {
                 let (parts, receive) = response.into_parts();
@@ -391,10 +429,7 @@ impl Exchange {
         loop {
             return match ready!(receive.poll_data(cx)) {
                 Some(Ok(chunk)) if chunk.is_empty() => continue,
-                Some(Ok(chunk)) => {
-                    self.liveness.hear();
-                    Poll::Ready(Some(Ok(chunk)))
-                }
+                Some(Ok(chunk)) => Poll::Ready(Some(Ok(chunk))),
                 Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => Poll::Ready(None),
                 Some(Err(error)) => Poll::Ready(Some(Err(Failure::of(&error, &self.liveness)))),
                 None => Poll::Ready(None),

@@ -135,7 +135,9 @@ class Abandoned(NamedTuple):
 
 
 class TargetLost(NamedTuple):
-    """All connections to a target broke. It is redialled until removed; its replicas are skipped meanwhile."""
+    """All connections to a target broke; or it is another instance and said nothing for 750 ms. It is redialled until removed;
+    its replicas are skipped meanwhile. Requests to a silent instance park again, once, if their bodies are kept; others wait for
+    it, for 10 s."""
 
     target_id: int
 
