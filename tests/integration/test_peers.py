@@ -30,10 +30,11 @@ from modelmesh.peers.protocol import (
     Silent,
     Told,
 )
+from modelmesh.policy.urgency import Why
 from modelmesh.store.memory import MemoryStore
 
 DEADLINE_S = 20.0
-ASK = Ask("iris", 5.0, True, "3 requests wait", 1.5, 17, ("c",), 1)
+ASK = Ask("iris", 5.0, Why.SCALE, "3 requests wait", 1.5, 17, ("c",), 1, suspicion=True)
 
 
 class Mesh:

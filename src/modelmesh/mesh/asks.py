@@ -12,6 +12,7 @@ from modelmesh.mesh.copies import Copies, Copy, Purpose
 from modelmesh.mesh.evictions import HOLD_UNTIL_USED
 from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.views import State
+from modelmesh.policy.urgency import Why
 from modelmesh.registry.mirror import Mirror
 
 TIMEOUT_S: Final = 300.0
@@ -42,10 +43,18 @@ class Asks:
     # --- loading --------------------------------------------------------------------------------------------
 
     async def load(
-        self, model: str, why: str, hold: bool, timeout_s: float | None, *, urgent: bool = False
+        self,
+        model: str,
+        why: str,
+        hold: bool,
+        timeout_s: float | None,
+        *,
+        need: Why = Why.ASKED,
+        suspicion: bool = False,
     ) -> None:
-        """See `Mesh.ensure_loaded`. `urgent`: requests of another instance wait for it."""
-        waiter = self._want(model, why, hold, urgent)
+        """See `Mesh.ensure_loaded`. `need` says how pressing it is, `suspicion` that it is believed to be loaded in an instance
+        that does not answer."""
+        waiter = self._want(model, why, hold, need, suspicion)
         if waiter is None:
             return
         limit_s = TIMEOUT_S if timeout_s is None else timeout_s
@@ -65,7 +74,9 @@ class Asks:
             copy.want.asked = True
             self._withdraw(model, waiter)
 
-    def _want(self, model: str, why: str, hold: bool, urgent: bool = False) -> asyncio.Future[None] | None:
+    def _want(
+        self, model: str, why: str, hold: bool, need: Why = Why.ASKED, suspicion: bool = False
+    ) -> asyncio.Future[None] | None:
         """Have a model loaded. None when it is; else what tells when, which must be awaited or withdrawn."""
         record = self._mirror.model(model)
         if record is None:
@@ -77,8 +88,9 @@ class Asks:
         if self._have(model, why):
             self._settle()
             return None
+        known = self._copies.get(model)
         try:
-            loads = self._sites.loads_of(model, record, self._copies.get(model))
+            loads = self._sites.loads_of(model, record, known)
             want = loads.want(model, record)
         except ModelMeshError:
             self._copies.unhold(model, HOLD_UNTIL_USED)
@@ -91,8 +103,9 @@ class Asks:
                 retry_after_s=1.0,
             )
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        want.waiters.append(waiter)
-        want.urgent = want.urgent or urgent
+        want.waiters[waiter] = need
+        if need < Why.SCALE:
+            want.suspicion = suspicion and (want.suspicion or known is None)
         loads.changed(model)
         self._settle()
         return waiter
@@ -111,7 +124,7 @@ class Asks:
         copy = self._copies.get(model)
         if copy is None or copy.want is None or waiter not in copy.want.waiters:
             return
-        copy.want.waiters.remove(waiter)
+        del copy.want.waiters[waiter]
         if not copy.want.waiters and not copy.want.asked:
             self._copies.unhold(model, HOLD_UNTIL_USED)
         self._sites.holding(copy).loads.unwanted(copy)
@@ -153,7 +166,7 @@ class Asks:
         if self._copies.get(copy.model) is not copy or copy.want is None:
             return
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        copy.want.waiters.append(ended)
+        copy.want.waiters[ended] = Why.PREWARM
         try:
             await ended
         except ModelMeshError as error:

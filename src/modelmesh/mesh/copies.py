@@ -32,22 +32,33 @@ class Want:
     """Requests parked for it, as far as known."""
     latest_deadline_s: float = 0.0
     """When the last of them gives up."""
-    urgent: bool = False
-    """Those who wait by a call do so for requests, of another instance."""
+    suspicion: bool = False
+    """All who want it urgently believe it to be loaded in an instance that does not answer."""
     asked: bool = False
     """Somebody asked for it to be loaded, or expects a retry: it stays wanted when no request waits."""
     late: bool = False
     """The data plane was told that not even the last of the waiting can be in time."""
     announced_s: float = 0.0
     """When the data plane was told that it can be ready; 0: not yet."""
-    waiters: list[asyncio.Future[None]] = field(default_factory=list)
-    """Calls of the control plane that wait for the outcome."""
+    waiters: dict[asyncio.Future[None], Why] = field(default_factory=dict)
+    """Calls that wait for the outcome, each with why it does: `URGENT` for requests of another instance."""
 
     @property
     def why(self) -> Why:
-        if self.waiting or (self.urgent and self.waiters):
+        if self.waiting:
             return Why.URGENT
-        return Why.ASKED if self.asked or self.waiters else Why.PREWARM
+        why = min(self.waiters.values(), default=Why.PREWARM)
+        return min(why, Why.ASKED) if self.asked else why
+
+    @property
+    def unwanted(self) -> bool:
+        """Nobody waits for it or asked for it."""
+        return not (self.waiting or self.asked or self.waiters)
+
+    @property
+    def gentle(self) -> bool:
+        """One of perhaps very many: such loads use half of the slots at most."""
+        return self.suspicion or self.why >= Why.SCALE
 
 
 class Purpose(StrEnum):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from math import inf
 from typing import Any, Final
 
 from modelmesh.clock import Clock
@@ -20,7 +21,7 @@ from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.mesh.vmodels import HOLD
-from modelmesh.policy.eviction import SAMPLE, Policy, Resident, choose, residence_s, trim
+from modelmesh.policy.eviction import SAMPLE, Policy, Resident, choose, density, residence_s, trim
 from modelmesh.runtime.protocol import Runtime
 from modelmesh.settings.sizes import format_size
 
@@ -94,10 +95,13 @@ class Evictions:
             copy.size_bytes for copy in self._copies.held(self._budget) if not (urgent and _yields(copy))
         )
 
-    def make_room(self, lacking_bytes: int, reason: str, *, at_once: bool, urgent: bool) -> None:
+    def make_room(
+        self, lacking_bytes: int, reason: str, *, at_once: bool, urgent: bool, worth: float = inf
+    ) -> bool:
         """Retire victims worth at least `lacking_bytes`, the least valuable first; fewer when the others have not been there
         long enough, then `settle` is called when they have. `at_once` (an overdraft) ignores the minimum residence;
-        `urgent` lets copies go whose holds yield."""
+        `urgent` lets copies go whose holds yield. With `worth` (seconds of waiting saved per second) none goes unless all that
+        are needed may go now; False when keeping them is worth more."""
         self._read_usage()
         now_s = self._clock.monotonic_s()
         victims: list[tuple[Resident, float]] = []
@@ -112,12 +116,16 @@ class Evictions:
             victims.append(chosen)
             lacking_bytes -= chosen[0].size_bytes
         kept = trim(victims, needed_bytes) if lacking_bytes <= 0 else victims
+        lost = sum(density(victim, now_s) * victim.size_bytes for victim, _ in kept) if worth < inf else 0.0
+        if worth < inf and (lacking_bytes > 0 or lost >= worth):
+            kept = []
         leaving = {id(victim) for victim, _ in kept}
         for victim, _ in victims:
             if id(victim) not in leaving:
                 self._budget.residents.add(victim)
         for victim, value in kept:
             self._evict(victim, value, reason, needed_bytes, now_s)
+        return lost < worth
 
     def _choose(self, now_s: float, at_once: bool) -> tuple[Resident, float] | None:
         """The least valuable of a sample that is idle and past its minimum residence, with its value; a busy one only when no

@@ -35,6 +35,7 @@ from modelmesh.mesh.queue import LoadQueue
 from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
+from modelmesh.policy.eviction import miss_cost_s
 from modelmesh.policy.urgency import Claim, Why, startable
 from modelmesh.registry.records import ModelRecord
 from modelmesh.runtime.protocol import Estimate, Loaded, ModelSpec, Runtime
@@ -83,8 +84,8 @@ class Loads:
         self._unestimated: deque[Copy] = deque()
         """Queued copies whose estimate was not begun; those that left the queue are skipped."""
         self._estimating: dict[int, Copy] = {}
-        self._running: dict[str, tuple[asyncio.Task[None], float]] = {}
-        """model -> (its task, when the load began)"""
+        self._running: dict[str, tuple[asyncio.Task[None], float, bool]] = {}
+        """model -> (its task, when the load began, whether it is gentle)"""
         self._inline: Copy | None = None
         """The copy whose estimating task may go on to load it."""
         self.slots = 0
@@ -138,19 +139,21 @@ class Loads:
         if want.late and copy.load_s > patience_s:
             want.asked = True
         want.waiting = 0
-        if copy.state is State.QUEUED and want.why is Why.PREWARM and not copy.holds:
+        if copy.state is State.QUEUED and want.unwanted and not copy.holds:
             self._measures.count("modelmesh_loads_abandoned")
             self.drop(copy)
         elif copy.state is State.QUEUED:
             self.changed(model)
-        elif copy.state is State.UNLOADING and want.why is Why.PREWARM:
+        elif copy.state is State.UNLOADING and want.unwanted:
             copy.want = None
 
     def unwanted(self, copy: Copy) -> None:
-        """A hold or a waiting call ended: a queued load nobody wants any more leaves the queue."""
+        """A hold or a waiting call ended: a queued load nobody wants any more leaves the queue, another is less pressing."""
         want = copy.want
-        if copy.state is State.QUEUED and want is not None and want.why is Why.PREWARM and not copy.holds:
+        if copy.state is State.QUEUED and want is not None and want.unwanted and not copy.holds:
             self.drop(copy)
+        else:
+            self.changed(copy.model)
 
     def stop(self, error: ModelMeshError) -> None:
         """Tell the calls that wait for a load; the data plane tells its requests itself."""
@@ -203,13 +206,14 @@ class Loads:
                 self._evictions.make_room(lacking_bytes, reason, at_once=True, urgent=True)
             return
         free_slots = self.slots - len(self._running)
-        first = self._queue.first(self._tuning.lookahead if free_slots else 1)
+        gentle_slots = max(self.slots // 2, 1) - sum(gentle for *_, gentle in self._running.values())
+        first = self._queue.first(self._tuning.lookahead if free_slots else 1, max(gentle_slots, 0) + 1)
         queued = [copy for copy in first if self._estimated(copy)]
         self._start_estimates()
         queued = [copy for copy in queued if not self._set_aside(copy)]
-        claims = [Claim(copy.needed_bytes) for copy in queued]
+        claims = [_claim(copy) for copy in queued]
         started, lacking_bytes = startable(
-            claims, free_slots, ledger.free_bytes, self._evictions.incoming_bytes
+            claims, free_slots, ledger.free_bytes, self._evictions.incoming_bytes, gentle_slots
         )
         for index in started:
             self._start(queued[index])
@@ -218,6 +222,8 @@ class Loads:
             self._make_room(blocked[0], lacking_bytes)
         elif not blocked:
             self._evictions.revive_all("nobody waits for its memory any more")
+        elif gentle_slots > sum(claims[index].gentle for index in started):
+            self._make_room_by_worth(blocked[0])
 
     def _estimated(self, copy: Copy) -> bool:
         """Whether its estimate holds. One that includes a growth of the server is made anew when the capacity moved since: the
@@ -252,16 +258,31 @@ class Loads:
     def _make_room(self, head: Copy, lacking_bytes: int) -> None:
         """Evict for the blocked loads, or for their head alone when that is all that can be had. What could not suffice is not
         begun: nobody is evicted in vain."""
-        ledger, want = self._budget.ledger, head.want
-        if want is None or want.why >= Why.SCALE:
-            return
-        urgent = want.why is Why.URGENT
+        ledger, urgent = self._budget.ledger, _why(head) is Why.URGENT
         evictable_bytes = self._evictions.evictable_bytes(urgent)
         if lacking_bytes > evictable_bytes:
             lacking_bytes = head.needed_bytes - ledger.free_bytes - self._evictions.incoming_bytes
         if lacking_bytes <= evictable_bytes:
             reason = f"to make room for {head.model}"
             self._evictions.make_room(lacking_bytes, reason, at_once=False, urgent=urgent)
+
+    def _make_room_by_worth(self, head: Copy) -> None:
+        """Evict what is worth less than a copy that is only expected to be used; nothing for a guess. If that is not enough, it
+        is not loaded."""
+        ledger, why = self._budget.ledger, _why(head)
+        lacking_bytes = head.needed_bytes - ledger.free_bytes - self._evictions.incoming_bytes
+        if why < Why.SCALE or lacking_bytes <= 0:
+            return
+        if why is Why.SCALE and lacking_bytes <= self._evictions.evictable_bytes(urgent=False):
+            rate_per_s = head.history.rate_per_s(self._clock.monotonic_s())
+            worth = rate_per_s * miss_cost_s(head.load_s, rate_per_s)
+            reason = f"to make room for {head.model}, which is expected to be used more"
+            if self._evictions.make_room(lacking_bytes, reason, at_once=False, urgent=False, worth=worth):
+                return
+        error = NoCapacity(f"There is no memory that model {head.model} would use better.", model=head.model)
+        self._answer(head.want, error)
+        self.drop(head)
+        self._settle()
 
     @staticmethod
     def _too_large(copy: Copy, usable_bytes: int) -> ModelTooLarge:
@@ -377,7 +398,7 @@ class Loads:
             assert task is not None
         else:
             task = self._spawn(self._load(copy), f"load {copy.model}")
-        self._running[copy.model] = (task, now_s)
+        self._running[copy.model] = (task, now_s, want.gentle)
 
     async def _load(self, copy: Copy) -> None:
         record, estimate = self._record_of(copy.model), copy.estimate
@@ -504,7 +525,7 @@ class Loads:
         """The copies being loaded, with the seconds each is expected to need still; 0 when unknown or overdue."""
         now_s = self._clock.monotonic_s()
         rows = []
-        for model, (_, began_s) in self._running.items():
+        for model, (_, began_s, _) in self._running.items():
             copy = self._copies.get(model)
             if copy is not None:
                 rows.append((copy, max(copy.load_s - (now_s - began_s), 0.0)))
@@ -544,7 +565,24 @@ def _spec(model: str, record: ModelRecord) -> ModelSpec:
 def _because(want: Want) -> str:
     if want.waiting:
         return f"{want.waiting} request{'s wait' if want.waiting > 1 else ' waits'}"
-    return "it was asked for" if want.asked or want.waiters else "it is expected to be used"
+    return _REASONS[want.why]
+
+
+_REASONS = {
+    Why.URGENT: "requests of another instance wait",
+    Why.ASKED: "it was asked for",
+    Why.SCALE: "it is expected to be used",
+    Why.PREWARM: "it was used lately and memory is free",
+}
+
+
+def _why(copy: Copy) -> Why:
+    return Why.PREWARM if copy.want is None else copy.want.why
+
+
+def _claim(copy: Copy) -> Claim:
+    gentle = copy.want is not None and copy.want.gentle
+    return Claim(copy.needed_bytes, _why(copy) < Why.SCALE, gentle)
 
 
 def _unexpected(model: str, error: Exception) -> LoadFailed:

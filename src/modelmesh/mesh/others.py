@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from modelmesh.clock import Clock
@@ -27,6 +28,7 @@ from modelmesh.mesh.routes import Abroad
 from modelmesh.mesh.views import State
 from modelmesh.peers.protocol import Ask, Back, Gone, Load, Peers, Provided, Silent, Told
 from modelmesh.policy.runtimes import Constraint
+from modelmesh.policy.urgency import Why
 from modelmesh.registry.mirror import Mirror
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,15 @@ SUSPECT_S: Final = 1.0
 BRINGS_MAX: Final = 20_000
 """Models that requests of this instance may wait for while others see to them."""
 UNLOAD_S: Final = 60.0
+
+
+@dataclass(slots=True)
+class _Bringing:
+    """How many requests wait, as far as known, and until when (monotonic) the most patient."""
+
+    waiting: int
+    latest_s: float
+    task: asyncio.Task[None] | None = None
 
 
 class Others:
@@ -67,8 +78,8 @@ class Others:
         self._settle = settle
         self.fleet = Fleet(peers.me.id)
         self.abroad = Abroad(self.fleet, dataplane)
-        self._bringing: dict[str, tuple[int, float]] = {}
-        """Models that requests wait for here and others see to, with how many wait, as far as known, and until when."""
+        self._bringing: dict[str, _Bringing] = {}
+        """Models that requests wait for here and others see to."""
         self._pointed: set[str] = set()
         """Models whose route was published since the last tick because requests waited. One that does not help is not published
         again and again."""
@@ -158,8 +169,9 @@ class Others:
                 self._pointed.add(model)
                 self._copies.routes.mark(model)
             return True
-        if model in self._bringing:
-            self._bringing[model] = waiting, max(self._bringing[model][1], latest_deadline_s)
+        if (bringing := self._bringing.get(model)) is not None:
+            bringing.waiting = waiting
+            bringing.latest_s = max(bringing.latest_s, latest_deadline_s)
             return True
         standing = self._standing(model)
         if standing is not None:
@@ -167,8 +179,8 @@ class Others:
             self._refusals.model(model, standing.error, standing, waiting)
             return True
         if len(self._bringing) < BRINGS_MAX:
-            self._bringing[model] = waiting, latest_deadline_s
-            self._spawn(self._bring(model), f"bring {model}")
+            bringing = self._bringing[model] = _Bringing(waiting, latest_deadline_s)
+            bringing.task = self._spawn(self._bring(model, bringing), f"bring {model}")
         return True
 
     def _served(self, model: str) -> bool:
@@ -195,27 +207,36 @@ class Others:
             return None
         return Standing(newest.error, newest.told_s, newest.expires_s, is_permanent(newest.error), n_failed)
 
-    async def _bring(self, model: str) -> None:
+    async def _bring(self, model: str, bringing: _Bringing) -> None:
         """Have it provided for those who wait here."""
+        error: ModelMeshError | None = None
         try:
-            waiting, latest_s = self._bringing[model]
-            now_s = self._clock.monotonic_s()
-            provided = await self.provider.ask(
-                self._ask(model, max(latest_s - now_s, 0.0), True, f"{waiting} requests wait for it")
-            )
-        except ModelMeshError as error:
-            waiting, latest_s = self._bringing.pop(model)
-            self._copies.routes.await_no_more(model)
-            if self._clock.monotonic_s() < latest_s:
-                self._refusals.model(model, error, self._standing(model), waiting)
-        else:
-            del self._bringing[model]
-            if provided.holder != self._peers.me.id:
-                self._copies.routes.await_copy(model)
-                self._copies.routes.mark(model)
+            provided = await self._provided(model, bringing)
+        except ModelMeshError as raised:
+            error = raised
         finally:
-            self._bringing.pop(model, None)
+            if self._bringing.get(model) is bringing:
+                del self._bringing[model]
+        if error is not None:
+            self._copies.routes.await_no_more(model)
+            if self._clock.monotonic_s() < bringing.latest_s:
+                self._refusals.model(model, error, self._standing(model), bringing.waiting)
+        elif provided.holder != self._peers.me.id:
+            self._copies.routes.await_copy(model)
+            self._copies.routes.mark(model)
         self._settle()
+
+    async def _provided(self, model: str, bringing: _Bringing) -> Provided:
+        """Until the last that waits gives up, also one that came since it was asked for first."""
+        while True:
+            asked_until_s = bringing.latest_s
+            patience_s = max(asked_until_s - self._clock.monotonic_s(), 0.0)
+            why = f"{bringing.waiting} request{'s wait' if bringing.waiting > 1 else ' waits'} for it"
+            try:
+                return await self.provider.ask(self._ask(model, patience_s, Why.URGENT, why))
+            except ModelMeshError:
+                if self._clock.monotonic_s() < asked_until_s or bringing.latest_s <= asked_until_s:
+                    raise
 
     def fails_here(self, model: str) -> bool:
         """A load failed here, and requests here wait. Whether others are tried before they are told: those who wait are seen
@@ -225,10 +246,13 @@ class Others:
     def abandoned(self, model: str) -> None:
         """No request waits for it any more."""
         self._copies.routes.await_no_more(model)
+        bringing = self._bringing.pop(model, None)
+        if bringing is not None and bringing.task is not None:
+            bringing.task.cancel()
 
     # --- calls of this instance -----------------------------------------------------------------------------
 
-    def _ask(self, model: str, deadline_s: float, urgent: bool, why: str) -> Ask:
+    def _ask(self, model: str, deadline_s: float, need: Why, why: str) -> Ask:
         copy = self._copies.get(model)
         history = copy.history if copy is not None else self._histories.peek(model)
         rate_per_s, last_used_ms = 0.0, 0
@@ -237,7 +261,7 @@ class Others:
             rate_per_s = history.rate_per_s(now_s)
             last_used_ms = round((self._clock.wall_s() - (now_s - history.last_s)) * 1000)
         denied = tuple(sorted(peer.id for peer in self.fleet if model in peer.denied))
-        return Ask(model, deadline_s, urgent, why, rate_per_s, last_used_ms, denied)
+        return Ask(model, deadline_s, need, why, rate_per_s, last_used_ms, denied)
 
     def somewhere(self, model: str) -> bool:
         """Whether another instance that answers has it loaded."""
@@ -246,12 +270,12 @@ class Others:
     async def have_loaded(self, model: str, why: str, timeout_s: float) -> None:
         """Return when it is loaded in some instance. Raises what kept it from that."""
         if not self.somewhere(model):
-            await self.provider.ask(self._ask(model, timeout_s, False, why))
+            await self.provider.ask(self._ask(model, timeout_s, Why.ASKED, why))
             self._settle()
 
     async def load_elsewhere(self, model: str, timeout_s: float, why: str) -> None:
         """Have one more copy loaded, in an instance that has none. Raises what kept it from that."""
-        ask = self._ask(model, timeout_s, True, why)
+        ask = self._ask(model, timeout_s, Why.URGENT, why)
         provided = await self.provider.load_another(ask)
         self.fleet.provided(model, provided)
         self._copies.routes.mark(model)
@@ -288,10 +312,13 @@ class Others:
             raise RuntimeUnavailable(
                 f"Instance {self._peers.me.id} is draining and loads nothing.", model=ask.model
             )
-        if ask.urgent and (failure := self.failure(ask.model)) is not None:
+        if ask.need is Why.URGENT and (failure := self.failure(ask.model)) is not None:
             raise failure
         self._inherit(ask)
-        await self._asks.load(ask.model, ask.why, not ask.urgent, ask.deadline_s, urgent=ask.urgent)
+        hold = ask.need is Why.ASKED
+        await self._asks.load(
+            ask.model, ask.why, hold, ask.deadline_s, need=ask.need, suspicion=ask.suspicion
+        )
         self._settle()
         me = self._peers.me
         return Provided(me.id, me.epoch, self.announcer.flush())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from modelmesh.clock import Clock
@@ -19,6 +19,7 @@ from modelmesh.peers.protocol import Ask, Load, Member, Peers, Provided
 from modelmesh.policy.keeper import ranked
 from modelmesh.policy.placement import Candidate, Wanted, place
 from modelmesh.policy.runtimes import DEFAULT, Constraint
+from modelmesh.policy.urgency import Why
 from modelmesh.registry.records import ModelRecord
 
 PLACES: Final = 3
@@ -26,7 +27,19 @@ PLACES: Final = 3
 HOPS: Final = 3
 """An ask handed on so often is met where it arrived."""
 LOAD_S: Final = 300.0
-"""What a load may take at another instance: longer than any caller waits, because a load belongs to no caller."""
+"""What a load may take: longer than any caller waits, because a load belongs to no caller."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A model being provided."""
+
+    outcome: asyncio.Future[Provided]
+    task: asyncio.Task[None]
+    need: Why
+    place: str = ""
+    """Where it is loaded, once that is decided."""
+    waiting: int = 0
 
 
 class Here(Protocol):
@@ -71,7 +84,7 @@ class Provider:
         self._constraints = constraints
         self._record_of = record_of
         self._spawn = spawn
-        self._flights: dict[str, asyncio.Future[Provided]] = {}
+        self._flights: dict[str, _Flight] = {}
         self._calls: dict[str, dict[asyncio.Future[Provided], None]] = {}
         """Instance -> the calls to it that wait, in order: a set of them would be cancelled in the order of addresses."""
         self._pending: dict[str, tuple[int, float]] = {}
@@ -125,33 +138,47 @@ class Provider:
     # --- keeping --------------------------------------------------------------------------------------------
 
     async def provide(self, ask: Ask) -> Provided:
-        """As its keeper: join what runs, else find it a place. Cancelled or out of time, the flight goes on."""
+        """As its keeper: join what runs, else find it a place. The flight ends when nobody waits for it any more; a load that has
+        begun goes on."""
         flight = self._flights.get(ask.model)
-        if flight is None:
-            flight = self._flights[ask.model] = asyncio.get_running_loop().create_future()
-            self._spawn(self._fly(ask, flight), f"provide {ask.model}")
-        done, _ = await asyncio.wait({flight}, timeout=max(ask.deadline_s, 0.0))
-        if not done:
-            raise LoadTimeout(f"Model {ask.model} was not loaded in time; its load goes on.", model=ask.model)
-        return flight.result()
-
-    async def _fly(self, ask: Ask, flight: asyncio.Future[Provided]) -> None:
+        if flight is None or ask.need < flight.need:
+            flight = self._begin(ask, flight)
+        flight.waiting += 1
         try:
-            provided = await self._find_place(ask)
-        except ModelMeshError as error:
-            if not flight.done():
-                flight.set_exception(error)
-                flight.exception()  # those who asked may be gone
-        except BaseException:
-            flight.cancel()
-            raise
-        else:
-            if not flight.done():
-                flight.set_result(provided)
+            done, _ = await asyncio.wait({flight.outcome}, timeout=max(ask.deadline_s, 0.0))
         finally:
-            del self._flights[ask.model]
+            flight.waiting -= 1
+            if not flight.waiting:
+                self._end(ask.model, flight)
+        if not done:
+            raise LoadTimeout(f"Model {ask.model} was not loaded in time.", model=ask.model)
+        return flight.outcome.result()
 
-    async def _find_place(self, ask: Ask) -> Provided:
+    def _begin(self, ask: Ask, before: _Flight | None) -> _Flight:
+        outcome: asyncio.Future[Provided] = asyncio.get_running_loop().create_future()
+
+        async def fly() -> None:
+            flight.place = "" if before is None else before.place
+            try:
+                outcome.set_result(await self._find_place(ask, flight))
+            except ModelMeshError as error:
+                outcome.set_exception(error)
+                outcome.exception()  # those who asked may be gone
+            finally:
+                outcome.cancel()
+                self._end(ask.model, flight)
+
+        task = self._spawn(fly(), f"provide {ask.model}")
+        flight = self._flights[ask.model] = _Flight(outcome, task, ask.need)
+        return flight
+
+    def _end(self, model: str, flight: _Flight) -> None:
+        if self._flights.get(model) is flight:
+            del self._flights[model]
+        if not flight.outcome.done():
+            flight.task.cancel()
+
+    async def _find_place(self, ask: Ask, flight: _Flight) -> Provided:
         model, me = ask.model, self._peers.me
         tried = set(ask.tried)
         error: ModelMeshError | None = None
@@ -161,13 +188,17 @@ class Provider:
                 raise ModelNotFound.named(model)
             if (held := self._held(model, tried)) is not None:
                 return held
-            there = self._loading(model, tried) or self._choose(ask, record, tried)
+            there = self._begun(model, flight.place, tried) or self._choose(ask, record, tried)
             if there is None:
                 break
+            flight.place = there
+            suspicion = any(peer.holds(model) and peer.id not in tried for peer in self._fleet)
+            asked = replace(
+                ask, deadline_s=LOAD_S, tried=tuple(sorted(tried)), hops=ask.hops + 1, suspicion=suspicion
+            )
             try:
                 if there == me.id:
-                    return await self._here.load_here(ask)
-                asked = replace(ask, deadline_s=LOAD_S, tried=tuple(sorted(tried)), hops=ask.hops + 1)
+                    return await self._here.load_here(asked)
                 provided = await self._call(there, self._peers.load(there, asked))
                 self._fleet.provided(model, provided)
                 return provided
@@ -192,9 +223,10 @@ class Provider:
     def _answers(self, peer: Peer) -> bool:
         return not peer.lost and (not peer.silent or self._fleet.doubts_itself)
 
-    def _loading(self, model: str, tried: Collection[str]) -> str | None:
-        """Who has begun to load it: that load is joined."""
-        return next((peer.id for peer in self._fleet.loading(model) if peer.id not in tried), None)
+    def _begun(self, model: str, place: str, tried: Collection[str]) -> str | None:
+        """Who has begun to load it, or was asked to: that load is joined."""
+        loading = [place, *(peer.id for peer in self._fleet.loading(model))]
+        return next((id for id in loading if id and id not in tried), None)
 
     # --- choosing -------------------------------------------------------------------------------------------
 

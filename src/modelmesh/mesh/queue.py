@@ -9,13 +9,17 @@ from modelmesh.mesh.copies import Copy
 from modelmesh.mesh.views import State
 from modelmesh.policy.urgency import Order, Why, order
 
+_Item = tuple[Order, int, Copy]
+
 
 class LoadQueue:
-    """A heap of queued copies. A change of order pushes the copy again; what is stale is skipped when met."""
+    """A heap of queued copies, and one of those that are gentle. A change of order pushes the copy again; what is stale is
+    skipped when met."""
 
     def __init__(self, asked_patience_s: float) -> None:
         self._asked_patience_s = asked_patience_s
-        self._heap: list[tuple[Order, int, Copy]] = []
+        self._heap: list[_Item] = []
+        self._gentle: list[_Item] = []
         self._members: dict[str, Copy] = {}
         self._sequence = 0
 
@@ -37,29 +41,32 @@ class LoadQueue:
         copy.order_sequence = self._sequence
         self._members[copy.model] = copy
         place = order(why, want.waiting, copy.load_s, want.since_s)
-        heappush(self._heap, (place, self._sequence, copy))
-        if len(self._heap) > 64 and len(self._heap) > 4 * len(self._members):
-            self._heap = [item for item in self._heap if self._valid(item)]
-            self._heap.sort()
+        heap = self._gentle if want.gentle else self._heap
+        heappush(heap, (place, self._sequence, copy))
+        if len(heap) > 64 and len(heap) > 4 * len(self._members):
+            heap[:] = sorted(item for item in heap if self._valid(item))
 
     def discard(self, copy: Copy) -> None:
         if self._members.get(copy.model) is copy:
             del self._members[copy.model]
 
-    def first(self, n: int) -> list[Copy]:
-        """Up to `n` members, most urgent first; they stay."""
-        taken: list[tuple[Order, int, Copy]] = []
-        while self._heap and len(taken) < n:
-            item = heappop(self._heap)
+    def first(self, n: int, n_gentle: int) -> list[Copy]:
+        """Up to so many members of either kind, most urgent first; they stay."""
+        return [item[2] for item in sorted([*self._top(self._heap, n), *self._top(self._gentle, n_gentle)])]
+
+    def _top(self, heap: list[_Item], n: int) -> list[_Item]:
+        taken: list[_Item] = []
+        while heap and len(taken) < n:
+            item = heappop(heap)
             if self._valid(item):
                 taken.append(item)
         for item in taken:
-            heappush(self._heap, item)
-        return [copy for _, _, copy in taken]
+            heappush(heap, item)
+        return taken
 
     def ordered(self) -> list[Copy]:
         """All members, most urgent first."""
-        return [item[2] for item in sorted(item for item in self._heap if self._valid(item))]
+        return [item[2] for item in sorted(filter(self._valid, [*self._heap, *self._gentle]))]
 
     def age(self, now_s: float) -> None:
         """Raise those that were asked for and have waited too long."""
@@ -68,7 +75,7 @@ class LoadQueue:
             if want is not None and want.why is Why.ASKED and now_s - want.since_s >= self._asked_patience_s:
                 self.push(copy, now_s)
 
-    def _valid(self, item: tuple[Order, int, Copy]) -> bool:
+    def _valid(self, item: _Item) -> bool:
         _, sequence, copy = item
         return (
             copy.order_sequence == sequence

@@ -6,6 +6,7 @@ from typing import Final
 
 from modelmesh.errors import WIRE, Code, LoadFailed, ModelMeshError, Quarantined, RuntimeUnavailable
 from modelmesh.peers.protocol import Ask, Failed, Held, Load, Provided, Update
+from modelmesh.policy.urgency import Why
 from modelmesh.wire.generated import peers_pb2 as pb
 
 SERVICE: Final = "modelmesh.peers.v1.Peers"
@@ -64,12 +65,13 @@ def to_ask(asker: str, ask: Ask) -> pb.AskRequest:
     return pb.AskRequest(
         asker=asker,
         model=ask.model,
-        urgent=ask.urgent,
+        need=ask.need,
         why=ask.why,
         rate_per_s=ask.rate_per_s,
         last_used_wall_ms=ask.last_used_wall_ms,
         tried=ask.tried,
         hops=ask.hops,
+        suspicion=ask.suspicion,
     )
 
 
@@ -77,12 +79,13 @@ def from_ask(message: pb.AskRequest, deadline_s: float) -> Ask:
     return Ask(
         model=message.model,
         deadline_s=deadline_s,
-        urgent=message.urgent,
+        need=Why(min(message.need, Why.PREWARM)),
         why=message.why,
         rate_per_s=message.rate_per_s,
         last_used_wall_ms=message.last_used_wall_ms,
         tried=tuple(message.tried),
         hops=message.hops,
+        suspicion=message.suspicion,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from modelmesh.errors import Code
+from modelmesh.policy.urgency import Why
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,8 @@ class Ask:
     model: str
     deadline_s: float
     """Seconds from now until nobody waits any more."""
-    urgent: bool
-    """Requests wait."""
+    need: Why
+    """How pressing it is."""
     why: str
     """For the journal."""
     rate_per_s: float = 0.0
@@ -143,6 +144,8 @@ class Ask:
     """Instances that failed, or are not to be chosen again."""
     hops: int = 0
     """How often it was handed on; the forward limit is 3."""
+    suspicion: bool = False
+    """It is believed to be loaded in an instance that does not answer: there may be very many of these."""
 
 
 @dataclass(frozen=True, slots=True)

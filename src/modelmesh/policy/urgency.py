@@ -1,6 +1,7 @@
 """The order in which loads are served, and what may pass what.
 
-Urgent loads (requests wait) come before those asked for, those before scaling, those before guesses. Among urgent
+Urgent loads (requests wait) come before those asked for, those before copies made for what is expected, those before
+guesses. The last two are made only in place of what is worth less, or of nothing. Among urgent
 ones: most waiting seconds saved per second of loading (Smith's rule, waiting / load seconds), doubled for every
 `AGEING_S` of waiting so that nobody starves: a load a thousand times less urgent is delayed by ten doublings.
 """
@@ -20,9 +21,14 @@ class Why(IntEnum):
     """Why a load is wanted, most pressing first."""
 
     URGENT = 0
+    """Requests wait."""
     ASKED = 1
+    """Somebody asked for it."""
     SCALE = 2
+    """Requests are expected: more copies of a model in use, or one in the place of one that was lost. Only what is worth less is
+    evicted for it."""
     PREWARM = 3
+    """A guess: nothing is evicted for it."""
 
 
 class Order(NamedTuple):
@@ -42,12 +48,17 @@ class Claim(NamedTuple):
     """A queued load: what it must reserve."""
 
     needed_bytes: int
+    evicts: bool = True
+    """Others are evicted for it, whatever they are worth."""
+    gentle: bool = False
+    """It is one of perhaps very many, which may use some of the slots only."""
 
 
 def startable(
-    claims: Sequence[Claim], slots: int, free_bytes: int, incoming_bytes: int
+    claims: Sequence[Claim], slots: int, free_bytes: int, incoming_bytes: int, gentle_slots: int = 0
 ) -> tuple[list[int], int]:
-    """Which of the queued loads, in queue order, may start now; and the bytes those still blocked lack.
+    """Which of the queued loads, in queue order, may start now; and the bytes those still blocked lack. Gentle ones start on
+    `gentle_slots` of the slots; beyond, they hold up nobody.
 
     Freed bytes belong to the head: a later load starts only when the free bytes hold it and what remains, with
     what is `incoming` from unloads, still holds everything blocked before it. Room is only lacking for as many
@@ -59,14 +70,17 @@ def startable(
     for index, claim in enumerate(claims):
         fits = claim.needed_bytes <= free_bytes
         fair = blocked_bytes == 0 or blocked_bytes + claim.needed_bytes <= free_bytes + incoming_bytes
+        if claim.gentle and gentle_slots <= 0:
+            continue
         if slots and fits and fair:
             started.append(index)
             slots -= 1
+            gentle_slots -= claim.gentle
             free_bytes -= claim.needed_bytes
         else:
             blocked_bytes += claim.needed_bytes
             blocked += 1
-            if blocked <= max(slots, 1):
+            if claim.evicts and blocked <= max(slots, 1):
                 lacking_bytes = max(lacking_bytes, blocked_bytes - free_bytes - incoming_bytes)
     return started, lacking_bytes
 

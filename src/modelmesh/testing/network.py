@@ -31,6 +31,7 @@ from modelmesh.peers.protocol import (
     Told,
     Update,
 )
+from modelmesh.policy.urgency import Why
 from modelmesh.testing.dataplane import FakeDataPlane
 
 ACKNOWLEDGE_S: Final = 0.25
@@ -289,7 +290,7 @@ class FakePeers:
         return provided
 
     async def unload(self, id: str, model: str, why: str) -> None:
-        await self._asks("unload", id, Ask(model, 30.0, False, why), 30.0)
+        await self._asks("unload", id, Ask(model, 30.0, Why.ASKED, why), 30.0)
 
     async def _asks(self, kind: str, id: str, ask: Ask, patience_s: float) -> Any:
         await asyncio.sleep(self._network.delay())

@@ -89,24 +89,26 @@ class Load(_message.Message):
     def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., price: _Optional[float] = ..., rate_per_s: _Optional[float] = ..., busyness: _Optional[float] = ..., load_queue_s: _Optional[float] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ...) -> None: ...
 
 class AskRequest(_message.Message):
-    __slots__ = ("asker", "model", "urgent", "why", "rate_per_s", "last_used_wall_ms", "tried", "hops")
+    __slots__ = ("asker", "model", "need", "why", "rate_per_s", "last_used_wall_ms", "tried", "hops", "suspicion")
     ASKER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
-    URGENT_FIELD_NUMBER: _ClassVar[int]
+    NEED_FIELD_NUMBER: _ClassVar[int]
     WHY_FIELD_NUMBER: _ClassVar[int]
     RATE_PER_S_FIELD_NUMBER: _ClassVar[int]
     LAST_USED_WALL_MS_FIELD_NUMBER: _ClassVar[int]
     TRIED_FIELD_NUMBER: _ClassVar[int]
     HOPS_FIELD_NUMBER: _ClassVar[int]
+    SUSPICION_FIELD_NUMBER: _ClassVar[int]
     asker: str
     model: str
-    urgent: bool
+    need: int
     why: str
     rate_per_s: float
     last_used_wall_ms: int
     tried: _containers.RepeatedScalarFieldContainer[str]
     hops: int
-    def __init__(self, asker: _Optional[str] = ..., model: _Optional[str] = ..., urgent: _Optional[bool] = ..., why: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., last_used_wall_ms: _Optional[int] = ..., tried: _Optional[_Iterable[str]] = ..., hops: _Optional[int] = ...) -> None: ...
+    suspicion: bool
+    def __init__(self, asker: _Optional[str] = ..., model: _Optional[str] = ..., need: _Optional[int] = ..., why: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., last_used_wall_ms: _Optional[int] = ..., tried: _Optional[_Iterable[str]] = ..., hops: _Optional[int] = ..., suspicion: _Optional[bool] = ...) -> None: ...
 
 class ProvideReply(_message.Message):
     __slots__ = ("taken", "provided")

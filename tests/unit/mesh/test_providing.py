@@ -1,0 +1,100 @@
+"""One flight per model at its keeper: who joins it, who presses it on, what becomes of it when nobody waits any more."""
+
+from __future__ import annotations
+
+import asyncio
+
+from modelmesh.errors import Code
+from modelmesh.mesh.views import State
+from modelmesh.peers.protocol import Ask
+from modelmesh.policy.urgency import Why
+from modelmesh.testing.loop import run
+from modelmesh.testing.runtime import Artefact
+from modelmesh.testing.stage import Stage
+from modelmesh.testing.theatre import Theatre
+
+
+def keeper(theatre: Theatre, model: str) -> Stage:
+    (found,) = [stage for stage in theatre if stage.mesh._others and stage.mesh._others.provider.keeps(model)]
+    return found
+
+
+async def busy(theatre: Theatre) -> None:
+    """All slots of all instances load for a second."""
+    for index, stage in enumerate(theatre):
+        for slot in range(stage.runtime.max_loads):
+            model = f"busy-{index}-{slot}"
+            await theatre.register(model, Artefact(load_s=1.0))
+            stage.mesh._asks.begin(model)
+
+
+def test_a_queued_load_leaves_the_queue_when_nobody_waits_for_it_any_more() -> None:
+    async def scene() -> None:
+        async with Theatre(3, max_loads=1) as theatre:
+            await theatre.register("iris")
+            await busy(theatre)
+            requests = [stage.ask("iris", 0.5) for stage in theatre]
+            await asyncio.sleep(0.2)
+            queued = [stage.mesh.copy("iris") for stage in theatre]
+            assert [copy.state for copy in queued if copy is not None] == [State.QUEUED]
+            answers = [await request.answer for request in requests]
+            assert {answer.code for answer in answers} == {Code.DEADLINE_EXCEEDED}
+            await asyncio.sleep(0.1)
+            assert [stage.mesh.copy("iris") for stage in theatre] == [None] * 3
+            await theatre.settled()
+            assert theatre.loads("iris") == 0
+            theatre.check()
+
+    run(scene())
+
+
+def test_a_load_that_began_goes_on_when_nobody_waits_for_it_any_more() -> None:
+    async def scene() -> None:
+        async with Theatre(3) as theatre:
+            await theatre.register("iris", Artefact(load_s=1.0))
+            answers = [await stage.ask("iris", 0.3).answer for stage in theatre]
+            assert {answer.code for answer in answers} == {Code.DEADLINE_EXCEEDED}
+            await theatre.settled()
+            assert len(theatre.holders("iris")) == theatre.loads("iris") == 1
+            theatre.check()
+
+    run(scene())
+
+
+def test_whoever_waits_longer_than_the_first_is_served() -> None:
+    async def scene() -> None:
+        async with Theatre(3) as theatre:
+            await theatre.register("iris", Artefact(load_s=1.0))
+            entry = next(stage for stage in theatre if stage is not keeper(theatre, "iris"))
+            hasty = entry.ask("iris", 0.3)
+            await asyncio.sleep(0.1)
+            patient = entry.ask("iris", 5.0)
+            assert (await hasty.answer).code is Code.DEADLINE_EXCEEDED
+            assert (await patient.answer).code is Code.OK
+            assert theatre.loads("iris") == 1
+            theatre.check()
+
+    run(scene())
+
+
+def test_a_request_presses_on_a_load_that_was_only_expected_to_be_useful() -> None:
+    async def scene() -> None:
+        async with Theatre(3, max_loads=1) as theatre:
+            for model in ("iris", "rose"):
+                await theatre.register(model, Artefact(load_s=0.5))
+            await busy(theatre)
+            others = keeper(theatre, "iris").mesh._others
+            assert others is not None
+            expected = asyncio.create_task(others.provider.provide(Ask("iris", 60.0, Why.SCALE, "a test")))
+            await asyncio.sleep(0.1)
+            (copy,) = [copy for stage in theatre if (copy := stage.mesh.copy("iris")) is not None]
+            assert copy.want is not None and copy.want.why is Why.SCALE and copy.want.gentle
+            request = next(iter(theatre)).ask("iris")
+            await asyncio.sleep(0.1)
+            assert copy.want.why is Why.URGENT and not copy.want.gentle
+            assert (await request.answer).code is Code.OK
+            assert (await expected).holder in theatre.holders("iris")
+            assert theatre.loads("iris") == 1
+            theatre.check()
+
+    run(scene())
