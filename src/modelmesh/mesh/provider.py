@@ -18,6 +18,7 @@ from modelmesh.mesh.fleet import Fleet, Peer
 from modelmesh.peers.protocol import Ask, Load, Member, Peers, Provided
 from modelmesh.policy.keeper import ranked
 from modelmesh.policy.placement import Candidate, Wanted, place
+from modelmesh.policy.revisions import Life, old
 from modelmesh.policy.runtimes import DEFAULT, Constraint
 from modelmesh.policy.urgency import Why
 from modelmesh.registry.records import ModelRecord
@@ -89,6 +90,8 @@ class Provider:
         """Instance -> the calls to it that wait, in order: a set of them would be cancelled in the order of addresses."""
         self._pending: dict[str, tuple[int, float]] = {}
         """Instance -> bytes and seconds of loading placed there since it last told how it is doing."""
+        self._changed_s = clock.monotonic_s()
+        """When an instance came, went or drained."""
 
     # --- asking ---------------------------------------------------------------------------------------------
 
@@ -297,14 +300,24 @@ class Provider:
         for peer in self._fleet:
             if peer.load is not None and peer.takes_loads and self._answers(peer):
                 rows.append((peer.member, peer.load, peer.id in failed))
+        leaving = self._old_revisions()
         return [
-            self._candidate(member, load, has_failed)
+            self._candidate(member, load, has_failed, member.id in leaving)
             for member, load, has_failed in rows
             if not member.model_types
             or record.type.lower() in {served.lower() for served in member.model_types}
         ]
 
-    def _candidate(self, member: Member, load: Load, failed: bool) -> Candidate:
+    def _old_revisions(self) -> frozenset[str]:
+        members = [self._peers.me, *(peer.member for peer in self._fleet)]
+        lives = [Life(member.id, member.revision, member.started_wall_ms) for member in members]
+        return old(lives, self._clock.monotonic_s() - self._changed_s)
+
+    def deployment_changed(self) -> None:
+        """An instance came, went or drains."""
+        self._changed_s = self._clock.monotonic_s()
+
+    def _candidate(self, member: Member, load: Load, failed: bool, old_revision: bool) -> Candidate:
         bytes_there, queue_s = self._pending.get(member.id, (0, 0.0))
         return Candidate(
             member.id,
@@ -317,6 +330,7 @@ class Provider:
             member.zone,
             load.draining or load.cordoned,
             failed,
+            old_revision,
         )
 
     def _refusal(self, ask: Ask, tried: Collection[str]) -> ModelMeshError:

@@ -3,8 +3,8 @@
 cost = worth of what it would evict + waiting behind the loads queued there + use of a busy instance
 
 All three are seconds that requests wait, expected within `HORIZON_S`. Old revisions cost twice. Preferred labels and
-new zones are ranks that come before cost; among nearly equal costs the rendezvous order decides, so that many who
-place at once do not all pick the same.
+new zones are ranks that come before cost; among nearly equal costs the newest revision comes first, then
+the rendezvous order decides, so that many who place at once do not all pick the same.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Candidate:
     failed: bool = False
     """It failed to load this model, and the failure stands."""
     old_revision: bool = False
+    """It is soon to go (`revisions.old`)."""
 
 
 class Placement(NamedTuple):
@@ -94,6 +95,7 @@ def place(wanted: Wanted, candidates: Sequence[Candidate]) -> Placement | str:
     cost, chosen = max(
         ((cost, candidate) for cost, candidate in costs if cost <= limit_s),
         key=lambda near: (
+            not near[1].old_revision,
             score(wanted.model, near[1].instance, float(near[1].capacity_bytes)),
             near[1].instance,
         ),

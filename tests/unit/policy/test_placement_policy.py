@@ -53,6 +53,15 @@ def test_near_ties_go_by_the_rendezvous_order() -> None:
     assert chosen(WANTED, far, near[order[1]]) == order[1]
 
 
+def test_among_near_ties_the_newest_revision_comes_first() -> None:
+    for names in (("a", "b"), ("b", "a")):
+        leaving = replace(FREE, instance=names[0], old_revision=True)
+        assert chosen(WANTED, leaving, replace(FREE, instance=names[1])) == names[1]
+    assert (
+        chosen(WANTED, leaving, replace(FREE, instance="dear", free_bytes=0, price=9.0)) == leaving.instance
+    )
+
+
 def test_ranks_come_before_cost() -> None:
     dear = replace(FREE, instance="dear", free_bytes=0, price=9.0, labels=frozenset({"fast"}), zone="z2")
     cheap = replace(FREE, zone="z1")
