@@ -35,6 +35,7 @@ class Did(StrEnum):
     SCALED = "scaled"
     MOVED = "moved"
     EJECTED = "ejected"
+    JOINED = "joined"
     SUSPECTED = "suspected"
     STRUCK = "struck"
     QUARANTINED = "quarantined"

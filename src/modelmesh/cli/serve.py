@@ -120,7 +120,8 @@ async def _until_signal(instance: Instance, signals: _Signals, listening: Callab
         from modelmesh.instance.ready_file import remove_ready_file, write_ready_file
 
         grpc, rest, ops, _ = listening()
-        write_ready_file(ready_file, grpc=grpc, rest=rest, ops=ops)
+        peer = "" if instance.peers is None else instance.peers.me.address
+        write_ready_file(ready_file, grpc=grpc, rest=rest, ops=ops, peer=peer)
     greeting = asyncio.create_task(_greet(instance, listening()), name="greeting")
     try:
         await _unless(signals.first, instance.wait())
@@ -164,8 +165,13 @@ async def _management(instance: Instance) -> AsyncIterator[None]:
     await _import("google.protobuf.message", "grpc", "grpc.aio", "modelmesh.management.inference")
     from modelmesh.management.server import ControlServer
 
+    more = []
+    if instance.peers is not None:
+        from modelmesh.management import peers
+
+        more.append(peers.service(instance.peers))
     server = ControlServer(
-        instance.control_socket, instance.settings.network.message_bytes_max, instance.admit
+        instance.control_socket, instance.settings.network.message_bytes_max, instance.admit, more
     )
     await server.start(instance.mesh)
     try:
@@ -240,6 +246,7 @@ async def _greet(instance: Instance, listening: Listening) -> None:
         f"  gRPC  {listening.grpc}{' (TLS)' if settings.edges.tls_cert else ''}",
         f"  ops   {listening.ops}  (admin API and its docs, /metrics, /ready)",
         *(f"  {name}  {url}" for name, url in listening.others.items()),
+        *_neighbours(instance),
     )
     first = instance.mesh.models(limit=_TRIED_FOR_CURL).models
     if first:
@@ -255,6 +262,17 @@ async def _greet(instance: Instance, listening: Listening) -> None:
     else:
         _say("Register one:", "  modelmesh register ID --type FORMAT --path PATH")
     _say("Ctrl-C stops it.")
+
+
+def _neighbours(instance: Instance) -> list[str]:
+    """Where others reach it, and how many there are."""
+    if instance.peers is None or instance.mesh.fleet is None:
+        return []
+    n, service = len(instance.mesh.fleet), instance.settings.state.service
+    return [
+        f"  peers  {instance.peers.me.address}  (instance {instance.peers.me.id} of {service}, "
+        f"with {_n(n, 'other') if n else 'no other yet'})"
+    ]
 
 
 def _runtimes(settings: Settings) -> str:

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from modelmesh import __version__
 from modelmesh.clock import LoopClock
@@ -39,6 +39,11 @@ from modelmesh.settings.tree import Settings
 from modelmesh.storage.folder import FolderScanner
 from modelmesh.store.protocol import Store
 
+if TYPE_CHECKING:
+    from modelmesh.instance.peering import Neighbours
+    from modelmesh.peers.connected import ConnectedPeers
+    from modelmesh.store.etcd_connection import EtcdConnection
+
 _log = logging.getLogger("modelmesh")
 
 _PARK_BEYOND_LOAD_S: Final = 30.0
@@ -62,6 +67,8 @@ class Instance:
     journal: Journal
     clock: LoopClock
     control_socket: Path
+    peers: ConnectedPeers | None = None
+    """The other instances; None: it is alone."""
     admit: Admit
     """Checks what is to be registered. Reads the disk, so it belongs into a thread."""
 
@@ -89,7 +96,8 @@ class Instance:
         stack.callback(runtime_dir.remove)
         self.control_socket = runtime_dir.path / "control.sock"
 
-        store = _build_store(settings)
+        connection = _connection(settings)
+        store = _build_store(settings, connection)
         stack.push_async_callback(store.close)
         await store.open()
         registrar = Registrar(
@@ -112,7 +120,14 @@ class Instance:
         runtimes = build_runtimes(settings, runtime_dir.path, root)
         constraints = TypeConstraints(settings.runtimes)
         self.admit = admission(runtimes, root, constraints.table)
-        self.dataplane = _build_dataplane(settings, self.control_socket)
+        neighbours = None
+        if connection is not None:
+            from modelmesh.instance.peering import Neighbours
+
+            offers = [runtime.offer() for runtime in runtimes]
+            neighbours = Neighbours(settings, store, connection.endpoints, offers, self.clock.wall_s())
+            self.peers = neighbours.peers
+        self.dataplane = _build_dataplane(settings, self.control_socket, neighbours)
         self.mesh = Mesh(
             self.dataplane,
             runtimes,
@@ -121,13 +136,14 @@ class Instance:
             self.journal,
             random.Random(),
             constraints=constraints.table,
-            id=settings.lifecycle.instance_id or uuid.uuid4().hex[:12],
+            id=self.peers.me.id if self.peers else settings.peering.instance_id or uuid.uuid4().hex[:12],
             version=__version__,
             vmodel_owner=settings.models.vmodel_owner or "",
             tuning=Tuning(
                 failure_stands_s=settings.lifecycle.load_failure_expiry_s,
                 model_series_max=_model_series_max(settings),
             ),
+            peers=self.peers,
         )
         serving = self._serving
         for runtime in runtimes:
@@ -144,13 +160,21 @@ class Instance:
             consumers.start()
         stack.callback(self.dataplane.stop)
         edges = prepare(settings.edges, self.dataplane, self.journal)
+        if neighbours is not None:
+            edges += neighbours.watched(self.dataplane, self.journal)
         for watched in [*edges, *constraints.watched(self.journal)]:
             await stack.enter_async_context(beside(watched.run(), "watched files"))
-        if static_models:  # they are there before anybody can ask
+        closed = bool(static_models) and self.peers is None
+        if closed:  # they are there before anybody can ask
             await starting
             self._follow_dataplane()
             await register_static_models(self.mesh, static_models, self.admit, self.clock)
         self.addresses = self.dataplane.start()
+        if neighbours is not None:
+            neighbours.open_at(self.addresses.peer)
+        if neighbours is not None and settings.models.folder is not None:
+            await starting
+            neighbours.check_folder()
         if settings.models.folder is not None:
             self._keeper = FolderKeeper(
                 _scanner(settings.models.folder),
@@ -162,8 +186,10 @@ class Instance:
             serving.push_async_callback(self._keeper.stop)
             await self._keeper.start()
         await starting
-        if not static_models:
+        if not closed:
             self._follow_dataplane()
+        if static_models and not closed:  # one of the others may load them, so they had to be met first
+            await register_static_models(self.mesh, static_models, self.admit, self.clock)
         self.mesh.be_ready()
 
     async def wait(self) -> None:
@@ -199,6 +225,8 @@ class Instance:
 
     async def _stop_mesh(self) -> None:
         try:
+            if self._drained is not None:
+                await asyncio.wait({self._drained})
             await self.mesh.stop(self.settings.lifecycle.grace_s)
         finally:
             self._ended.set()
@@ -242,13 +270,20 @@ def _scanner(folder: Path) -> FolderScanner:
     return FolderScanner(folder, guess, why_no_model)
 
 
-def _build_store(settings: Settings) -> Store:
-    state = settings.state
-    if state.store is not None:
-        from modelmesh.store.etcd import EtcdStore
-        from modelmesh.store.etcd_connection import read_connection
+def _connection(settings: Settings) -> EtcdConnection | None:
+    """To the store that is shared; None: this machine has one of its own."""
+    if settings.state.store is None:
+        return None
+    from modelmesh.store.etcd_connection import read_connection
 
-        connection = read_connection(state.store)
+    return read_connection(settings.state.store)
+
+
+def _build_store(settings: Settings, connection: EtcdConnection | None) -> Store:
+    state = settings.state
+    if connection is not None:
+        from modelmesh.store.etcd import EtcdStore
+
         return EtcdStore(connection, connection.keys_of(state.store_prefix, state.service or ""))
     if state.path is None:
         from modelmesh.store.memory import MemoryStore
@@ -263,7 +298,9 @@ def _model_series_max(settings: Settings) -> int:
     return _MODEL_SERIES_MAX if settings.metrics.export.per_model else 0
 
 
-def _build_dataplane(settings: Settings, control_socket: Path) -> DataPlane:
+def _build_dataplane(
+    settings: Settings, control_socket: Path, neighbours: Neighbours | None = None
+) -> DataPlane:
     from modelmesh.dataplane.relay import Relay
 
     network = settings.network
@@ -273,6 +310,9 @@ def _build_dataplane(settings: Settings, control_socket: Path) -> DataPlane:
             host=network.host,
             grpc_port=network.grpc_port,
             rest_port=network.rest_port,
+            peer_host=network.host,
+            peer_port=None if neighbours is None else settings.peering.port,
+            peer_tls=None if neighbours is None else neighbours.tls,
             threads=max(1, min(_LOOPS_MAX, cores() // 2)),
             message_bytes_max=network.message_bytes_max,
             header_bytes_max=network.header_bytes_max,

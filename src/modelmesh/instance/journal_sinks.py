@@ -22,18 +22,26 @@ _FOR_PEOPLE: Final = frozenset(
         Did.QUARANTINED,
         Did.STRUCK,
         Did.EJECTED,
+        Did.SUSPECTED,
         Did.WORKER_DIED,
         Did.WORKER_RECYCLED,
     }
 )
-"""What somebody should look at; the rest is logged for those who debug."""
+"""What somebody should look at."""
+_OF_THE_MESH: Final = frozenset({Did.JOINED, Did.LOST, Did.REVIVED, Did.MOVED})
+"""What happens to instances, where no model is named. The rest is logged for those who debug."""
 _WAITING_MAX: Final = 10_000
 _BATCH: Final = 500
 
 
 def log_entry(entry: Entry) -> None:
-    """Warnings for what somebody should look at; what a request with told headers caused at info; the rest at debug."""
-    level = logging.WARNING if entry.did in _FOR_PEOPLE else logging.INFO if entry.request else logging.DEBUG
+    """Warnings for what somebody should look at; at info what happens to instances, and what a request with told headers caused;
+    the rest at debug."""
+    level = logging.DEBUG
+    if entry.did in _FOR_PEOPLE:
+        level = logging.WARNING
+    elif entry.request or (entry.did in _OF_THE_MESH and not entry.model):
+        level = logging.INFO
     if _log.isEnabledFor(level):
         extra = {"fields": {**entry.request, "did": str(entry.did), "model": entry.model, **entry.numbers}}
         _log.log(level, "%s", entry.reason, extra=extra)

@@ -10,9 +10,12 @@ from pathlib import Path
 from modelmesh.errors import SettingsError
 
 
-def write_ready_file(path: Path, *, grpc: str, rest: str, ops: str) -> None:
-    """`grpc` is "host:port", `rest` and `ops` are URLs. Raises SettingsError when it cannot be written."""
-    ready = {"grpc": grpc, "rest": rest, "ops": ops, "pid": os.getpid()}
+def write_ready_file(path: Path, *, grpc: str, rest: str, ops: str, peer: str = "") -> None:
+    """`grpc` and `peer` are "host:port", `rest` and `ops` are URLs; without a port for other instances `peer` is left out. Raises
+    SettingsError when it cannot be written."""
+    ready: dict[str, object] = {"grpc": grpc, "rest": rest, "ops": ops, "pid": os.getpid()}
+    if peer:
+        ready["peer"] = peer
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,14 +35,20 @@ class Service:
 
 
 class ControlServer:
-    """Serves from `start` to `stop` on the unix socket `path`. Without `admit` everything may be registered."""
+    """Serves from `start` to `stop` on the unix socket `path`. Without `admit` everything may be registered. `more`: services
+    that are not for clients, so reflection does not list them."""
 
     def __init__(
-        self, path: Path, message_bytes_max: int, admit: Admit = lambda registration: registration
+        self,
+        path: Path,
+        message_bytes_max: int,
+        admit: Admit = lambda registration: registration,
+        more: Sequence[Service] = (),
     ) -> None:
         self._path = path
         self._message_bytes_max = message_bytes_max
         self._admit = admit
+        self._more = more
         self._server: grpc.aio.Server | None = None
 
     async def start(self, control: ControlPlane) -> None:
@@ -54,7 +60,7 @@ class ControlServer:
             health.service(control),
             *model_mesh.services(control, self._admit),
         ]
-        services += reflection.services([service.name for service in services])
+        services += [*reflection.services([service.name for service in services]), *self._more]
         self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),

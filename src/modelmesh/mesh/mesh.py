@@ -59,6 +59,10 @@ log = logging.getLogger(__name__)
 _DRAIN_POLL_S = 0.02
 HANDOVER_SHARE = 0.6
 """Of the grace period; the rest is for requests that are under way."""
+STAY_SHARE = 0.2
+STAY_S_MAX = 5.0
+"""So long, or for that share of the grace period, an instance that leaves takes requests, since those who send them look at its
+readiness now and then only."""
 
 
 class _Stop(Exception):
@@ -171,6 +175,8 @@ class Mesh(Desk):
         self._owner = asyncio.create_task(self._own(started), name="mesh")
         await started.wait()
         if self._peers is not None and self._others is not None:
+            capacity_bytes = self._others.load_now().capacity_bytes
+            await self._peers.update_member(capacity_bytes=capacity_bytes)
             await self._peers.start(self._others)
             self._spawn(self._others.run(), "hear other instances")
         self._registrar.on_change(self._changes.follow)
@@ -194,7 +200,7 @@ class Mesh(Desk):
             return
         ends_s = self._clock.monotonic_s() + grace_s
         if self._others is not None and not begun:
-            await self._leave(self._others, HANDOVER_SHARE * grace_s)
+            await self._leave(self._others, grace_s)
         self._dataplane.drain(max(round((ends_s - self._clock.monotonic_s()) * 1000), 0))
         while self._clock.monotonic_s() < ends_s:
             stats = self._dataplane.stats()
@@ -202,11 +208,14 @@ class Mesh(Desk):
                 return
             await asyncio.sleep(_DRAIN_POLL_S)
 
-    async def _leave(self, others: Others, within_s: float) -> None:
+    async def _leave(self, others: Others, grace_s: float) -> None:
         """Requests are still taken: nothing new is placed here, and others load what they would miss."""
+        stays_until_s = self._clock.monotonic_s() + min(STAY_SHARE * grace_s, STAY_S_MAX)
         others.announcer.tick(at_once=True)
-        await hand_over(self._copies, others, self._clock, self._journal, within_s)
+        await hand_over(self._copies, others, self._clock, self._journal, HANDOVER_SHARE * grace_s)
         others.announcer.give_up_all()
+        if len(others.fleet):
+            await asyncio.sleep(max(stays_until_s - self._clock.monotonic_s(), 0.0))
 
     async def stop(self, grace_s: float) -> None:
         """Drain, end all work, stop the runtimes. Idempotent. Raises what ended the mesh before, if a bug did."""

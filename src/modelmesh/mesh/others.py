@@ -26,7 +26,7 @@ from modelmesh.mesh.provider import PLACES, Provider
 from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.routes import Abroad
 from modelmesh.mesh.views import State
-from modelmesh.peers.protocol import Ask, Back, Gone, Load, Peers, Provided, Silent, Told
+from modelmesh.peers.protocol import Ask, Back, Gone, Joined, Load, Member, Peers, Provided, Silent, Told
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.urgency import Why
 from modelmesh.registry.mirror import Mirror
@@ -108,8 +108,13 @@ class Others:
         while True:
             members = self._members()
             for news in await self._peers.next_news():
+                new = isinstance(news, Joined) and self._is_new(news.member)
                 changed = self.fleet.apply(news, self._clock.monotonic_s())
                 match news:
+                    case Joined(member) if new:
+                        self._journal.record(
+                            Did.JOINED, "", f"Instance {member.id} is there, at {member.address}."
+                        )
                     case Gone(id):
                         self.provider.away(id)
                         self._journal.record(Did.LOST, "", f"Instance {id} is gone.", copies=len(changed))
@@ -125,8 +130,13 @@ class Others:
                 self._copies.routes.changed_abroad(changed)
             self.abroad.follow()
             if self._members() != members:
+                self.provider.deployment_changed()
                 self.on_members()
             self._settle()
+
+    def _is_new(self, member: Member) -> bool:
+        known = self.fleet.get(member.id)
+        return known is None or known.member.epoch != member.epoch
 
     def _members(self) -> list[tuple[str, int, bool, bool]]:
         return [(peer.id, peer.member.epoch, peer.silent, peer.takes_loads) for peer in self.fleet]

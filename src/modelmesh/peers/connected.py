@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from modelmesh.errors import RuntimeUnavailable
-from modelmesh.peers.link import Dial, Link, dial
+from modelmesh.peers.dialling import Dial, dial
+from modelmesh.peers.link import Link
 from modelmesh.peers.members import Members, encode
 from modelmesh.peers.picture import Picture
 from modelmesh.peers.protocol import Ask, Failed, Gone, Held, Hosted, Joined, Load, Member, News, Provided
@@ -43,17 +44,31 @@ class ConnectedPeers:
         self._arrived = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._reachable = asyncio.Event()
+        if me.address:
+            self._reachable.set()
 
     @property
     def me(self) -> Member:
         """See `Peers.me`."""
         return self._me
 
+    @property
+    def others(self) -> list[Member]:
+        """Those that the store knows now."""
+        return [member for id, member in self._members.known.items() if id != self._me.id]
+
     # --- life -----------------------------------------------------------------------------------------------
 
+    def reachable_at(self, address: str) -> None:
+        """Where the others reach this instance, when that was not known from the first."""
+        self._me = replace(self._me, address=address)
+        self._reachable.set()
+
     async def start(self, hosted: Hosted) -> None:
-        """See `Peers.start`. Raises StoreUnavailable."""
+        """See `Peers.start`. Waits until the address is known. Raises StoreUnavailable."""
         self.hosted = hosted
+        await self._reachable.wait()
         await self._members.read()
         await self._presence.start({self._members.key(self._me.id): encode(self._me)})
         self._watching = asyncio.create_task(self._members.follow(), name="members")
@@ -68,6 +83,8 @@ class ConnectedPeers:
         """See `Peers.update_member`."""
         fields: dict[str, Any] = dict(changes)
         self._me = replace(self._me, **fields)
+        if self._watching is None:
+            return  # the start tells it
         self._presence.put(self._members.key(self._me.id), encode(self._me))
 
     async def stop(self) -> None:

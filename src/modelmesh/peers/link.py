@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from modelmesh.errors import Code, ModelMeshError, RuntimeUnavailable
 from modelmesh.peers import messages
+from modelmesh.peers.dialling import Dial, dial
 from modelmesh.peers.protocol import Ask, Back, Gone, Member, News, Provided, Silent, Told
 from modelmesh.wire.generated import peers_pb2 as pb
 
@@ -21,24 +22,7 @@ TAKEN_S: Final = 0.25
 UNLOAD_S: Final = 30.0
 REDIAL_S: Final = 0.1
 REDIAL_S_MAX: Final = 5.0
-_OPTIONS: Final = (
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.max_receive_message_length", -1),
-)
-
 log = logging.getLogger(__name__)
-
-Dial = Callable[[str], "grpc.aio.Channel"]
-"""Opens a channel to an address, with the certificates this mesh uses."""
-
-
-def dial(address: str) -> grpc.aio.Channel:
-    """Without certificates. Made on the event loop that uses it."""
-    import grpc.aio
-
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
 
 
 class Link:
@@ -54,7 +38,8 @@ class Link:
         """It does not answer now."""
         self._me = me
         self._tell = tell
-        self._channel = open_channel(member.address)
+        self._open_channel = open_channel
+        self._channel: grpc.aio.Channel | None = None
         self._epoch = self._sequence = 0
         self._told_silent = False
 
@@ -64,6 +49,7 @@ class Link:
         while True:
             before = self._sequence
             try:
+                await self._dial()
                 if await self._follow():
                     return
             except ModelMeshError as error:
@@ -71,6 +57,12 @@ class Link:
             self._fall_silent()
             pause_s = REDIAL_S if self._sequence != before else min(2 * pause_s, REDIAL_S_MAX)
             await asyncio.sleep(pause_s)
+
+    async def _dial(self) -> None:
+        """A channel of its own for each connection, because certificates may be others by now."""
+        before, self._channel = self._channel, await self._open_channel(self.member.address)
+        if before is not None:
+            await before.close()
 
     async def _follow(self) -> bool:
         """Until the stream ends; whether with a goodbye."""
@@ -151,10 +143,7 @@ class Link:
     async def _reply(self, call: Any, model: str) -> pb.ProvideReply:
         import grpc.aio
 
-        try:
-            reply = await call.read()
-        except grpc.aio.AioRpcError as error:
-            raise self._failed(error, model) from error
+        reply = await self._answer(call.read(), model)
         if reply is grpc.aio.EOF:
             raise RuntimeUnavailable(
                 f"The instance {self.member.id} ended without an answer about model {model}.", model=model
@@ -174,12 +163,14 @@ class Link:
 
     async def close(self) -> None:
         """Cancel all calls. Idempotent."""
-        await self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
 
     # --- the wire -------------------------------------------------------------------------------------------
 
     def _stream(self, method: str, request: Any, answer: type[Any], timeout_s: float | None) -> Any:
-        call = self._channel.unary_stream(
+        call = self._connected(request).unary_stream(
             f"/{messages.SERVICE}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
@@ -187,17 +178,34 @@ class Link:
         return call(request, timeout=timeout_s)
 
     async def _unary(self, method: str, request: Any, answer: type[Any], timeout_s: float, model: str) -> Any:
-        import grpc.aio
-
-        call = self._channel.unary_unary(
+        call = self._connected(request).unary_unary(
             f"/{messages.SERVICE}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
+        return await self._answer(call(request, timeout=timeout_s), model)
+
+    def _connected(self, request: Any) -> grpc.aio.Channel:
+        if self._channel is None:
+            raise RuntimeUnavailable(
+                f"The instance {self.member.id} at {self.member.address} was not reached yet.",
+                model=getattr(request, "model", ""),
+            )
+        return self._channel
+
+    async def _answer(self, waiting: Awaitable[Any], model: str) -> Any:
+        import grpc.aio
+
         try:
-            return await call(request, timeout=timeout_s)
+            return await waiting
         except grpc.aio.AioRpcError as error:
             raise self._failed(error, model) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not who waits was cancelled: the channel was closed.
+            raise RuntimeUnavailable(f"The connection to {self.member.id} is closed.", model=model) from None
 
     def _failed(self, error: grpc.aio.AioRpcError, model: str) -> ModelMeshError:
         """What the other raised, or that it cannot be reached."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from modelmesh.errors import InvalidInput, StoreUnavailable
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def encode(member: Member) -> bytes:
     """The record of a member. Fields that say nothing are left out."""
     value: dict[str, Any] = {"epoch": member.epoch, "address": member.address}
-    texts = {"zone": member.zone, "host": member.host, "version": member.version, "revision": member.revision}
+    texts = {name: str(getattr(member, name)) for name in ("zone", "host", "version", "revision", "folder")}
     lists = {"labels": sorted(member.labels), "types": sorted(member.model_types)}
     numbers = {"capacityBytes": member.capacity_bytes, "started": member.started_wall_ms}
     value |= {name: content for name, content in (texts | lists | numbers).items() if content}
@@ -45,6 +45,7 @@ def decode(id: str, raw: bytes) -> Member:
             revision=str(value.get("revision", "")),
             capacity_bytes=int(value.get("capacityBytes", 0)),
             started_wall_ms=int(value.get("started", 0)),
+            folder=str(value.get("folder", "")),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidInput(
@@ -68,6 +69,11 @@ class Members:
     def key(self, id: str) -> str:
         """Where the record of an instance is."""
         return self._prefix + id
+
+    @property
+    def known(self) -> Mapping[str, Member]:
+        """By id, this instance among them."""
+        return self._known
 
     async def read(self) -> None:
         """Look at all of them. Raises StoreUnavailable."""

@@ -36,6 +36,8 @@ class Member:
     """Of its deployment; the newest is the one started last."""
     capacity_bytes: int = 0
     started_wall_ms: int = 0
+    folder: str = ""
+    """The folder it serves; all that serve one have to serve the same."""
 
 
 class Held(NamedTuple):

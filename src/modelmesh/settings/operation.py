@@ -13,18 +13,8 @@ from modelmesh.settings.setting import Setting
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """Who it is; start and stop."""
+    """Start and stop."""
 
-    instance_id: Annotated[
-        str | None,
-        Setting(
-            "instance_id",
-            parsing.text,
-            "",
-            "Name of this instance in metrics and status. Default: a random one.",
-            "ID",
-        ),
-    ]
     termination_message: Annotated[
         Path | None,
         Setting(
@@ -65,7 +55,7 @@ class Lifecycle:
             "ready_file",
             parsing.path,
             "",
-            "File written once /ready answers 200, removed at exit: JSON with grpc, rest, ops and pid.",
+            "File written once /ready answers 200, removed at exit: JSON with grpc, rest, ops, pid, and peer where there is one.",
             "PATH",
         ),
     ]

@@ -10,6 +10,8 @@ from pathlib import Path
 from modelmesh.settings.machine import memory_limit_bytes
 from modelmesh.settings.sizes import parse_size
 
+_REACHED = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s/,:\[\]]+))(?::(\d+))?|([0-9A-Fa-f:.]+)")
+"""[IPv6] or a name, then a port; or a bare IPv6 address."""
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -115,6 +117,28 @@ def memory(value: str) -> int:
 
 def path(value: str) -> Path:
     return Path(text(value)).expanduser().absolute()
+
+
+def optional_path(value: str) -> Path | None:
+    """None for `none`."""
+    return None if value.strip() == "none" else path(value)
+
+
+def advertised(value: str) -> tuple[str, int | None]:
+    """A host that others can dial, and a port if one is said."""
+    match = _REACHED.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("is neither HOST nor HOST:PORT (an IPv6 address with a port stands in brackets)")
+    host, number = match[1] or match[2] or match[4], match[3]
+    if host in ("0.0.0.0", "::"):
+        raise ValueError("is no address that others can dial: it stands for all interfaces")
+    return host, None if number is None else port_of_others(number)
+
+
+def port_of_others(value: str) -> int:
+    if not value.isdigit() or not 1 <= int(value) <= 65535:
+        raise ValueError("is not a port from 1 to 65535")
+    return int(value)
 
 
 def paths(value: str) -> tuple[Path, ...]:

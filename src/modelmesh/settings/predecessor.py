@@ -1,11 +1,12 @@
-"""The predecessor's environment variables (KServe ModelMesh; reference mesh.md 11), each one named once: carried by a setting of
-ours, ignored, or refused because going on without it would do harm. `docs/compatibility.md` shows this table; a test compares.
+"""The predecessor's environment variables (KServe ModelMesh; reference mesh.md 11), each one in the table: carried by settings
+of ours, ignored, or refused because going on without it would do harm. `docs/compatibility.md` shows this table; a test compares.
 
 A setting reads its variables after flags, `MODELMESH_*` and the TOML file. An empty variable counts as not set.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -49,6 +50,25 @@ def _pod_address(text: str) -> str:
         raise ValueError("is not an IP address") from error
 
 
+def _own_address(text: str) -> str:
+    """Of this pod alone."""
+    _pod_address(text)
+    return text.strip()
+
+
+def _replica_set(text: str) -> str:
+    """The pod's ReplicaSet, by the hash between the names of Deployment and pod; empty for pods of others."""
+    match = _OF_REPLICA_SET.fullmatch(text.strip())
+    return match[1] if match else ""
+
+
+def _plain(text: str) -> str:
+    """`none` for false; what else is said leaves the certificates in force."""
+    if text.strip().lower() not in ("true", "false"):
+        raise ValueError("is neither true nor false")
+    return "none" if text.strip().lower() == "false" else ""
+
+
 def _local_port(text: str) -> str:
     if not text.strip().isdigit() or not 1 <= int(text) <= 65535:
         raise ValueError("is not a port from 1 to 65535")
@@ -70,7 +90,8 @@ def _whole(text: str, unit: str) -> int:
 @dataclass(frozen=True, slots=True)
 class Carried:
     """Read by a setting. `names`: the variable and its older spellings; the first that is set counts. `translate` writes its
-    value as a user of ours would, or raises ValueError with the second half of a sentence."""
+    value as a user of ours would, empty when that says nothing, or raises ValueError with the second half of a sentence. A
+    variable that several settings read has a row for each; of the rows for one setting the first that says something counts."""
 
     names: tuple[str, ...]
     setting: str
@@ -98,14 +119,24 @@ class Refused:
 
 
 _JVM: Final = "it tunes a Java virtual machine, and there is none; --memory bounds the workers"
-_PEERS: Final = "it is about peers, and this instance serves alone"
-_PLACING: Final = "it chooses between instances, and this one serves alone"
+_OUTSIDE: Final = "it tells addresses outside of the cluster, and instances know each other by those inside"
+_OF_REPLICA_SET: Final = re.compile(r".+-([a-z0-9]{5,10})-[a-z0-9]{5}")
+_ELSEWHERE: Final = (
+    "a model that a new instance cannot load is loaded by others, and it goes on with the rest"
+)
 _SIDECAR: Final = (
     "With neither set, in a pod without a folder to serve: /tmp/mmesh/grpc.sock, then port 8085, as there."
 )
 _EITHER: Final = (
     ("INTERNAL_GRPC_PORT", "INTERNAL_GRPC_SOCKET_PATH"),
     ("INTERNAL_SERVING_GRPC_PORT", "INTERNAL_SERVING_GRPC_SOCKET_PATH"),
+)
+
+_CERTIFICATE: Final = ("MM_TLS_KEY_CERT_PATH", "MM_SVC_GRPC_CA_CERT_PATH", "TAS_SVC_GRPC_CA_CERT_PATH")
+_KEY: Final = (
+    "MM_TLS_PRIVATE_KEY_PATH",
+    "MM_SVC_GRPC_PRIVATE_KEY_PATH",
+    "TAS_SVC_GRPC_PRIVATE_KEY_PATH",
 )
 
 _POD: Final = "WKUBE_POD_NAME"
@@ -145,6 +176,7 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
     Carried(
         ("WKUBE_POD_IPADDR",), "host", _pod_address, "All interfaces, since a pod is called from outside."
     ),
+    Carried(("WKUBE_POD_IPADDR",), "advertise", _own_address),
     # Runtimes beside this program.
     Carried(("INTERNAL_GRPC_PORT",), "runtime", _local_port, _SIDECAR),
     Carried(("INTERNAL_GRPC_SOCKET_PATH",), "runtime", _socket, _SIDECAR),
@@ -163,12 +195,14 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
         _failure_expiry,
         "Half of it, as for models in use there; passing failures are tried again sooner.",
     ),
-    Ignored(("MM_FAILFAST_UPGRADE_ENABLED",), "it compares with other instances, and this one serves alone"),
-    Ignored(
-        ("BOOTSTRAP_CLEARANCE_PERIOD_MS",), "it compares with other instances, and this one serves alone"
+    Ignored(("MM_FAILFAST_UPGRADE_ENABLED",), _ELSEWHERE),
+    Ignored(("BOOTSTRAP_CLEARANCE_PERIOD_MS",), _ELSEWHERE),
+    Carried(
+        ("MM_LOCATION", "WKUBE_NODE_NAME", "WKUBE_NODE_IP"),
+        "machine",
+        says="Copies are spread over machines.",
     ),
-    Ignored(("MM_LOCATION",), _PLACING),
-    Ignored(("MM_ZONE",), _PLACING),
+    Carried(("MM_ZONE",), "zone", says="Copies are spread over zones."),
     Carried(("MM_LABELS",), "labels"),
     Carried(("MM_TYPE_CONSTRAINTS",), "type_constraints"),
     Carried(("MM_TYPE_CONSTRAINTS_PATH",), "type_constraints_path"),
@@ -203,29 +237,37 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
         says="Unset: /dev/termination-log if it is there.",
     ),
     # TLS.
-    Carried(
-        ("MM_TLS_KEY_CERT_PATH", "MM_SVC_GRPC_CA_CERT_PATH", "TAS_SVC_GRPC_CA_CERT_PATH"),
-        "tls_cert",
-        says="New files are picked up.",
-    ),
-    Carried(
-        ("MM_TLS_PRIVATE_KEY_PATH", "MM_SVC_GRPC_PRIVATE_KEY_PATH", "TAS_SVC_GRPC_PRIVATE_KEY_PATH"),
-        "tls_key",
-        says="New files are picked up.",
-    ),
+    Carried(_CERTIFICATE, "tls_cert", says="New files are picked up."),
+    Carried(_KEY, "tls_key", says="New files are picked up."),
     Carried(("MM_TLS_PRIVATE_KEY_PASSPHRASE", "MM_SVC_GRPC_PRIVATE_KEY_PASSPHRASE"), "tls_key_passphrase"),
     Carried(("MM_TLS_CLIENT_AUTH",), "tls_client_auth"),
     Carried(("MM_TLS_TRUST_CERT_PATH",), "tls_trust"),
-    Ignored(("MM_ENABLE_SSL",), _PEERS),
-    Ignored(("MM_INTRACLUSTER_CLIENTAUTH",), _PEERS),
-    Ignored(("MM_INTERNAL_TRUST_CERTS", "MM_TRUST_CERTS"), _PEERS),
-    Ignored(("MM_SEND_DEST_ID",), _PEERS),
+    # Between instances.
+    Carried(("MM_ENABLE_SSL",), "peer_tls_cert", _plain, "false: instances speak plain text to each other."),
+    Carried(("MM_ENABLE_SSL",), "peer_tls_key", _plain),
+    Carried(
+        ("MM_TLS_KEY_CERT_PATH",),
+        "peer_tls_cert",
+        says="Both sides of a connection between instances show it.",
+    ),
+    Carried(("MM_TLS_PRIVATE_KEY_PATH",), "peer_tls_key", says="An encrypted key stops the start."),
+    Carried(
+        ("MM_INTERNAL_TRUST_CERTS", "MM_TRUST_CERTS"),
+        "peer_tls_trust",
+        says="Besides, whoever shows the same certificate is trusted, as there.",
+    ),
+    Ignored(
+        ("MM_INTRACLUSTER_CLIENTAUTH",), "instances that have certificates always show them to each other"
+    ),
+    Ignored(
+        ("MM_SEND_DEST_ID",),
+        "an instance that is sent a request either serves it or says that it has no copy",
+    ),
     # Where it runs.
     Carried((_POD,), "instance_id", _pod_name, "Its last 12 characters, as there."),
-    Ignored(("WKUBE_NODE_IP",), _PEERS),
-    Ignored(("WKUBE_NODE_NAME",), _PEERS),
-    Ignored(("WKUBE_SERVICE_NAME",), _PEERS),
-    Ignored(("WKUBE_SERVICE_PORT_NAME",), _PEERS),
+    Carried((_POD,), "revision", _replica_set, "The hash of its ReplicaSet."),
+    Ignored(("WKUBE_SERVICE_NAME",), _OUTSIDE),
+    Ignored(("WKUBE_SERVICE_PORT_NAME",), _OUTSIDE),
     Ignored(("SERVICE_VERSION",), "the version told is this program's own"),
     *(
         Ignored((name,), _JVM)
@@ -278,10 +320,12 @@ def carried(setting: str, environment: Mapping[str, str]) -> tuple[str, str] | N
             continue
         if name := _set_name(row.names, environment):
             try:
-                return name, row.translate(environment[name])
+                said = row.translate(environment[name])
             except ValueError as error:
                 raise SettingsError(f'{name}: "{environment[name]}" {error}.') from error
-        if row.in_pod and environment.get(_POD):
+            if said:
+                return name, said
+        elif row.in_pod and environment.get(_POD):
             return row.names[0], row.translate(row.in_pod)
     return None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from modelmesh.settings.models import Memory, Models, Runtimes
 from modelmesh.settings.network import Edges, Network
 from modelmesh.settings.operation import Lifecycle, Logs, Metrics
+from modelmesh.settings.peering import Peering
 from modelmesh.settings.setting import Setting
 from modelmesh.settings.sharing import State
 
@@ -26,6 +27,7 @@ class Settings:
     network: Network
     edges: Edges
     state: State
+    peering: Peering
     lifecycle: Lifecycle
     logs: Logs
     metrics: Metrics
@@ -39,6 +41,7 @@ __all__: Sequence[str] = (
     "Metrics",
     "Models",
     "Network",
+    "Peering",
     "Runtimes",
     "Setting",
     "Settings",

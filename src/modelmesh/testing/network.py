@@ -194,6 +194,8 @@ class FakePeers:
 
     async def update_member(self, **changes: object) -> None:
         self._me = replace(self._me, **changes)  # type: ignore[arg-type]
+        if self._network.instances.get(self._me.id) is not self:
+            return  # the start tells it
         for other in self._network.instances.values():
             if other is not self:
                 other._tell(Joined(self._me))

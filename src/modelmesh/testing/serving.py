@@ -48,6 +48,7 @@ class Served:
         grpc, rest, ops = ports
         command = [sys.executable, *program, "serve", *arguments, "--ready-file", str(self.ready_file)]
         command += ["--grpc-port", str(grpc), "--rest-port", str(rest), "--ops-port", str(ops)]
+        command += ["--peer-port", "0"]
         environment = os.environ | {
             "XDG_RUNTIME_DIR": str(self.runtime_base),
             "XDG_STATE_HOME": str(scratch / "state"),
@@ -63,6 +64,7 @@ class Served:
         ready = json.loads(self.ready_file.read_text())
         assert ready["pid"] == self.process.pid
         self.grpc, self.rest, self.ops = ready["grpc"], ready["rest"], ready["ops"]
+        self.peer = ready.get("peer", "")
         return self
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from modelmesh.errors import Code, LoadFailed
 from modelmesh.journal import Did
+from modelmesh.policy.revisions import MOVING_S
 from modelmesh.testing.loop import run
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.theatre import Theatre
@@ -145,6 +146,39 @@ def test_an_instance_that_leaves_hands_its_models_over_first() -> None:
             assert {answer.code for answer in answers} == {Code.OK}
             assert sum(theatre.loads(model) for model in models) == loads
             theatre.check()
+
+    run(scene())
+
+
+def test_an_instance_that_leaves_takes_requests_a_little_longer() -> None:
+    async def scene() -> None:
+        async with Theatre(2) as theatre:
+            await theatre.register("iris")
+            leaving = asyncio.create_task(theatre["a"].mesh.stop(10.0))
+            await asyncio.sleep(1.5)
+            assert not theatre["a"].mesh.instance().ready
+            assert (await theatre["a"].ask("iris").answer).code is Code.OK
+            await asyncio.sleep(1.0)
+            assert (await theatre["a"].ask("iris").answer).code is Code.UNAVAILABLE
+            await leaving
+
+    run(scene())
+
+
+def test_new_copies_go_to_the_newest_revision() -> None:
+    async def scene() -> None:
+        revisions = {"a": {"revision": "r1"}, "b": {"revision": "r1"}, "c": {"revision": "r2"}}
+        async with Theatre(3, members=revisions) as theatre:
+            models = [f"m{index}" for index in range(9)]
+            for model in models:
+                await theatre.register(model, Artefact(load_s=0.0))
+                assert (await theatre["a"].ask(model).answer).code is Code.OK
+            assert {tuple(theatre.holders(model)) for model in models} == {("c",)}
+            await asyncio.sleep(MOVING_S)
+            for index in range(9, 18):
+                await theatre.register(f"m{index}", Artefact(load_s=0.0))
+                assert (await theatre["a"].ask(f"m{index}").answer).code is Code.OK
+            assert len({tuple(theatre.holders(f"m{index}")) for index in range(9, 18)}) == 3
 
     run(scene())
 

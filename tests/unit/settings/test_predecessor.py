@@ -93,10 +93,13 @@ def page_row(row: Carried | Ignored | Refused, name: str) -> str:
     return f"| `{name}` | stops the start | {row.reason} |"
 
 
-def test_every_variable_is_in_the_table_once() -> None:
-    names = [name for row in TABLE for name in row.names]
-    assert len(names) == len(set(names))
-    assert set(NAMED) <= set(names)
+def test_every_variable_is_in_the_table_once_for_each_setting_that_reads_it() -> None:
+    carried = [(name, row.setting) for row in TABLE if isinstance(row, Carried) for name in row.names]
+    others = [name for row in TABLE if not isinstance(row, Carried) for name in row.names]
+    assert len(carried) == len(set(carried)) and len(others) == len(set(others))
+    names = {name for name, _ in carried}
+    assert not names & set(others)
+    assert set(NAMED) <= names | set(others)
 
 
 def test_what_is_carried_is_a_setting() -> None:
@@ -146,11 +149,36 @@ def test_units_and_forms_are_translated() -> None:
     assert settings.lifecycle.load_failure_expiry_s == 450
     assert settings.network.message_bytes_max == 1 << 20
     assert settings.network.header_bytes_max == 8192
-    assert settings.lifecycle.instance_id == "4c5b6-x2z8k".rjust(12, "f")
+    assert settings.peering.instance_id == "4c5b6-x2z8k".rjust(12, "f")
     assert settings.network.host == "0.0.0.0"
     assert settings.edges.tls_client_auth == "require"
     assert settings.lifecycle.termination_message == Path("/tmp/ended")
     assert read_settings({}, {"WKUBE_POD_IPADDR": "fd00::7"}).network.host == "::"
+
+
+def test_an_instance_among_others_is_who_the_pod_is() -> None:
+    pod = {"WKUBE_POD_NAME": "mesh-runtime-7d9f4c5b6-x2z8k", "WKUBE_POD_IPADDR": "10.1.2.3"}
+    peering = read_settings(
+        {}, pod | {"MM_ZONE": "z1", "MM_LOCATION": "10.0.0.7", "WKUBE_NODE_NAME": "n"}
+    ).peering
+    assert (peering.advertise, peering.revision) == (("10.1.2.3", None), "7d9f4c5b6")
+    assert (peering.zone, peering.machine, peering.port) == ("z1", "10.0.0.7", 8080)
+    assert read_settings({}, {"WKUBE_NODE_NAME": "n"}).peering.machine == "n"
+    for other in ("mesh-0", "pod", "mesh-7d9f4c5b6-x2z8"):
+        assert read_settings({}, {"WKUBE_POD_NAME": other}).peering.revision is None
+    assert read_settings({}, {}).peering.advertise is None
+
+
+def test_instances_show_each_other_what_they_show_clients_unless_told_not_to() -> None:
+    def files(**more: str) -> tuple[Path | None, Path | None, tuple[Path, ...] | None]:
+        given = {"MM_TLS_KEY_CERT_PATH": "/tls.crt", "MM_TLS_PRIVATE_KEY_PATH": "/tls.key"}
+        peering = read_settings({}, given | more).peering
+        return peering.tls_cert, peering.tls_key, peering.tls_trust
+
+    assert files() == (Path("/tls.crt"), Path("/tls.key"), None)
+    assert files(MM_ENABLE_SSL="true", MM_TRUST_CERTS="/a,/b")[2] == (Path("/a"), Path("/b"))
+    assert files(MM_ENABLE_SSL="false") == (None, None, None)
+    assert files(MM_ENABLE_SSL="false", MODELMESH_PEER_TLS_CERT="/own.crt")[0] == Path("/own.crt")
 
 
 def test_ports_beside_the_ops_port_are_as_the_manifests_expect() -> None:
@@ -203,6 +231,7 @@ def test_the_default_candidates_are_for_pods_that_say_nothing_else(tmp_path: Pat
         ("MM_SVC_GRPC_MAX_MSG_SIZE", "16MiB", "is not a whole number of bytes"),
         ("MM_SVC_GRPC_MAX_HEADERS_SIZE", "12", "is not a size from 1KiB to 16MiB"),
         ("WKUBE_POD_IPADDR", "here", "is not an IP address"),
+        ("MM_ENABLE_SSL", "no", "is neither true nor false"),
         ("MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS", "0", "is neither none nor a number of seconds"),
         ("MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS", "10m", "is not a whole number of seconds"),
         ("MM_LOG_REQUEST_HEADERS", "x", "is not JSON"),
@@ -226,10 +255,10 @@ def test_a_wrong_value_stops_the_start_by_its_name(name: str, value: str, says: 
 
 def test_each_ignored_variable_that_is_set_gets_one_line() -> None:
     lines = list(
-        ignored({"HEAP_SIZE_MB": "640", "MM_ZONE": "", "MM_ENABLE_SSL": "true", "MM_SVC_GRPC_PORT": "1"})
+        ignored({"HEAP_SIZE_MB": "640", "GC_DIAG": "", "MM_SEND_DEST_ID": "true", "MM_SVC_GRPC_PORT": "1"})
     )
     assert len(lines) == 2
-    assert lines[0].startswith("MM_ENABLE_SSL is ignored: it is about peers")
+    assert lines[0].startswith("MM_SEND_DEST_ID is ignored: an instance that is sent")
     assert lines[1].startswith("HEAP_SIZE_MB is ignored: it tunes a Java virtual machine")
 
 

@@ -34,6 +34,21 @@ def test_each_folder_has_a_state_of_its_own(tmp_path: Path) -> None:
     assert default_state(None, {"XDG_STATE_HOME": "relative, so ignored"}).is_relative_to(Path.home())
 
 
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("10.0.0.7", "10.0.0.7", None),
+        ("10.0.0.7:81", "10.0.0.7", 81),
+        ("mesh-0.mesh.svc:8080", "mesh-0.mesh.svc", 8080),
+        ("fd00::7", "fd00::7", None),
+        ("[fd00::7]", "fd00::7", None),
+        ("[fd00::7]:81", "fd00::7", 81),
+    ],
+)
+def test_where_others_reach_an_instance(text: str, host: str, port: int | None) -> None:
+    assert read_settings({"advertise": text}, {}).peering.advertise == (host, port)
+
+
 def test_state_in_memory_is_no_path() -> None:
     assert read_settings({"state": "memory"}, {}).state.path is None
 
@@ -54,6 +69,11 @@ def test_workers_by_cores_and_memory() -> None:
         ({"log_format": "loud"}, {}, '--log-format: "loud" is none of auto, console, json'),
         ({"grace": "-1"}, {}, '--grace: "-1" is not a number of seconds'),
         ({"host": " "}, {}, '--host: " " is empty'),
+        ({"advertise": "a b"}, {}, '--advertise: "a b" is neither HOST nor HOST:PORT'),
+        ({"advertise": "host:"}, {}, '--advertise: "host:" is neither HOST nor HOST:PORT'),
+        ({"advertise": "::"}, {}, '--advertise: "::" is no address that others can dial'),
+        ({"advertise": "host:0"}, {}, '--advertise: "host:0" is not a port from 1 to 65535'),
+        ({"instance_id": "a/b"}, {}, '--instance-id: "a/b" is empty, or contains a slash'),
         ({"message_max": "2GiB"}, {}, '--message-max: "2GiB" is not a size from 1KiB to just below 2GiB'),
     ],
 )

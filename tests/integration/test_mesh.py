@@ -1,0 +1,202 @@
+"""Several instances as real processes, one mesh: models are loaded once, answered by each, and outlive who held them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
+
+from modelmesh.testing.etcd import Etcd, missing
+from modelmesh.testing.serving import Served, until, write_iris
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+ROW = [5.1, 3.5, 1.4, 0.2]
+BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP64", "data": ROW}]}
+MODELS = [f"m{n}" for n in range(8)]
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[Etcd]:
+    with Etcd(tmp_path / "etcd") as etcd:
+        yield etcd
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    write_iris(tmp_path / "models" / "iris")
+    return tmp_path / "models"
+
+
+Start = Callable[..., Served]
+
+
+@pytest.fixture
+def start(etcd: Etcd, models: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts an instance by name; all that run at the end are ended."""
+    started: list[Served] = []
+
+    def begin(name: str, *more: str, grace: str = "40") -> Served:
+        flags = ("--store", f"etcd:{etcd.endpoints}", "--service", "demo", "--instance-id", name)
+        memory = ("--memory", "300MiB", "--workers", "1", "--grace", grace)
+        started.append(Served(tmp_path / name, *flags, *memory, "--model-root", str(models), *more))
+        return started[-1]
+
+    yield begin
+    for instance in started:
+        instance.kill_all()
+
+
+def register(instance: Served, models: Path) -> None:
+    for model in MODELS:
+        done = httpx.put(
+            f"{instance.ops}/models/{model}", json={"type": "sklearn", "path": str(models / "iris")}
+        )
+        assert done.is_success, done.text
+
+
+def infer(client: InferenceServerClient, model: str) -> Any:
+    x = InferInput("x", [1, 4], "FP64")
+    x.set_data_from_numpy(np.array([ROW]))
+    return client.infer(model, [x], client_timeout=30)
+
+
+@contextmanager
+def clients(instances: Sequence[Served]) -> Iterator[list[InferenceServerClient]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(InferenceServerClient(instance.grpc)) for instance in instances]
+
+
+def warm_up(instances: Sequence[Served]) -> None:
+    """Ask for all models at once, everywhere: each is loaded once, and libraries are imported at the same time."""
+    with clients(instances) as grpc, ThreadPoolExecutor(len(MODELS) * len(instances)) as pool:
+        asked = [pool.submit(infer, client, model) for model in MODELS for client in grpc]
+        for answer in asked:
+            answer.result()
+    assert loads(instances) == len(MODELS)
+    assert len(holders(instances)) > 1, "the models are spread over the instances"
+
+
+def about(instance: Served) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{instance.ops}/instance").json()
+    return found
+
+
+def loads(instances: Sequence[Served]) -> int:
+    return sum(about(instance)["loads_total"] for instance in instances)
+
+
+def holders(instances: Sequence[Served]) -> dict[str, Served]:
+    """Who holds at least one model."""
+    return {instance.scratch.name: instance for instance in instances if about(instance)["models_loaded"]}
+
+
+class Traffic:
+    """Asks for all models at instances in turn, as long as it is entered, passing over those that say they are not ready, as a
+    load balancer would. Nothing is repeated."""
+
+    def __init__(self, instances: Sequence[Served]) -> None:
+        self._instances = instances
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.sent: dict[str, int] = {instance.scratch.name: 0 for instance in instances}
+        self.failures: list[str] = []
+
+    def __enter__(self) -> Traffic:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join(60)
+
+    def _run(self) -> None:
+        with httpx.Client() as http, clients(self._instances) as grpc:
+            doors = zip(cycle(range(len(self._instances))), cycle(MODELS), strict=False)
+            for turn, model in doors:
+                if self._over.is_set():
+                    return
+                instance = self._instances[turn]
+                try:
+                    ready = http.get(f"{instance.ops}/ready").status_code == 200
+                except httpx.HTTPError:
+                    ready = False
+                if not ready:
+                    self._over.wait(0.002)
+                    continue
+                try:
+                    infer(grpc[turn], model)
+                    self.sent[instance.scratch.name] += 1
+                except InferenceServerException as error:
+                    self.failures.append(f"{model} at {instance.scratch.name}: {error}")
+
+    def more(self, n: int) -> None:
+        """Wait for so many more answers."""
+        before = sum(self.sent.values())
+        until(lambda: sum(self.sent.values()) >= before + n or self.failures, f"{n} more answers")
+        assert self.failures == []
+
+
+def test_models_are_loaded_once_and_outlive_who_held_them(start: Start, models: Path) -> None:
+    instances = [start(name) for name in "abc"]
+    for instance in instances:
+        instance.wait_ready()
+    register(instances[0], models)
+    warm_up(instances)
+    with clients(instances) as grpc:
+        for model in MODELS:
+            for instance, client in zip(instances, grpc, strict=True):
+                assert infer(client, model).get_response().model_name == model
+                rest = httpx.post(f"{instance.rest}/v2/models/{model}/infer", json=BODY, timeout=30)
+                assert rest.status_code == 200, rest.text
+    assert loads(instances) == len(MODELS)
+
+    dies = next(iter(holders(instances).values()))
+    survivors = [instance for instance in instances if instance is not dies]
+    lost = about(dies)["models_loaded"]
+    loaded = loads(survivors)
+    with Traffic(survivors) as traffic:
+        traffic.more(50)
+        dies.kill_all()
+        traffic.more(200)
+    assert traffic.failures == []
+    assert all(traffic.sent.values())
+    assert loads(survivors) == loaded + lost, "what it held is loaded elsewhere, once"
+
+
+def test_an_instance_that_is_stopped_or_joins_under_traffic_costs_no_request(
+    start: Start, models: Path
+) -> None:
+    instances = [start(name) for name in "abc"]
+    for instance in instances:
+        instance.wait_ready()
+    register(instances[0], models)
+    warm_up(instances)
+    with Traffic(instances) as traffic:
+        traffic.more(100)
+        leaves = next(iter(holders(instances).values()))
+        held = about(leaves)["models_loaded"]
+        assert leaves.stop(signal.SIGTERM) == 0
+        leaves.assert_nothing_left()
+        traffic.more(100)
+        joins = start("d")
+        joins.wait_ready()
+        traffic.more(100)
+    assert traffic.failures == []
+    with clients([joins]) as (client,):
+        for model in MODELS:
+            infer(client, model)
+    stay = [joins, *(instance for instance in instances if instance is not leaves)]
+    assert sum(about(instance)["models_loaded"] for instance in stay) == len(MODELS)
+    assert f"{held} of {held} models in use were loaded elsewhere" in leaves.err.read_text()
