@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from between import Between
 from certificates import Authority
 
 from modelmesh.clock import LoopClock
@@ -325,51 +326,6 @@ def test_a_wrong_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         run(open_and_close("127.0.0.1:1,127.0.0.1:2"))
 
 
-class Cut:
-    """A connection that can be cut: what lies between the store and etcd."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._open = True
-
-    async def __aenter__(self) -> Cut:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.endpoint = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self.cut()
-        self._server.close()
-
-    def cut(self) -> None:
-        self._open = False
-        for writer in self._writers:
-            writer.close()
-
-    def mend(self) -> None:
-        self._open = True
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._open:
-            writer.close()
-            return
-        there, back = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writers |= {writer, back}
-        try:
-            await asyncio.gather(self._move(reader, back), self._move(there, writer), return_exceptions=True)
-        finally:
-            self._writers -= {writer, back}
-
-    async def _move(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        finally:
-            writer.close()
-
-
 def test_after_a_compaction_only_the_differences_are_told(single: Etcd) -> None:
     """What changed while we were cut off is no longer kept: consumers see each difference once all the same."""
 
@@ -381,8 +337,8 @@ def test_after_a_compaction_only_the_differences_are_told(single: Etcd) -> None:
 
     async def scenario() -> None:
         async with (
-            Cut(single.servers[0].port) as between,
-            opened(between.endpoint, "/compacted/", timeout_s=2.0) as store,
+            Between(f"127.0.0.1:{single.servers[0].port}") as between,
+            opened(between.address, "/compacted/", timeout_s=2.0) as store,
         ):
             for model in ("kept", "changed", "deleted", "again"):
                 await put(store, f"registry/{model}", '{"type":"onnx"}')

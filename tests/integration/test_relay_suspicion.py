@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
+from between import Between
 from relay_face import Context, Face, relay_face, run
 
 from modelmesh.dataplane.protocol import Fault, Replica, Route, Target, TargetBack, TargetLost
@@ -19,69 +20,21 @@ THERE = 101
 IRIS = Replica(1000, THERE)
 
 
-class Stall:
-    """A port that passes bytes on to another one, unless it is told to hold them. Its connections stay."""
-
-    def __init__(self, behind: str) -> None:
-        self._host, port = behind.rsplit(":", 1)
-        self._port = int(port)
-        self._flows = asyncio.Event()
-        self._flows.set()
-        self._passing: set[asyncio.Task[None]] = set()
-        self.accepted = 0
-
-    def hold(self) -> None:
-        self._flows.clear()
-
-    def go_on(self) -> None:
-        self._flows.set()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        inner_reader, inner_writer = await asyncio.open_connection(self._host, self._port)
-        for source, sink in ((reader, inner_writer), (inner_reader, writer)):
-            passing = asyncio.create_task(self._pass(source, sink))
-            self._passing.add(passing)
-            passing.add_done_callback(self._passing.discard)
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(OSError):
-                while data := await reader.read(65536):
-                    await self._flows.wait()
-                    writer.write(data)
-                    await writer.drain()
-        finally:
-            writer.transport.abort()
-
-    @asynccontextmanager
-    async def port(self) -> AsyncIterator[str]:
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        host, port = server.sockets[0].getsockname()
-        try:
-            yield f"{host}:{port}"
-        finally:
-            server.close()
-            self.go_on()
-            for passing in list(self._passing):
-                passing.cancel()
-            if self._passing:
-                await asyncio.wait(self._passing, timeout=5.0)
-
-
 @asynccontextmanager
-async def two(folder: Path) -> AsyncIterator[tuple[Face, Face, Stall]]:
+async def two(folder: Path) -> AsyncIterator[tuple[Face, Face, Between]]:
     """An instance that clients ask, another one, and what is between them. The model is `iris` in both."""
     for name in ("here", "there"):
         (folder / name).mkdir()
-    async with relay_face(folder / "there", peer_port=0) as there:
-        stall = Stall(there.peer)
-        async with stall.port() as port, relay_face(folder / "here", threads=1) as here:
-            here.plane.set_targets([Target(THERE, port, peer=True)], [])
-            here.serve("iris", IRIS)
-            there.serve("iris", Replica(1, 1))
-            assert (await here.ask()).code == Code.OK
-            yield here, there, stall
+    async with (
+        relay_face(folder / "there", peer_port=0) as there,
+        Between(there.peer) as between,
+        relay_face(folder / "here", threads=1) as here,
+    ):
+        here.plane.set_targets([Target(THERE, between.address, peer=True)], [])
+        here.serve("iris", IRIS)
+        there.serve("iris", Replica(1, 1))
+        assert (await here.ask()).code == Code.OK
+        yield here, there, between
 
 
 class Gate:
@@ -98,14 +51,14 @@ class Gate:
 
 def test_kept_requests_move_and_streams_wait(tmp_path: Path) -> None:
     async def test() -> None:
-        async with two(tmp_path) as (here, there, stall):
+        async with two(tmp_path) as (here, there, between):
             call = here.channel.stream_stream("/test.Echo/Stream")(metadata=(("mm-model-id", "iris"),))
             await call.write(b"one")
             assert await call.read() == b"one"
             gate = Gate(there)
             moves, stays = here.ask(message=b"x" * 100_000), here.ask(message=b"y" * 3_000_000)
             await there.until(lambda: there.upstreams[0].running == 2)
-            stall.hold()
+            between.hold()
             began_s = time.monotonic()
             await here.event(TargetLost, target_id=THERE)
             assert 0.5 <= time.monotonic() - began_s < 5.0
@@ -118,13 +71,13 @@ def test_kept_requests_move_and_streams_wait(tmp_path: Path) -> None:
             assert (await coming).code == Code.OK
             await call.write(b"two")
             gate.open.set()
-            stall.go_on()
+            between.go_on()
             await here.event(TargetBack, target_id=THERE)
             assert await call.read() == b"two"
             assert len((await stays).message) == 3_000_000
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF
-            assert stall.accepted == 1, "the connection was kept"
+            assert between.accepted == 1, "the connection was kept"
             assert here.plane.stats().kept_bytes == 0
 
     run(test())
@@ -132,12 +85,12 @@ def test_kept_requests_move_and_streams_wait(tmp_path: Path) -> None:
 
 def test_who_parked_goes_there_when_it_answers_again(tmp_path: Path) -> None:
     async def test() -> None:
-        async with two(tmp_path) as (here, _, stall):
-            stall.hold()
+        async with two(tmp_path) as (here, _, between):
+            between.hold()
             asked = [here.ask() for _ in range(3)]
             await here.event(TargetLost)
             await here.until(lambda: here.plane.stats().parked_requests == 3)
-            stall.go_on()
+            between.go_on()
             assert {reply.code for reply in await asyncio.gather(*asked)} == {Code.OK}
             await here.event(TargetBack)
 
@@ -146,20 +99,20 @@ def test_who_parked_goes_there_when_it_answers_again(tmp_path: Path) -> None:
 
 def test_a_request_moves_once(tmp_path: Path) -> None:
     async def test() -> None:
-        async with two(tmp_path) as (here, there, stall):
+        async with two(tmp_path) as (here, there, between):
             gate = Gate(there)
             asked = here.ask()
             await there.until(lambda: there.upstreams[0].running == 1)
-            stall.hold()
+            between.hold()
             await here.until(lambda: here.plane.stats().parked_requests == 1)
-            stall.go_on()
+            between.go_on()
             await here.event(TargetBack)
             await there.until(lambda: len(there.upstreams[0].requests) == 3)
-            stall.hold()
+            between.hold()
             await here.event(TargetLost)
             gate.open.set()
             assert here.plane.stats().parked_requests == 0
-            stall.go_on()
+            between.go_on()
             assert (await asked).code == Code.OK
 
     run(test())
@@ -167,15 +120,15 @@ def test_a_request_moves_once(tmp_path: Path) -> None:
 
 def test_an_idle_instance_is_watched_while_routes_lead_there(tmp_path: Path) -> None:
     async def test() -> None:
-        async with two(tmp_path) as (here, _, stall):
-            stall.hold()
+        async with two(tmp_path) as (here, _, between):
+            between.hold()
             await here.event(TargetLost)
-            stall.go_on()
+            between.go_on()
             await here.event(TargetBack)
             here.plane.publish([Route("iris", ())])
             here.plane.take_usage()
             await asyncio.sleep(0.5)
-            stall.hold()
+            between.hold()
             await asyncio.sleep(1.5)
             assert not here.plane.take_events()
             here.plane.publish([Route("iris", (Replica(1001, THERE),))])
@@ -189,11 +142,11 @@ def test_an_instance_that_stays_silent_is_given_up(tmp_path: Path) -> None:
     """After ten seconds; then what waited for it parks, or is told."""
 
     async def test() -> None:
-        async with two(tmp_path) as (here, there, stall):
+        async with two(tmp_path) as (here, there, between):
             gate = Gate(there)
             stays = here.ask(message=b"y" * 3_000_000, timeout_s=50.0)
             await there.until(lambda: there.upstreams[0].running == 1)
-            stall.hold()
+            between.hold()
             began_s = time.monotonic()
             reply = await stays
             assert reply.code == Code.UNAVAILABLE and "did not answer" in reply.details

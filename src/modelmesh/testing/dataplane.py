@@ -38,6 +38,8 @@ from modelmesh.dataplane.protocol import (
 from modelmesh.errors import Code
 
 REFUSED_NAMES_MAX: Final = 10_000
+GIVEN_UP_S: Final = 10.0
+"""After that long without a word the connection to another instance is given up."""
 
 
 class Wire(Protocol):
@@ -122,7 +124,10 @@ class FakeDataPlane:
         self._events: list[Event] = []
         self._targets: dict[int, Target] = {}
         """What they list as methods does not matter: the requests here have none."""
-        self._lost: set[int] = set()
+        self._lost: dict[int, asyncio.TimerHandle | None] = {}
+        """Target -> when a silent one will be given up; None: it is."""
+        self._held_back: dict[int, list[Callable[[], None]]] = {}
+        """Target -> what passes its connection once something does again."""
         self.routes: dict[str, tuple[Replica, ...]] = {}
         self._replicas: dict[int, _Replica] = {}
         self.names: dict[Name, str] = {}
@@ -168,15 +173,12 @@ class FakeDataPlane:
         return request
 
     def forward(self, model: str, timeout_s: float, execution_s: float) -> Request:
-        """A request another instance sends on: answered from the copies here, else with NOT_HERE."""
+        """A request another instance sends on: answered from the copies here, else with NOT_HERE; also while draining."""
         loop = asyncio.get_running_loop()
         request = Request(
             Name(NameKind.MODEL, model), loop.time() + timeout_s, execution_s, loop.create_future(), loop.time(),
             model, forwarded=True,
         )  # fmt: skip
-        if self._draining:
-            request.answer.set_result(Answer(Code.UNAVAILABLE, NOT_HERE, model))
-            return request
         self.requests.append(request)
         request.timers.append(
             loop.call_at(request.deadline_s, self._finish, request, Answer(Code.DEADLINE_EXCEEDED))
@@ -282,7 +284,7 @@ class FakeDataPlane:
         target = self._targets.get(replica.target_id)
         if target is not None and target.peer and self.network is not None:
             delay_s = self.network.delay()
-            request.timers.append(loop.call_later(delay_s, self._sent, request, replica_id, target.address))
+            request.timers.append(loop.call_later(delay_s, self._sent, request, replica_id, target))
             return
         request.timers.append(loop.call_later(request.execution_s, self._executed, request, replica_id))
 
@@ -290,22 +292,29 @@ class FakeDataPlane:
         target = self._targets.get(target_id)
         return target is not None and target.peer
 
-    def _sent(self, request: Request, replica_id: int, address: str) -> None:
-        """It arrives at another instance; one that does not answer leaves it waiting until the connection is given up."""
-        there = None if self.network is None else self.network.dial(address)
+    def _sent(self, request: Request, replica_id: int, target: Target) -> None:
+        """It arrives at another instance, now or once something passes again."""
+        if self.network is None or request.replica_id != replica_id:
+            return
+        there = self.network.dial(target.address)
         if there is None:
+            self._hold_back(target, lambda: self._sent(request, replica_id, target))
             return
         left_s = request.deadline_s - self._now_s()
         model = self._replicas[replica_id].model
         sent = there.forward(model, left_s, request.execution_s)
-        sent.answer.add_done_callback(lambda answer: self._replied(request, replica_id, address, answer))
+        sent.answer.add_done_callback(lambda answer: self._replied(request, replica_id, target, answer))
+
+    def _hold_back(self, target: Target, passes: Callable[[], None]) -> None:
+        self._held_back.setdefault(target.id, []).append(passes)
 
     def _replied(
-        self, request: Request, replica_id: int, address: str, answer: asyncio.Future[Answer]
+        self, request: Request, replica_id: int, target: Target, answer: asyncio.Future[Answer]
     ) -> None:
         if answer.cancelled() or self.network is None or request.replica_id != replica_id:
             return
-        if self.network.dial(address) is None:
+        if self.network.dial(target.address) is None:
+            self._hold_back(target, lambda: self._replied(request, replica_id, target, answer))
             return
         replica, result = self._replicas[replica_id], answer.result()
         self._end_execution(request)
@@ -368,7 +377,7 @@ class FakeDataPlane:
         for target_id in remove:
             self._targets.pop(target_id, None)
             self._lose_requests(target_id)
-            self._lost.discard(target_id)
+            self._forget_loss(target_id)
 
     def publish(self, routes: Sequence[Route]) -> None:
         for route in routes:
@@ -578,23 +587,50 @@ class FakeDataPlane:
 
     # --- the script -----------------------------------------------------------------------------------------
 
-    def lose_target(self, target_id: int) -> None:
-        """All connections to a target break."""
-        if target_id in self._targets and target_id not in self._lost:
-            self._lost.add(target_id)
+    def lose_target(self, target_id: int, silent: bool = False) -> None:
+        """All connections to a target break. `silent`: they do not, but it is an instance that says nothing; then requests that
+        were lost before wait for it."""
+        known = target_id in self._lost
+        if target_id not in self._targets or (silent and known):
+            return
+        if silent:
+            loop = asyncio.get_running_loop()
+            self._lost[target_id] = loop.call_later(GIVEN_UP_S, self.lose_target, target_id)
+        else:
+            self._forget_loss(target_id)
+            self._lost[target_id] = None
+        if not known:
             self._emit(TargetLost(target_id))
-            self._lose_requests(target_id)
+        self._lose_requests(target_id, crashes_max=0 if silent else None)
+
+    def _forget_loss(self, target_id: int) -> list[Callable[[], None]]:
+        """Returns what was held back."""
+        give_up = self._lost.pop(target_id, None)
+        if give_up is not None:
+            give_up.cancel()
+        return self._held_back.pop(target_id, [])
 
     def find_target(self, target_id: int) -> None:
-        """A lost target answers again."""
-        if target_id in self._lost:
-            self._lost.discard(target_id)
+        """A target answers again: who waits for its models goes there, and what was held back passes."""
+        lost = target_id in self._lost
+        held_back = self._forget_loss(target_id)
+        if lost:
             self._emit(TargetBack(target_id))
+            for model in [model for model in self._parked_models if self._leads_to(model, target_id)]:
+                self._faulted.discard(model)
+                for request in list(self._parked_models.pop(model).values()):
+                    self._forget_parked(request)
+                    self._route(request)
+        for passes in held_back:
+            passes()
 
-    def lose_address(self, address: str) -> None:
+    def _leads_to(self, model: str, target_id: int) -> bool:
+        return any(replica.target_id == target_id for replica in self.routes.get(model, ()))
+
+    def lose_address(self, address: str, silent: bool = False) -> None:
         """As `lose_target`, of another instance."""
         for target in [target for target in self._targets.values() if target.address == address]:
-            self.lose_target(target.id)
+            self.lose_target(target.id, silent)
 
     def find_address(self, address: str) -> None:
         """As `find_target`, of another instance."""
@@ -605,12 +641,14 @@ class FakeDataPlane:
         replica = self._replicas.get(replica_id)
         return 0 if replica is None else len(replica.in_flight)
 
-    def _lose_requests(self, target_id: int) -> None:
-        """What was in flight there parks again, once per request."""
+    def _lose_requests(self, target_id: int, crashes_max: int | None = None) -> None:
+        """What was in flight there parks again, once per request; those that were lost more often than `crashes_max` stay."""
         for replica_id, replica in list(self._replicas.items()):
             if replica.target_id != target_id:
                 continue
             for request in list(replica.in_flight.values()):
+                if crashes_max is not None and request.crashes > crashes_max:
+                    continue
                 for timer in request.timers[1:]:
                     timer.cancel()
                 del request.timers[1:]

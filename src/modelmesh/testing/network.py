@@ -254,7 +254,7 @@ class FakePeers:
             return
         self._silent.add(id)
         self._tell(Silent(id))
-        self.dataplane.lose_address(other.me.address)
+        self.dataplane.lose_address(other.me.address, silent=True)
 
     def hears_again(self, other: FakePeers) -> None:
         """The connection to an instance works again: what was missed is told anew."""
