@@ -18,6 +18,10 @@ from modelmesh.peers.protocol import Failed, Held, Load, Peers
 EVERY_S: Final = 1.0
 RATE_STEP: Final = 1.5
 """A rate is told again when it changed by this factor."""
+USE_STALE_S: Final = 60.0
+"""That a copy is used is told at least this often: when the instance dies, others know by it what is missed."""
+LOAD_STALE_S: Final = 0.1
+"""When copies come or go, how the instance is doing is told along with them, but not more often than this."""
 RATES_EACH: Final = 2_000
 """Of the copies used lately so many are looked at in one second; the others in the next."""
 
@@ -36,9 +40,10 @@ class Announcer:
         self._changed: dict[str, None] = {}
         self._failed: dict[str, None] = {}
         self._used: dict[str, None] = {}
-        self._told: dict[str, float] = {}
-        """Models told as held, with the rate that was told."""
+        self._told: dict[str, tuple[float, float]] = {}
+        """Models told as held, with the rate that was told, and when."""
         self._due_s = 0.0
+        self._load_told_s = -LOAD_STALE_S
         self._leaving = False
         self.sequence = 0
         """Of what was told last."""
@@ -67,8 +72,16 @@ class Announcer:
         self._changed.clear()
         self._failed.clear()
         if held or failed:
-            self.sequence = self._peers.announce(held, failed)
+            self.sequence = self._peers.announce(held, failed, self._load_since(LOAD_STALE_S))
         return self.sequence
+
+    def _load_since(self, stale_s: float) -> Load | None:
+        """How the instance is doing, if that was told so long ago."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._load_told_s < stale_s:
+            return None
+        self._load_told_s = now_s
+        return self._load_of()
 
     def tick(self, *, at_once: bool = False) -> None:
         """Each second, or at once, how the instance is doing and which copies are used otherwise than was told."""
@@ -79,30 +92,33 @@ class Announcer:
         held = []
         for model in list(self._used)[:RATES_EACH]:
             del self._used[model]
-            copy, told = self._copies.get(model), self._told.get(model)
-            if copy is None or told is None:
+            copy = self._copies.get(model)
+            if copy is None or model not in self._told:
                 continue
-            rate_per_s = copy.history.rate_per_s(now_s)
-            if (
-                not told / RATE_STEP <= rate_per_s <= told * RATE_STEP
-                and (row := self._held(model)) is not None
-            ):
+            told, told_s = self._told[model]
+            same = told / RATE_STEP <= copy.history.rate_per_s(now_s) <= told * RATE_STEP
+            if (not same or now_s - told_s >= USE_STALE_S) and (row := self._held(model)) is not None:
                 held.append(row)
-        self.sequence = self._peers.announce(held, load=self._load_of())
+        self.sequence = self._peers.announce(held, load=self._load_since(0.0))
 
     def _held(self, model: str) -> Held | None:
-        """What there is to say of a model; None when it never was held, as far as the others know."""
+        """What there is to say of a model; None when it never was held, as far as the others know. How it was used is said also
+        of one that goes: it may come back elsewhere."""
         copy = self._copies.get(model)
-        if copy is None or copy.state is State.UNLOADING or copy.retirement is not None or self._leaving:
+        if copy is None:
             return None if self._told.pop(model, None) is None else Held(model, False)
-        now_s = self._clock.monotonic_s()
-        rate_per_s = self._told[model] = copy.history.rate_per_s(now_s)
-        last_used_ms = 0
-        if copy.history.count:
-            last_used_ms = round((self._clock.wall_s() - (now_s - copy.history.last_s)) * 1000)
-        loaded = copy.state is State.LOADED
+        now_s, history = self._clock.monotonic_s(), copy.history
+        rate_per_s, last_used_ms = history.rate_per_s(now_s), 0
+        if history.count:
+            last_used_ms = round((self._clock.wall_s() - (now_s - history.last_s)) * 1000)
+        going = copy.state is State.UNLOADING or copy.retirement is not None or self._leaving
+        if going and self._told.pop(model, None) is None:
+            return None
+        if not going:
+            self._told[model] = rate_per_s, now_s
+        loaded, load_ms = copy.state is State.LOADED and not going, round(copy.load_s * 1000)
         return Held(
-            model, loaded, not loaded, copy.size_bytes, round(copy.load_s * 1000), rate_per_s, last_used_ms
+            model, loaded, not loaded and not going, copy.size_bytes, load_ms, rate_per_s, last_used_ms
         )
 
     def _failed_row(self, model: str) -> Failed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from modelmesh.clock import Clock
@@ -13,6 +14,8 @@ from modelmesh.policy.eviction import Policy
 from modelmesh.policy.urgency import ready_in_s
 
 MEASURED_S: Final = 1.0
+FRESH_S: Final = 0.01
+"""A burst of placements asks often; what was placed since is reckoned by whoever places."""
 FULL_SHARE: Final = 0.02
 """With less than this share of the memory free, the next load evicts: what that costs is the price."""
 SMOOTHING: Final = 0.5
@@ -39,10 +42,19 @@ class Condition:
         self._measured_s = clock.monotonic_s()
         self._requests = self._busy_s = 0.0
         self._rate_per_s = self._busyness = 0.0
+        self._known: Load | None = None
+        self._known_s = 0.0
 
     def load(self) -> Load:
-        """As of now; rates as of the last full second."""
-        now_s = self._clock.monotonic_s()
+        """As of now, give or take `FRESH_S`; rates as of the last full second."""
+        now_s, draining = self._clock.monotonic_s(), self._draining()
+        known = self._known
+        if known is None or now_s - self._known_s >= FRESH_S or known.draining is not draining:
+            known, self._known_s = self._look(now_s, draining), now_s
+            self._known = known
+        return known
+
+    def _look(self, now_s: float, draining: bool) -> Load:
         if now_s - self._measured_s >= MEASURED_S:
             self._measure(now_s)
         capacity_bytes = free_bytes = 0
@@ -56,7 +68,7 @@ class Condition:
             free_bytes += free
             if free < FULL_SHARE * usable_bytes:
                 worth = site.budget.residents.sample(Policy.RATE_COST, now_s).values
-                prices.append(min(worth, default=0.0))
+                prices.append(min(worth, default=inf))
             running_s = [left_s for _, left_s in site.loads.running()]
             queued_s = [copy.load_s for copy in site.loads.waiting()]
             queues.append(ready_in_s([*queued_s, 0.0], max(site.loads.slots, 1), running_s)[-1])
@@ -67,7 +79,7 @@ class Condition:
             rate_per_s=self._rate_per_s,
             busyness=self._busyness,
             load_queue_s=min(queues, default=0.0),
-            draining=self._draining(),
+            draining=draining,
         )
 
     def _measure(self, now_s: float) -> None:

@@ -17,10 +17,10 @@ class History(Uses):
         self.requests_total = 0
         self.loads_total = 0
 
-    def expect(self, rate_per_s: float, last_s: float) -> None:
-        """Take over what another instance knows, when this model was never used here."""
-        if self.count == 0 and rate_per_s > 0.0:
-            self.count, self.gap_s, self.last_s = 2, 1.0 / rate_per_s, last_s
+    def hear(self, rate_per_s: float, last_s: float) -> None:
+        """Take over what another instance knows, unless a later use is known here."""
+        if rate_per_s > 0.0 and (self.count == 0 or last_s > self.last_s):
+            self.count, self.gap_s, self.last_s = max(self.count, 2), 1.0 / rate_per_s, last_s
 
     def inherit(self, other: Uses) -> None:
         """Take over the uses of another model, when this one was never used."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,7 +26,19 @@ from modelmesh.mesh.provider import PLACES, Provider
 from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.routes import Abroad
 from modelmesh.mesh.views import State
-from modelmesh.peers.protocol import Ask, Back, Gone, Joined, Load, Member, Peers, Provided, Silent, Told
+from modelmesh.peers.protocol import (
+    Ask,
+    Back,
+    Gone,
+    Held,
+    Joined,
+    Load,
+    Member,
+    Peers,
+    Provided,
+    Silent,
+    Told,
+)
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.urgency import Why
 from modelmesh.registry.mirror import Mirror
@@ -123,8 +135,10 @@ class Others:
                         self._journal.record(
                             Did.SUSPECTED, "", f"Instance {id} does not answer.", copies=len(changed)
                         )
-                    case Told(id, update) if update.load is not None:
-                        self.provider.told_load(id)
+                    case Told(id, update):
+                        self._remember(update.held)
+                        if update.load is not None:
+                            self.provider.told_load(id)
                     case Back(id):
                         self._journal.record(Did.REVIVED, "", f"Instance {id} answers again.")
                 self._copies.routes.changed_abroad(changed)
@@ -133,6 +147,13 @@ class Others:
                 self.provider.deployment_changed()
                 self.on_members()
             self._settle()
+
+    def _remember(self, rows: Sequence[Held]) -> None:
+        """How models were used that another instance gave up, and this one keeps: it will be asked where to load them again."""
+        for row in rows:
+            gone = not row.loaded and not row.loading
+            if gone and row.rate_per_s > 0.0 and self.provider.keeps(row.model):
+                self._hear_use(row.model, row.rate_per_s, row.last_used_wall_ms)
 
     def _is_new(self, member: Member) -> bool:
         known = self.fleet.get(member.id)
@@ -263,15 +284,19 @@ class Others:
     # --- calls of this instance -----------------------------------------------------------------------------
 
     def _ask(self, model: str, deadline_s: float, need: Why, why: str) -> Ask:
-        copy = self._copies.get(model)
-        history = copy.history if copy is not None else self._histories.peek(model)
-        rate_per_s, last_used_ms = 0.0, 0
-        now_s = self._clock.monotonic_s()
-        if history is not None and history.count:
-            rate_per_s = history.rate_per_s(now_s)
-            last_used_ms = round((self._clock.wall_s() - (now_s - history.last_s)) * 1000)
+        rate_per_s, last_used_ms = self.use(model)
         denied = tuple(sorted(peer.id for peer in self.fleet if model in peer.denied))
         return Ask(model, deadline_s, need, why, rate_per_s, last_used_ms, denied)
+
+    def use(self, model: str) -> tuple[float, int]:
+        """What is known here of its use: uses per second, and the last (wall, ms); zeros when nothing is."""
+        copy = self._copies.get(model)
+        history = copy.history if copy is not None else self._histories.peek(model)
+        if history is None or not history.count:
+            return 0.0, 0
+        now_s = self._clock.monotonic_s()
+        last_used_ms = round((self._clock.wall_s() - (now_s - history.last_s)) * 1000)
+        return history.rate_per_s(now_s), last_used_ms
 
     def somewhere(self, model: str) -> bool:
         """Whether another instance that answers has it loaded."""
@@ -334,13 +359,17 @@ class Others:
         return Provided(me.id, me.epoch, self.announcer.flush())
 
     def _inherit(self, ask: Ask) -> None:
-        """What the asker knows of its use, when nothing is known here."""
-        if ask.rate_per_s <= 0.0 or self._copies.get(ask.model) is not None:
+        """What the asker knows of its use."""
+        self._hear_use(ask.model, ask.rate_per_s, ask.last_used_wall_ms)
+
+    def _hear_use(self, model: str, rate_per_s: float, last_used_wall_ms: int) -> None:
+        """What another instance knows of the use of a model without a copy here."""
+        if rate_per_s <= 0.0 or self._copies.get(model) is not None:
             return
-        history = self._histories.take(ask.model)
-        ago_s = max(self._clock.wall_s() - ask.last_used_wall_ms / 1000, 0.0)
-        history.expect(ask.rate_per_s, self._clock.monotonic_s() - ago_s)
-        self._histories.put(ask.model, history)
+        history = self._histories.take(model)
+        ago_s = max(self._clock.wall_s() - last_used_wall_ms / 1000, 0.0)
+        history.hear(rate_per_s, self._clock.monotonic_s() - ago_s)
+        self._histories.put(model, history)
 
     async def _know(self, model: str) -> None:
         if self._mirror.model(model) is None:

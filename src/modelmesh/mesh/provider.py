@@ -12,12 +12,20 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from modelmesh.clock import Clock
-from modelmesh.errors import LoadTimeout, ModelMeshError, ModelNotFound, NoCapacity, RuntimeUnavailable
+from modelmesh.errors import (
+    Code,
+    LoadFailed,
+    LoadTimeout,
+    ModelMeshError,
+    ModelNotFound,
+    NoCapacity,
+    RuntimeUnavailable,
+)
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.fleet import Fleet, Peer
 from modelmesh.peers.protocol import Ask, Load, Member, Peers, Provided
 from modelmesh.policy.keeper import ranked
-from modelmesh.policy.placement import Candidate, Wanted, place
+from modelmesh.policy.placement import Candidate, Refusal, Wanted, place, worth_s
 from modelmesh.policy.revisions import Life, old
 from modelmesh.policy.runtimes import DEFAULT, Constraint
 from modelmesh.policy.urgency import Why
@@ -55,6 +63,9 @@ class Here(Protocol):
     def failure(self, model: str) -> ModelMeshError | None:
         """The load failure that stands, if one does."""
 
+    def use(self, model: str) -> tuple[float, int]:
+        """What is known here of its use: uses per second, and the last (wall, ms); zeros when nothing is."""
+
     def typical_bytes(self) -> int:
         """What a copy weighs on average; 0 when there is none."""
 
@@ -90,6 +101,8 @@ class Provider:
         """Instance -> the calls to it that wait, in order: a set of them would be cancelled in the order of addresses."""
         self._pending: dict[str, tuple[int, float]] = {}
         """Instance -> bytes and seconds of loading placed there since it last told how it is doing."""
+        self._mine: Load | None = None
+        """How this instance was doing when it was last looked at."""
         self._changed_s = clock.monotonic_s()
         """When an instance came, went or drained."""
 
@@ -183,6 +196,9 @@ class Provider:
 
     async def _find_place(self, ask: Ask, flight: _Flight) -> Provided:
         model, me = ask.model, self._peers.me
+        rate_per_s, last_used_ms = self._here.use(model)
+        if last_used_ms > ask.last_used_wall_ms:
+            ask = replace(ask, rate_per_s=rate_per_s, last_used_wall_ms=last_used_ms)
         tried = set(ask.tried)
         error: ModelMeshError | None = None
         for _ in range(PLACES):
@@ -234,11 +250,14 @@ class Provider:
     # --- choosing -------------------------------------------------------------------------------------------
 
     def _choose(self, ask: Ask, record: ModelRecord, tried: Collection[str]) -> str | None:
-        """Where to load it, by cost. None when there is no place."""
+        """Where to load it, by cost; a copy nobody waits for only where it costs less than it is worth, and a guess only where
+        memory is free. None when there is no place."""
         wanted = self._wanted(ask, record)
         candidates = [one for one in self._candidates(record, ask.model) if one.instance not in tried]
+        if ask.need is Why.PREWARM:
+            candidates = [one for one in candidates if one.free_bytes >= wanted.size_bytes]
         chosen = place(wanted, candidates)
-        if isinstance(chosen, str):
+        if isinstance(chosen, Refusal) or (ask.need is Why.SCALE and chosen.cost_s > worth_s(wanted)):
             return None
         bytes_there, queue_s = self._pending.get(chosen.instance, (0, 0.0))
         self._pending[chosen.instance] = bytes_there + wanted.size_bytes, queue_s + wanted.load_s
@@ -285,16 +304,27 @@ class Provider:
             size_bytes or self._here.typical_bytes(),
             load_ms / 1000,
             max(ask.rate_per_s, facts.rate_per_s if facts is not None else 0.0),
+            self._execution_s(),
             constraint=self._constraint(record.type),
             zones=frozenset(zones - {""}),
         )
+
+    def _execution_s(self) -> float:
+        """What a request takes of an instance, on average over all."""
+        loads = [self._here.load_now(), *(peer.load for peer in self._fleet if peer.load is not None)]
+        rate_per_s = sum(load.rate_per_s for load in loads)
+        return sum(load.busyness for load in loads) / rate_per_s if rate_per_s > 0.0 else 0.0
 
     def _constraint(self, model_type: str) -> Constraint:
         return self._constraints.get(model_type) or self._constraints.get(DEFAULT) or Constraint()
 
     def _candidates(self, record: ModelRecord, model: str) -> list[Candidate]:
-        """All that answer and serve the type, as they published themselves, less what was placed there since."""
-        rows = [(self._peers.me, self._here.load_now(), self._here.failure(model) is not None)]
+        """All that answer, as they published themselves, less what was placed there since."""
+        mine = self._here.load_now()
+        if mine is not self._mine:
+            self._mine = mine
+            self.told_load(self._peers.me.id)
+        rows = [(self._peers.me, mine, self._here.failure(model) is not None)]
         now_s = self._clock.monotonic_s()
         failed = {id for id, _ in self._fleet.failures(model, now_s)}
         for peer in self._fleet:
@@ -302,10 +332,8 @@ class Provider:
                 rows.append((peer.member, peer.load, peer.id in failed))
         leaving = self._old_revisions()
         return [
-            self._candidate(member, load, has_failed, member.id in leaving)
+            self._candidate(member, load, record.type, has_failed, member.id in leaving)
             for member, load, has_failed in rows
-            if not member.model_types
-            or record.type.lower() in {served.lower() for served in member.model_types}
         ]
 
     def _old_revisions(self) -> frozenset[str]:
@@ -317,7 +345,10 @@ class Provider:
         """An instance came, went or drains."""
         self._changed_s = self._clock.monotonic_s()
 
-    def _candidate(self, member: Member, load: Load, failed: bool, old_revision: bool) -> Candidate:
+    def _candidate(
+        self, member: Member, load: Load, model_type: str, failed: bool, old_revision: bool
+    ) -> Candidate:
+        served = {served.lower() for served in member.model_types}
         bytes_there, queue_s = self._pending.get(member.id, (0, 0.0))
         return Candidate(
             member.id,
@@ -329,6 +360,7 @@ class Provider:
             member.labels,
             member.zone,
             load.draining or load.cordoned,
+            not served or model_type.lower() in served,
             failed,
             old_revision,
         )
@@ -345,7 +377,9 @@ class Provider:
             return ModelNotFound.named(ask.model)
         candidates = [one for one in self._candidates(record, ask.model) if one.instance not in tried]
         why = place(self._wanted(ask, record), candidates)
-        text = why if isinstance(why, str) else f"Model {ask.model} cannot be loaded now."
+        if isinstance(why, Refusal) and why.unsuited:
+            return LoadFailed(why.reason, code=Code.FAILED_PRECONDITION, model=ask.model)
+        text = why.reason if isinstance(why, Refusal) else f"Nothing would make room for model {ask.model}."
         return NoCapacity(text, model=ask.model, retry_after_s=1.0)
 
     # --- calls ----------------------------------------------------------------------------------------------

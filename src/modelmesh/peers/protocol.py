@@ -69,7 +69,8 @@ class Load:
     capacity_bytes: int
     free_bytes: int
     price: float
-    """Value per byte (seconds of loading per second and byte) of what it would evict next; 0 while memory is free."""
+    """Value per byte (seconds of loading per second and byte) of what it would evict next; 0 while memory is free, infinite when
+    nothing may be evicted."""
     rate_per_s: float
     busyness: float
     """Share of its slots in use, 0 to 1."""

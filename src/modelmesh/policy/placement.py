@@ -49,7 +49,7 @@ class Candidate:
     capacity_bytes: int
     free_bytes: int
     price: float = 0.0
-    """Value density (`eviction.density`) of what it would evict next."""
+    """Value density (`eviction.density`) of what it would evict next; infinite when it may evict nothing."""
     queue_s: float = 0.0
     """How long a load would wait for a slot there."""
     busyness: float = 0.0
@@ -57,6 +57,8 @@ class Candidate:
     labels: frozenset[str] = frozenset()
     zone: str = ""
     draining: bool = False
+    serves: bool = True
+    """Its runtimes serve the type of the model."""
     failed: bool = False
     """It failed to load this model, and the failure stands."""
     old_revision: bool = False
@@ -70,18 +72,30 @@ class Placement(NamedTuple):
     cost_s: float
 
 
+class Refusal(NamedTuple):
+    """Why there is no instance. `unsuited`: those that are there serve no such model, whatever else they hold."""
+
+    reason: str
+    unsuited: bool
+
+
+def worth_s(wanted: Wanted) -> float:
+    """Seconds that requests are spared, within the horizon, by having the copy."""
+    return wanted.rate_per_s * miss_cost_s(wanted.load_s, wanted.rate_per_s) * HORIZON_S
+
+
 def cost_s(wanted: Wanted, candidate: Candidate) -> float:
     """Seconds that requests will wait, within the horizon, because the copy is loaded there."""
     evicted_bytes = max(wanted.size_bytes - candidate.free_bytes, 0)
-    lost_s = candidate.price * evicted_bytes * HORIZON_S
+    lost_s = candidate.price * evicted_bytes * HORIZON_S if evicted_bytes else 0.0
     alone_s = miss_cost_s(wanted.load_s, wanted.rate_per_s)
     queued_s = miss_cost_s(wanted.load_s + candidate.queue_s, wanted.rate_per_s) - alone_s
     busy_s = candidate.busyness * wanted.rate_per_s * wanted.execution_s * HORIZON_S
     return (lost_s + queued_s + busy_s) * (OLD_REVISION if candidate.old_revision else 1.0)
 
 
-def place(wanted: Wanted, candidates: Sequence[Candidate]) -> Placement | str:
-    """The instance to load at, or a sentence that says why there is none."""
+def place(wanted: Wanted, candidates: Sequence[Candidate]) -> Placement | Refusal:
+    """The instance to load at, or why there is none."""
     allowed = [candidate for candidate in candidates if not _bar(wanted, candidate)]
     if not allowed:
         return _refusal(wanted, candidates)
@@ -112,6 +126,8 @@ def _bar(wanted: Wanted, candidate: Candidate) -> str:
     """Why the instance may not hold the model; empty when it may."""
     if candidate.draining:
         return "is draining"
+    if not candidate.serves:
+        return "does not serve its type"
     if wanted.size_bytes > candidate.capacity_bytes:
         return f"holds {candidate.capacity_bytes} bytes at most"
     if candidate.failed:
@@ -120,9 +136,12 @@ def _bar(wanted: Wanted, candidate: Candidate) -> str:
     return f"lacks the label {', '.join(sorted(lacking))}" if lacking else ""
 
 
-def _refusal(wanted: Wanted, candidates: Sequence[Candidate]) -> str:
+def _refusal(wanted: Wanted, candidates: Sequence[Candidate]) -> Refusal:
     if not candidates:
-        return f"No instance is there to load {wanted.model}."
+        return Refusal(f"No instance is there to load {wanted.model}.", False)
     told = "; ".join(f"{candidate.instance} {_bar(wanted, candidate)}" for candidate in candidates[:5])
     more = f"; and {len(candidates) - 5} more" if len(candidates) > 5 else ""
-    return f"No instance can load {wanted.model} of {wanted.size_bytes} bytes: {told}{more}."
+    suited = any(one.serves and wanted.constraint.required <= one.labels for one in candidates)
+    return Refusal(
+        f"No instance can load {wanted.model} of {wanted.size_bytes} bytes: {told}{more}.", not suited
+    )

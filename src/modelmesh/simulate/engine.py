@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from modelmesh.policy.placement import Candidate, Wanted, place
+from modelmesh.policy.placement import Candidate, Refusal, Wanted, place
 from modelmesh.simulate.evictors import Belady, Evictor, Known, Lru, RateCost
 from modelmesh.simulate.instance import Instance, Wanting
 from modelmesh.simulate.outcome import Outcome, Rule, Setup, quantile
@@ -257,7 +257,7 @@ class Replay:
             known.service_s[model],
         )
         placement = place(wanted, [self._candidate(instance, now_s) for instance in self._instances])
-        assert not isinstance(placement, str), placement
+        assert not isinstance(placement, Refusal), placement
         return self._numbers[placement.instance]
 
     def _candidate(self, instance: Instance, now_s: float) -> Candidate:

@@ -23,7 +23,7 @@ from modelmesh.mesh.views import State
 from modelmesh.peers.protocol import Member
 from modelmesh.store.memory import MemoryStore
 from modelmesh.testing.network import Network
-from modelmesh.testing.runtime import Artefact
+from modelmesh.testing.runtime import FAKE, Artefact
 from modelmesh.testing.stage import Stage
 
 
@@ -83,9 +83,10 @@ class Theatre:
         member = Member(id, epoch, f"{id}:{epoch}", capacity_bytes=capacity_bytes, started_wall_ms=epoch)
         for key, value in self._members.get(id, {}).items():
             object.__setattr__(member, key, value)
+        offers = (FAKE._replace(labels=member.labels, model_types=member.model_types),)
         stage = Stage(
             seed=self._rng.randrange(2**32), network=self.network, member=member, store=self.store,
-            artefacts=self.artefacts, **self._stage_options,
+            artefacts=self.artefacts, offers=offers, **self._stage_options,
         )  # fmt: skip
         await stage.start()
         self.stages[id] = stage
@@ -104,11 +105,11 @@ class Theatre:
         self.network.crash(id)
         await stage.crash()
 
-    async def register(self, model: str, artefact: Artefact | None = None) -> Artefact:
+    async def register(self, model: str, artefact: Artefact | None = None, type: str = "fake") -> Artefact:
         """Register a model by the first instance, and wait until all know it."""
         path = f"{model}/{len(self.artefacts)}"
         self.artefacts[path] = artefact or Artefact()
-        await next(iter(self)).mesh.register(Registration(model, "fake", path))
+        await next(iter(self)).mesh.register(Registration(model, type, path))
         for stage in self:
             await stage.registrar.wait_current()
         return self.artefacts[path]

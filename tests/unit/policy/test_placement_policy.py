@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 
 from modelmesh.policy.keeper import ranked
-from modelmesh.policy.placement import Candidate, Placement, Wanted, cost_s, place
+from modelmesh.policy.placement import Candidate, Placement, Refusal, Wanted, cost_s, place, worth_s
 from modelmesh.policy.runtimes import Constraint
 
 WANTED = Wanted("m", size_bytes=100, load_s=1.0, rate_per_s=2.0, execution_s=0.1)
@@ -83,10 +84,34 @@ def test_who_may_not_is_named_with_the_reason() -> None:
             replace(FREE, instance="d"),
         ],
     )
-    assert refusal == (
+    assert isinstance(refusal, Refusal)
+    assert refusal.unsuited
+    assert refusal.reason == (
         "No instance can load m of 100 bytes: a is draining; b holds 99 bytes at most; c failed to load it lately; "
         "d lacks the label gpu."
     )
-    assert place(WANTED, []) == "No instance is there to load m."
+    assert place(WANTED, []) == Refusal("No instance is there to load m.", False)
     gpu = replace(FREE, instance="e", labels=frozenset({"gpu"}))
     assert chosen(wanted, FREE, gpu) == "e"
+
+
+def test_where_nothing_may_be_evicted_only_free_memory_counts() -> None:
+    stuck = replace(FREE, instance="stuck", price=inf)
+    assert cost_s(WANTED, stuck) == 0.0
+    assert chosen(WANTED, replace(stuck, free_bytes=0), replace(FREE, free_bytes=0, price=9.0)) == "free"
+    assert chosen(WANTED, replace(stuck, free_bytes=0)) == "stuck"
+
+
+def test_a_type_that_no_instance_serves_is_told_from_one_that_finds_no_room() -> None:
+    other = replace(FREE, instance="other", serves=False)
+    refusal = place(WANTED, [other, replace(FREE, capacity_bytes=9)])
+    assert isinstance(refusal, Refusal) and not refusal.unsuited
+    refusal = place(WANTED, [other])
+    assert isinstance(refusal, Refusal) and refusal.unsuited
+    assert refusal.reason.endswith("other does not serve its type.")
+    assert chosen(WANTED, other, FREE) == "free"
+
+
+def test_a_copy_is_worth_what_it_spares() -> None:
+    """Two misses a second would each cost one second and, as two more come meanwhile, another one."""
+    assert worth_s(WANTED) == pytest.approx(2 * (1 + 1) * 60)
