@@ -54,15 +54,13 @@ class Loader:
             raise ModelMeshError("bad luck", retry_after_s=1)
         self.loaded.add(model)
 
-    def hold(self, model: str, why: str) -> None:
-        pass
+    async def bring(self, model: str, copies: int, *, beside: str, why: str) -> None:
+        await self.ensure_loaded(model, why=why)
 
-    def release(self, model: str, why: str) -> None:
-        if self.rng.random() < 0.5:
-            self.loaded.discard(model)
-
-    def has_copies(self, model: str) -> bool:
-        return model in self.loaded
+    def copies(self, model: str) -> int:
+        if self.rng.random() < 0.05:
+            self.loaded.discard(model)  # it is evicted
+        return int(model in self.loaded)
 
     def failure(self, model: str) -> str:
         return ""

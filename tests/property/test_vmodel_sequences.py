@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from modelmesh.clock import LoopClock
 from modelmesh.errors import ModelMeshError
 from modelmesh.journal import Journal
-from modelmesh.mesh import vmodels
+from modelmesh.mesh import transitions
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.vmodel_rules import Setting
@@ -55,14 +55,11 @@ class Loads:
             elif not future.done():
                 future.set_exception(ModelMeshError("The file is torn."))
 
-    def hold(self, model: str, why: str) -> None:
-        pass
+    async def bring(self, model: str, copies: int, *, beside: str, why: str) -> None:
+        await self.ensure_loaded(model, why=why)
 
-    def release(self, model: str, why: str) -> None:
-        pass
-
-    def has_copies(self, model: str) -> bool:
-        return model in self.loaded
+    def copies(self, model: str) -> int:
+        return int(model in self.loaded)
 
     def failure(self, model: str) -> str:
         return ""
@@ -171,7 +168,7 @@ class Naive:
 class Sequences(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.patient = patch.object(vmodels, "LOAD_S", 1e9)
+        self.patient = patch.object(transitions, "LOAD_S", 1e9)
         """Loads end when the test says so, never for taking too long."""
         self.patient.start()
         self.loop = VirtualLoop()

@@ -178,7 +178,7 @@ class Instance:
         if settings.models.folder is not None:
             self._keeper = FolderKeeper(
                 _scanner(settings.models.folder),
-                self.mesh.transitions,
+                self.mesh.vmodel_calls,
                 self.mesh,
                 self.journal,
                 self.mesh.redirect,

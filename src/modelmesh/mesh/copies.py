@@ -133,7 +133,7 @@ class Copy(Resident):
         self.want: Want | None = want
         self.replicas: tuple[Replica, ...] = ()
         self.holds: tuple[str, ...] = ()
-        """Why it may not be evicted: "ensure loaded", "vmodel target"."""
+        """Why it may not be evicted: "ensure loaded", "vmodel target", "vmodel active"."""
         self.retirement: Retirement | None = None
         self.estimate: Estimate | None = None
         self.estimated_capacity_bytes = 0
@@ -150,6 +150,11 @@ class Copy(Resident):
         self.calling = False
         """The runtime was asked to load it: a cancellation has something to stop."""
         self.cancelled = False
+
+    @property
+    def was_loaded(self) -> bool:
+        """Whether it is or was a whole copy, no load that failed."""
+        return self.size_bytes > 0
 
     @property
     def evictable(self) -> bool:

@@ -29,6 +29,7 @@ from modelmesh.mesh.reports import Reports
 from modelmesh.mesh.views import ModelView, State, VModelView
 from modelmesh.mesh.vmodel_rules import Setting
 from modelmesh.mesh.vmodels import VModels
+from modelmesh.policy.urgency import Why
 from modelmesh.registry.mirror import Mirror
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class Desk(ABC):
     _others: Others | None
     _registrar: Registrar
     _reports: Reports
-    transitions: VModels
-    """Moves vmodels; the folder asks it too."""
+    vmodel_calls: VModels
+    """Sets and deletes vmodels; the folder asks it too."""
 
     @abstractmethod
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -127,14 +128,17 @@ class Desk(ABC):
         gone = copy is None or copy.state is State.UNLOADING or copy.retirement is not None
         return self._others is not None and len(self._others.fleet) > 0 and gone
 
-    async def _load(self, model: str, why: str, hold: bool, timeout_s: float | None) -> None:
+    async def _load(
+        self, model: str, why: str, hold: bool, timeout_s: float | None, need: Why = Why.ASKED
+    ) -> None:
         """Return when it is loaded: here, or in any instance where there are several."""
         if self._others is not None and self._is_for_others(model):
             if self._mirror.model(model) is None:
                 raise ModelNotFound.named(model)
-            await self._others.have_loaded(model, why, TIMEOUT_S if timeout_s is None else timeout_s)
+            limit_s = TIMEOUT_S if timeout_s is None else timeout_s
+            await self._others.have_loaded(model, why, limit_s, hold, need)
         else:
-            await self._asks.load(model, why, hold, timeout_s)
+            await self._asks.load(model, why, hold, timeout_s, need=need)
 
     async def _know(self, model: str) -> None:
         """Learn what the store knows before calling a model unknown."""
@@ -183,13 +187,13 @@ class Desk(ABC):
         setting = Setting(
             vmodel, target, model, auto_delete_target, load_now, force, expected_target, owner, update_only
         )
-        return await self.transitions.set(setting, sync=sync)
+        return await self.vmodel_calls.set(setting, sync=sync)
 
     async def delete_vmodel(self, vmodel: str, *, owner: str = "") -> None:
-        await self.transitions.delete(vmodel, owner=owner)
+        await self.vmodel_calls.delete(vmodel, owner=owner)
 
     def vmodel(self, vmodel: str, *, owner: str = "") -> VModelView:
-        return self.transitions.view(vmodel, owner=owner)
+        return self.vmodel_calls.view(vmodel, owner=owner)
 
     def vmodels(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[VModelView]:
-        return self.transitions.views(prefix=prefix, after=after, limit=limit)
+        return self.vmodel_calls.views(prefix=prefix, after=after, limit=limit)

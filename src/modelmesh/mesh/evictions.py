@@ -18,18 +18,18 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.copies import Copies, Copy, Purpose, Retirement
 from modelmesh.mesh.measures import Measures
+from modelmesh.mesh.targets import VMODEL_ACTIVE, VMODEL_TARGET
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
-from modelmesh.mesh.vmodels import HOLD
 from modelmesh.policy.eviction import SAMPLE, Policy, Resident, choose, density, residence_s, trim
 from modelmesh.runtime.protocol import Runtime
 from modelmesh.settings.sizes import format_size
 
 HOLD_UNTIL_USED: Final = "ensure loaded"
 """The hold of a load that was asked for."""
-YIELDING: Final = (HOLD_UNTIL_USED, HOLD)
-"""Holds that yield to requests waiting now when nothing else is left: those for a use that has not come yet, and of the
-target of a vmodel, which is held a little beyond the switch."""
+YIELDING: Final = (HOLD_UNTIL_USED, VMODEL_TARGET, VMODEL_ACTIVE)
+"""Holds that yield to requests waiting now when nothing else is left: those for a use that has not come yet, and of what a
+vmodel under way needs."""
 _ATTEMPTS: Final = 4
 _SCAN: Final = 1024
 

@@ -17,8 +17,9 @@ from typing import Final, TypeVar
 from modelmesh.errors import ModelMeshError, StoreUnavailable
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Registration
+from modelmesh.mesh.transitions import Loader
 from modelmesh.mesh.vmodel_rules import Setting
-from modelmesh.mesh.vmodels import Loader, VModels
+from modelmesh.mesh.vmodels import VModels
 from modelmesh.registry.ids import VERSION, concrete_id, name_of, split_version, version_name
 from modelmesh.registry.mirror import ChangedIds
 from modelmesh.storage.folder import REST_S, FolderScanner, RootMissing

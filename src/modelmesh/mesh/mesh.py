@@ -16,11 +16,10 @@ from typing import Any
 
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, Event, Name, NameKind
-from modelmesh.errors import (
-    RuntimeUnavailable,
-)
+from modelmesh.errors import ModelTooLarge, NoCapacity, RuntimeUnavailable
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.asks import Asks
+from modelmesh.mesh.bringing import bring
 from modelmesh.mesh.changes import Changes
 from modelmesh.mesh.condition import Condition
 from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
@@ -42,6 +41,7 @@ from modelmesh.mesh.reports import Reports
 from modelmesh.mesh.routes import Routes
 from modelmesh.mesh.site import Shared, Site
 from modelmesh.mesh.sites import Sites
+from modelmesh.mesh.targets import Targets
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.usage import UsageReader
 from modelmesh.mesh.views import InstanceView, State
@@ -49,6 +49,7 @@ from modelmesh.mesh.vmodels import VModels
 from modelmesh.peers.protocol import Peers
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.thrash import Thrashing
+from modelmesh.policy.urgency import Why
 from modelmesh.runtime.protocol import (
     Loaded,
     Runtime,
@@ -139,7 +140,8 @@ class Mesh(Desk):
         )  # fmt: skip
         if others is not None:
             others.attach(self._copies, self._asks, condition.load)
-        self.transitions = VModels(
+        self._targets = Targets(self._mirror, self._copies, self._asks)
+        self.vmodel_calls = VModels(
             registrar, self, clock, journal, default_owner=vmodel_owner,
             drives=lambda vmodel: others is None or others.provider.keeps(vmodel),
         )  # fmt: skip
@@ -179,8 +181,10 @@ class Mesh(Desk):
             await self._peers.update_member(capacity_bytes=capacity_bytes)
             await self._peers.start(self._others)
             self._spawn(self._others.run(), "hear other instances")
+        self._registrar.on_change(self._targets.follow)
         self._registrar.on_change(self._changes.follow)
-        self.transitions.start()
+        self._targets.start()
+        self.vmodel_calls.start()
         self._spawn(self.keeping.run(), "keeping")
         self._ready = ready
 
@@ -221,7 +225,8 @@ class Mesh(Desk):
         """Drain, end all work, stop the runtimes. Idempotent. Raises what ended the mesh before, if a bug did."""
         ends_s = self._clock.monotonic_s() + grace_s
         await self.drain(grace_s)
-        await self.transitions.stop()
+        await self.vmodel_calls.stop()
+        self._targets.stop()
         self._stopping.set()
         if self._peers is not None:
             await self._peers.stop()
@@ -240,7 +245,8 @@ class Mesh(Desk):
         self._stopping.set()
         if self._wake is not None:
             self._wake.cancel()
-        await self.transitions.stop()
+        await self.vmodel_calls.stop()
+        self._targets.stop()
         if self._owner is not None:
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
@@ -372,36 +378,52 @@ class Mesh(Desk):
         self._registrar.learned(copy.model, size_bytes, round(copy.load_s * 1000), copy.content)
 
     def _members_changed(self) -> None:
-        self.transitions.look_again()
+        self.vmodel_calls.transitions.look_again()
         self.keeping.members_changed()
 
     def _gone(self, copy: Copy) -> None:
         self._sites.requeue(copy)
         self._asks.gone(copy.model)
 
-    # --- what vmodels and folders ask (`vmodels.Loader`) ----------------------------------------------------
+    # --- what vmodels and folders ask (`transitions.Loader`) -------------------------------------------------
 
     async def ensure_loaded(
         self, model: str, *, why: str, hold: bool = False, timeout_s: float | None = None
     ) -> None:
-        """Return when this concrete model is loaded here; with `hold` it then stays until its first use. A standing failure does
-        not keep it from being tried. Raises ModelNotFound, LoadFailed, LoadTimeout, NoCapacity, RuntimeUnavailable."""
+        """Return when this concrete model is loaded, here or in any instance; with `hold` it then stays until its first use. A
+        standing failure does not keep it from being tried. Raises ModelNotFound, LoadFailed, LoadTimeout, NoCapacity,
+        RuntimeUnavailable."""
         await self._load(model, why, hold, timeout_s)
 
+    async def bring(self, model: str, copies: int, *, beside: str, why: str) -> None:
+        """See `transitions.Loader`."""
+        try:
+            if self._others is not None and len(self._others.fleet):
+                await bring(self._others, self._clock, model, copies, beside=beside, why=why)
+            else:
+                await self._asks.load(model, why, False, None)
+        except ModelTooLarge:
+            raise
+        except NoCapacity:  # not beside it, then: as for requests that wait, its copies give way
+            await self._load(model, why, False, None, Why.URGENT)
+
     def hold(self, model: str, why: str) -> None:
-        """Keep its copy from being evicted, also one yet to be loaded, until released. Idempotent."""
+        """Keep its copy here from being evicted, also one yet to be loaded, until released. Idempotent."""
         self._copies.hold(model, why)
 
     def release(self, model: str, why: str) -> None:
         """End a hold. No error when there is none."""
         self._asks.release(model, why)
 
-    def has_copies(self, model: str) -> bool:
-        """Whether it is loaded and can serve; one that only makes room can be had back."""
+    def copies(self, model: str) -> int:
+        """In how many instances it is loaded and can serve; a copy here that only makes room can be had back."""
         copy = self._copies.get(model)
-        if copy is None or copy.state is not State.LOADED:
-            return self._others is not None and self._others.somewhere(model)
-        return copy.retirement is None or copy.retirement.purpose is Purpose.ROOM
+        here = (
+            copy is not None
+            and copy.state is State.LOADED
+            and (copy.retirement is None or copy.retirement.purpose is Purpose.ROOM)
+        )
+        return here + (0 if self._others is None else self._others.copies(model))
 
     def failure(self, model: str) -> str:
         """Why it cannot be loaded, while a permanent failure stands; else empty."""

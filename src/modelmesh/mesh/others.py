@@ -283,10 +283,21 @@ class Others:
 
     # --- calls of this instance -----------------------------------------------------------------------------
 
-    def _ask(self, model: str, deadline_s: float, need: Why, why: str) -> Ask:
+    def _ask(self, model: str, deadline_s: float, need: Why, why: str, until_used: bool = False) -> Ask:
         rate_per_s, last_used_ms = self.use(model)
         denied = tuple(sorted(peer.id for peer in self.fleet if model in peer.denied))
-        return Ask(model, deadline_s, need, why, rate_per_s, last_used_ms, denied)
+        return Ask(model, deadline_s, need, why, rate_per_s, last_used_ms, denied, until_used=until_used)
+
+    def ask_like(self, model: str, like: str, deadline_s: float, why: str) -> Ask:
+        """Ask for a copy that is expected to be used as one of another model is: here, else where it was used last."""
+        rate_per_s, last_used_ms = self.use(like)
+        if not rate_per_s and (facts := self.fleet.facts(like)) is not None:
+            rate_per_s, last_used_ms = facts.rate_per_s, facts.last_used_wall_ms
+        return Ask(model, deadline_s, Why.ASKED, why, rate_per_s, last_used_ms)
+
+    def copies(self, model: str) -> int:
+        """In how many other instances, of those that answer, it is loaded."""
+        return sum(not peer.silent and not peer.lost for peer in self.fleet.holders(model))
 
     def use(self, model: str) -> tuple[float, int]:
         """What is known here of its use: uses per second, and the last (wall, ms); zeros when nothing is."""
@@ -300,13 +311,34 @@ class Others:
 
     def somewhere(self, model: str) -> bool:
         """Whether another instance that answers has it loaded."""
-        return any(not peer.silent and not peer.lost for peer in self.fleet.holders(model))
+        return self.copies(model) > 0
 
-    async def have_loaded(self, model: str, why: str, timeout_s: float) -> None:
-        """Return when it is loaded in some instance. Raises what kept it from that."""
+    def serving(self, model: str) -> set[str]:
+        """The instances that answer and have it loaded, this one too."""
+        ids = {peer.id for peer in self.fleet.holders(model) if not peer.silent and not peer.lost}
+        return ids | {self._peers.me.id} if self.has(model) else ids
+
+    def begun(self, model: str) -> set[str]:
+        """The instances where a load of it is under way, or a copy that may be kept is about to leave; this one too."""
+        ids = {peer.id for peer in self.fleet.loading(model)}
+        here = self._copies.get(model) is not None and not self.has(model)
+        return ids | {self._peers.me.id} if here else ids
+
+    async def have_loaded(
+        self, model: str, why: str, timeout_s: float, until_used: bool, need: Why = Why.ASKED
+    ) -> None:
+        """Return when it is loaded in some instance; with `until_used` it is held there until its first use. Raises what kept
+        it from that."""
         if not self.somewhere(model):
-            await self.provider.ask(self._ask(model, timeout_s, Why.ASKED, why))
+            await self.provider.ask(self._ask(model, timeout_s, need, why, until_used))
             self._settle()
+
+    async def load_at(self, id: str, ask: Ask) -> Provided:
+        """Have it loaded by one instance. Raises what kept it from that."""
+        provided = await self.provider.load_at(id, ask)
+        self._copies.routes.mark(ask.model)
+        self._settle()
+        return provided
 
     async def load_elsewhere(self, model: str, timeout_s: float, why: str) -> None:
         """Have one more copy loaded, in an instance that has none. Raises what kept it from that."""
@@ -350,9 +382,8 @@ class Others:
         if ask.need is Why.URGENT and (failure := self.failure(ask.model)) is not None:
             raise failure
         self._inherit(ask)
-        hold = ask.need is Why.ASKED
         await self._asks.load(
-            ask.model, ask.why, hold, ask.deadline_s, need=ask.need, suspicion=ask.suspicion
+            ask.model, ask.why, ask.until_used, ask.deadline_s, need=ask.need, suspicion=ask.suspicion
         )
         self._settle()
         me = self._peers.me

@@ -7,7 +7,7 @@ an instance chosen by cost loads it -> told, or refused after `PLACES` instances
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -195,7 +195,7 @@ class Provider:
             flight.task.cancel()
 
     async def _find_place(self, ask: Ask, flight: _Flight) -> Provided:
-        model, me = ask.model, self._peers.me
+        model = ask.model
         rate_per_s, last_used_ms = self._here.use(model)
         if last_used_ms > ask.last_used_wall_ms:
             ask = replace(ask, rate_per_s=rate_per_s, last_used_wall_ms=last_used_ms)
@@ -216,11 +216,7 @@ class Provider:
                 ask, deadline_s=LOAD_S, tried=tuple(sorted(tried)), hops=ask.hops + 1, suspicion=suspicion
             )
             try:
-                if there == me.id:
-                    return await self._here.load_here(asked)
-                provided = await self._call(there, self._peers.load(there, asked))
-                self._fleet.provided(model, provided)
-                return provided
+                return await self.load_at(there, asked)
             except ModelMeshError as raised:
                 error = raised
                 tried.add(there)
@@ -228,6 +224,14 @@ class Provider:
                     Did.LOAD_FAILED, model, f"{there} could not load it: {raised}", places=len(tried)
                 )
         raise error or self._refusal(ask, tried)
+
+    async def load_at(self, id: str, ask: Ask) -> Provided:
+        """Have it loaded by this instance, or by another."""
+        if id == self._peers.me.id:
+            return await self._here.load_here(ask)
+        provided = await self._call(id, self._peers.load(id, ask))
+        self._fleet.provided(ask.model, provided)
+        return provided
 
     def _held(self, model: str, tried: Collection[str]) -> Provided | None:
         """A copy that is loaded."""
@@ -249,11 +253,15 @@ class Provider:
 
     # --- choosing -------------------------------------------------------------------------------------------
 
-    def _choose(self, ask: Ask, record: ModelRecord, tried: Collection[str]) -> str | None:
-        """Where to load it, by cost; a copy nobody waits for only where it costs less than it is worth, and a guess only where
-        memory is free. None when there is no place."""
+    def _choose(
+        self, ask: Ask, record: ModelRecord, tried: Collection[str], *, beside: str = ""
+    ) -> str | None:
+        """Where to load it, by cost; where a copy of the model `beside` is, only with room for both; a copy nobody waits for only
+        where it costs less than it is worth, and a guess only where memory is free. None when there is no place."""
         wanted = self._wanted(ask, record)
         candidates = [one for one in self._candidates(record, ask.model) if one.instance not in tried]
+        if beside:
+            candidates = self._less(candidates, beside)
         if ask.need is Why.PREWARM:
             candidates = [one for one in candidates if one.free_bytes >= wanted.size_bytes]
         chosen = place(wanted, candidates)
@@ -271,6 +279,24 @@ class Provider:
             candidates=len(candidates),
         )
         return chosen.instance
+
+    def _less(self, candidates: Sequence[Candidate], model: str) -> list[Candidate]:
+        """The candidates without the bytes that their copies of a model take."""
+        record = self._record_of(model)
+        bytes_there = 0 if record is None else self._size_bytes(model, record)
+        holders = {peer.id for peer in self._fleet if model in peer.copies}
+        if self._here.has(model):
+            holders.add(self._peers.me.id)
+        return [
+            replace(one, capacity_bytes=one.capacity_bytes - bytes_there) if one.instance in holders else one
+            for one in candidates
+        ]
+
+    def place_beside(self, ask: Ask, beside: str, excluded: Collection[str]) -> str | None:
+        """Where to load one more copy that leaves those of the model `beside` alone, by cost. None when there is no such
+        place, or no such model."""
+        record = self._record_of(ask.model)
+        return None if record is None else self._choose(ask, record, excluded, beside=beside)
 
     async def load_another(self, ask: Ask) -> Provided:
         """One more copy of a model, in another instance that has none. Raises NoCapacity where there is no place, else what
@@ -294,20 +320,24 @@ class Provider:
 
     def _wanted(self, ask: Ask, record: ModelRecord) -> Wanted:
         facts = self._fleet.facts(ask.model)
-        size_bytes = record.size_bytes or (facts.size_bytes if facts is not None else 0)
         load_ms = record.load_ms or (facts.load_ms if facts is not None else 0)
         zones = {peer.member.zone for peer in self._fleet.holders(ask.model)}
         if self._here.has(ask.model):
             zones.add(self._peers.me.zone)
         return Wanted(
             ask.model,
-            size_bytes or self._here.typical_bytes(),
+            self._size_bytes(ask.model, record),
             load_ms / 1000,
             max(ask.rate_per_s, facts.rate_per_s if facts is not None else 0.0),
             self._execution_s(),
             constraint=self._constraint(record.type),
             zones=frozenset(zones - {""}),
         )
+
+    def _size_bytes(self, model: str, record: ModelRecord) -> int:
+        facts = self._fleet.facts(model)
+        told_bytes = facts.size_bytes if facts is not None else 0
+        return record.size_bytes or told_bytes or self._here.typical_bytes()
 
     def _execution_s(self) -> float:
         """What a request takes of an instance, on average over all."""

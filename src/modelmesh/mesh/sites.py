@@ -116,10 +116,10 @@ class Sites:
             self.holding(copy).loads.cancel(copy)
 
     def requeue(self, copy: Copy) -> None:
-        """The copy is gone (unloaded, lost). If it is wanted again meanwhile, it is queued with that want where its model is
-        served now."""
+        """The copy is gone (unloaded, lost). If it is wanted again meanwhile, or held, it is queued where its model is served
+        now. A load that failed is not tried again only because its model is held."""
         want, record = copy.want, self._record_of(copy.model)
-        if want is None and not copy.holds:
+        if want is None and not (copy.holds and copy.was_loaded):
             return
         try:
             if record is None:

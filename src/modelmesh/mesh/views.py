@@ -65,7 +65,7 @@ class ModelView:
     in_flight: int
     waiting: int
     pinned_by: str
-    """Why it is held against eviction ("ensure loaded", "vmodel target"), else empty."""
+    """Why it is held against eviction ("ensure loaded", "vmodel target", "vmodel active"), else empty."""
     failure: Failure | None
     copies: Sequence[CopyView] = ()
     """Those that are wanted, loading, loaded or failed, the newest first."""

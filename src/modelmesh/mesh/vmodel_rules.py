@@ -19,6 +19,8 @@ from modelmesh.registry.ids import check_id, follows_versions
 from modelmesh.registry.records import VModelRecord
 
 HOUR_MS: Final = 3_600_000
+REASON_MAX: Final = 500
+"""Characters kept of why a target failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,9 @@ class Outcome(Enum):
 
 
 def set_in(
-    draft: Draft, setting: Setting, has_copies: Callable[[str], bool], now_ms: int, default_owner: str = ""
+    draft: Draft, setting: Setting, copies: Callable[[str], int], now_ms: int, default_owner: str = ""
 ) -> Outcome:
-    """Point a vmodel at a model. `has_copies` says whether a model is loaded. Raises InvalidInput, ModelNotFound,
+    """Point a vmodel at a model. `copies` says in how many instances a model is loaded. Raises InvalidInput, ModelNotFound,
     AlreadyExists, FailedPrecondition before anything is written."""
     vmodel, target = check_id(setting.vmodel, "vmodel"), check_id(setting.target)
     old = draft.vmodel(vmodel)
@@ -70,8 +72,8 @@ def set_in(
         return Outcome.CREATED
     if old.target == target and (old.settled or not setting.force):
         return Outcome.UNCHANGED
-    anew = replace(old, target=target, failed=False)
-    waits = not has_copies(target) and must_load(vmodel, anew, has_copies)
+    anew = replace(old, target=target, failed=False, reason="")
+    waits = must_load(vmodel, anew, copies) and copies(target) < max(copies(old.active), 1)
     at_once = setting.force or target == old.active or not waits
     _inherit_use(draft, old.active, target, now_ms - (HOUR_MS if setting.load_now else 6 * HOUR_MS))
     _move(draft, vmodel, old, replace(anew, active=target) if at_once else anew)
@@ -80,10 +82,10 @@ def set_in(
     return Outcome.SWITCHED if at_once else Outcome.BEGUN
 
 
-def must_load(vmodel: str, record: VModelRecord, has_copies: Callable[[str], bool]) -> bool:
+def must_load(vmodel: str, record: VModelRecord, copies: Callable[[str], int]) -> bool:
     """Whether the target has to prove itself before it becomes active: the active model serves, or the target failed before, or
     the active one is another version that could go on serving when asked."""
-    return record.failed or has_copies(record.active) or follows_versions(vmodel, record.active)
+    return record.failed or copies(record.active) > 0 or follows_versions(vmodel, record.active)
 
 
 def switch_in(draft: Draft, vmodel: str, target: str) -> bool:
@@ -91,16 +93,18 @@ def switch_in(draft: Draft, vmodel: str, target: str) -> bool:
     record = draft.vmodel(vmodel)
     if record is None or record.settled or record.target != target:
         return False
-    _move(draft, vmodel, record, replace(record, active=target, failed=False))
+    _move(draft, vmodel, record, replace(record, active=target, failed=False, reason=""))
     return True
 
 
-def fail_in(draft: Draft, vmodel: str, target: str) -> bool:
-    """The target failed: say so, and leave the active model alone. False when the vmodel has other plans by now."""
+def fail_in(draft: Draft, vmodel: str, target: str, reason: str) -> bool:
+    """The target failed: say so and why, and leave the active model alone. False when the vmodel has other plans by now."""
     record = draft.vmodel(vmodel)
     if record is None or record.settled or record.target != target:
         return False
-    draft.put_vmodel(vmodel, replace(record, failed=True))
+    if len(reason) > REASON_MAX:
+        reason = reason[: REASON_MAX - 1] + "…"
+    draft.put_vmodel(vmodel, replace(record, failed=True, reason=reason))
     return True
 
 

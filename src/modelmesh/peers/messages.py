@@ -71,6 +71,7 @@ def to_ask(asker: str, ask: Ask) -> pb.AskRequest:
         last_used_wall_ms=ask.last_used_wall_ms,
         tried=ask.tried,
         hops=ask.hops,
+        until_used=ask.until_used,
         suspicion=ask.suspicion,
     )
 
@@ -85,6 +86,7 @@ def from_ask(message: pb.AskRequest, deadline_s: float) -> Ask:
         last_used_wall_ms=message.last_used_wall_ms,
         tried=tuple(message.tried),
         hops=message.hops,
+        until_used=message.until_used,
         suspicion=message.suspicion,
     )
 

@@ -147,6 +147,8 @@ class Ask:
     """Instances that failed, or are not to be chosen again."""
     hops: int = 0
     """How often it was handed on; the forward limit is 3."""
+    until_used: bool = False
+    """It is held where it is loaded until its first use."""
     suspicion: bool = False
     """It is believed to be loaded in an instance that does not answer: there may be very many of these."""
 

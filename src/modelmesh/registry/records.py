@@ -123,12 +123,14 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True)
 class VModelRecord:
-    """A stable name. `target` equals `active` when settled; `failed` means something only while they differ."""
+    """A stable name. `target` equals `active` when settled; `failed` and `reason` mean something only while they differ."""
 
     active: str
     target: str
     owner: str = ""
     failed: bool = False
+    reason: str = ""
+    """Why the target failed, for whoever asks any instance; empty when it did not."""
     other: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -141,6 +143,8 @@ class VModelRecord:
             value["o"] = self.owner
         if self.failed and not self.settled:
             value["failed"] = True
+            if self.reason:
+                value["reason"] = self.reason
         return _dump(value | self.other)
 
     @classmethod
@@ -164,5 +168,6 @@ class VModelRecord:
             target=str(value.pop("tmid", "") or active),
             owner=str(value.pop("o", "") or ""),
             failed=bool(value.pop("failed", False)),
+            reason=str(value.pop("reason", "") or ""),
             other=value,
         )

@@ -15,8 +15,10 @@ from typing import Final
 from modelmesh.dataplane.protocol import Name, NameKind
 from modelmesh.errors import Code, StoreUnavailable
 from modelmesh.mesh.control import Registration
+from modelmesh.mesh.targets import RESIDENCE_S, VMODEL_ACTIVE, VMODEL_TARGET
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
+from modelmesh.registry.mirror import Mirror
 from modelmesh.testing.clients import Clients
 from modelmesh.testing.dataplane import Answer, Request
 from modelmesh.testing.loop import run
@@ -28,7 +30,9 @@ from modelmesh.testing.theatre import Theatre
 VMODELS: Final = ("v0", "v1")
 TIMEOUTS_S: Final = (0.2, 1.0, 5.0, 15.0)
 PEACE_S: Final = 12.0
-"""Leases of the dead run out, failures expire, vmodels try again."""
+"""Leases of the dead run out, failures expire."""
+VMODEL_S: Final = 400.0
+"""A target that failed several times is tried again within this."""
 
 
 class Story:
@@ -66,7 +70,7 @@ class Story:
                 (40, self._ask), (10, self._ask_everywhere), (6, self._crash), (4, self._freeze), (5, self._cut),
                 (5, self._mend), (6, self._return), (3, self._leave), (3, self._outage), (5, self._register_some),
                 (3, self._unregister), (5, self._set_vmodel), (4, self._load), (4, self._unload), (4, self._break),
-                (4, self._forget), (3, self._lose_server),
+                (4, self._forget), (3, self._lose_server), (2, self._delete_vmodel),
             )  # fmt: skip
             for _ in range(self._actions):
                 rng.choices([scene for _, scene in scenes], [weight for weight, _ in scenes])[0]()
@@ -199,6 +203,10 @@ class Story:
             vmodel, sync = self._rng.choice(VMODELS), self._rng.random() < 0.3
             self._clients.begin(self._clients.quiet(self._any().mesh.set_vmodel(vmodel, target, sync=sync)))
 
+    def _delete_vmodel(self) -> None:
+        vmodel = self._rng.choice(VMODELS)
+        self._clients.begin(self._clients.quiet(self._any().mesh.delete_vmodel(vmodel)))
+
     def _load(self) -> None:
         if (model := self._clients.known_model()) is not None:
             self._clients.begin(self._clients.quiet(self._any().mesh.load(model, timeout_s=3.0)))
@@ -245,6 +253,7 @@ class Story:
                 for id in sorted(self._all.stages):
                     await self._served(id, model, self._all.artefacts[path])
         await asyncio.sleep(3.0)
+        await self._vmodels_at_rest()
         self._agreed()
         self.seen["loads"] += sum(stage.mesh.instance().loads_total for stage in self._all)
         self.seen["evictions"] += sum(stage.mesh.instance().evictions_total for stage in self._all)
@@ -260,6 +269,29 @@ class Story:
             await asyncio.sleep(max(answer.retry_after_ms, 500) / 1000)
         good = artefact.error is not None or answer.code is Code.OK
         self._clients.expect(good, f"{model} is not served by {id} in peace: {answer}")
+
+    async def _vmodels_at_rest(self) -> None:
+        """Every vmodel reached its target, if that can be loaded, and nothing is held for it any more."""
+        loop, mirror = asyncio.get_running_loop(), next(iter(self._all)).mirror
+        ends_s = loop.time() + VMODEL_S
+        while moving := [vmodel for vmodel in sorted(mirror.unsettled) if self._can_move(mirror, vmodel)]:
+            await asyncio.sleep(1.0)
+            if loop.time() >= ends_s:
+                break
+        self._clients.expect(not moving, f"{moving} never reached their targets")
+        await asyncio.sleep(RESIDENCE_S[1])
+        for id, stage in self._all.stages.items():
+            records = [stage.mirror.vmodel(vmodel) for vmodel in sorted(stage.mirror.unsettled)]
+            under_way = {model for record in records if record for model in (record.active, record.target)}
+            for model in self._clients.registered.keys() - under_way:
+                copy = stage.mesh.copy(model)
+                held = {VMODEL_TARGET, VMODEL_ACTIVE} & set(copy.holds if copy is not None else ())
+                self._clients.expect(not held, f"{id} still holds {model}, as {sorted(held)}")
+
+    def _can_move(self, mirror: Mirror, vmodel: str) -> bool:
+        record = mirror.vmodel(vmodel)
+        path = None if record is None else self._clients.registered.get(record.target)
+        return path is not None and self._all.artefacts[path].error is None
 
     def _agreed(self) -> None:
         """What each believes of the others is so, and every route leads to a copy."""

@@ -63,7 +63,7 @@ def keeper_of(stage: Stage, folder: Path) -> FolderKeeper:
         folder, lambda names: "fake", lambda type, path, names: "", wall_ns=lambda: 1 << 62
     )
     mesh = stage.mesh
-    return FolderKeeper(scanner, mesh.transitions, mesh, stage.journal, mesh.redirect, pause_s=0.02)
+    return FolderKeeper(scanner, mesh.vmodel_calls, mesh, stage.journal, mesh.redirect, pause_s=0.02)
 
 
 def serving(stage: Stage) -> str:

@@ -38,14 +38,11 @@ class Loader:
             raise LoadFailed(self.broken[model], code=Code.INVALID_ARGUMENT, retry_after_s=60)
         self.loaded.add(model)
 
-    def hold(self, model: str, why: str) -> None:
-        pass
+    async def bring(self, model: str, copies: int, *, beside: str, why: str) -> None:
+        await self.ensure_loaded(model, why=why)
 
-    def release(self, model: str, why: str) -> None:
-        pass
-
-    def has_copies(self, model: str) -> bool:
-        return model in self.loaded
+    def copies(self, model: str) -> int:
+        return int(model in self.loaded)
 
     def failure(self, model: str) -> str:
         return self.broken.get(model, "")

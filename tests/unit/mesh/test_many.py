@@ -209,7 +209,7 @@ def test_a_vmodel_is_moved_by_another_when_its_keeper_dies() -> None:
             await theatre["b"].ask("v").answer
             await theatre["a"].mesh.set_vmodel("v", "m2")
             await theatre.settled()
-            (keeper,) = [id for id in theatre.ids if theatre[id].mesh.transitions.moving("v")]
+            (keeper,) = [id for id in theatre.ids if theatre[id].mesh.vmodel_calls.transitions.moving("v")]
             await theatre.crash(keeper)
             rest = next(iter(theatre))
             await theatre.until(lambda: rest.mesh.vmodel("v").active == "m2")

@@ -24,14 +24,17 @@ from modelmesh.errors import (
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.targets import VMODEL_ACTIVE, VMODEL_TARGET, Targets
+from modelmesh.mesh.transitions import RUNNING
 from modelmesh.mesh.views import VModelView
-from modelmesh.mesh.vmodel_rules import Setting, switch_in
-from modelmesh.mesh.vmodels import RUNNING, VModels
+from modelmesh.mesh.vmodel_rules import REASON_MAX, Setting, switch_in
+from modelmesh.mesh.vmodels import VModels
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import ModelRecord
 from modelmesh.store.memory import MemoryStore
 from modelmesh.store.protocol import Commit, Txn
 from modelmesh.testing.loop import run
+from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.stage import Stage
 
 
@@ -42,7 +45,7 @@ class FakeLoader:
     load_s: float = 1.0
     loaded: set[str] = field(default_factory=set)
     broken: dict[str, ModelMeshError] = field(default_factory=dict)
-    held: set[str] = field(default_factory=set)
+    held: set[tuple[str, str]] = field(default_factory=set)
     tried: list[str] = field(default_factory=list)
     loading: int = 0
     most_loading: int = 0
@@ -60,14 +63,21 @@ class FakeLoader:
             raise self.broken[model]
         self.loaded.add(model)
 
+    async def bring(self, model: str, copies: int, *, beside: str, why: str) -> None:
+        assert beside
+        await self.ensure_loaded(model, why=why)
+
+    def copies(self, model: str) -> int:
+        return int(model in self.loaded)
+
+    def get(self, model: str) -> FakeLoader | None:
+        return self if model in self.loaded else None
+
     def hold(self, model: str, why: str) -> None:
-        self.held.add(model)
+        self.held.add((model, why))
 
     def release(self, model: str, why: str) -> None:
-        self.held.discard(model)
-
-    def has_copies(self, model: str) -> bool:
-        return model in self.loaded
+        self.held.discard((model, why))
 
     def failure(self, model: str) -> str:
         return str(self.broken.get(model, ""))
@@ -112,7 +122,10 @@ async def furnish(store: MemoryStore, loader: FakeLoader | None = None, owner: s
     registrar = Registrar(store, Mirror(), clock, journal)
     loader = loader or FakeLoader()
     vmodels = VModels(registrar, loader, clock, journal, default_owner=owner)
+    targets = Targets(registrar.mirror, loader, loader)
     await registrar.start()
+    targets.start()
+    registrar.on_change(targets.follow)
     vmodels.start()
     return House(store, registrar, vmodels, loader, journal)
 
@@ -247,11 +260,11 @@ def test_the_target_is_loaded_and_held_before_the_switch_and_a_while_after() -> 
         assert [house.references(model) for model in "ab"] == [1, 1]
         await asyncio.sleep(0.9)
         assert house.active("v") == "a"
-        assert house.loader.held == {"b"}
+        assert house.loader.held == {("a", VMODEL_ACTIVE), ("b", VMODEL_TARGET)}
         await asyncio.sleep(0.2)
         assert house.active("v") == "b"
         assert [house.references(model) for model in "ab"] == [0, 1]
-        assert house.loader.held == {"b"}
+        assert house.loader.held == {("b", VMODEL_TARGET)}
         assert any("b" in entry.reason for entry in house.journal.about("v") if entry.did is Did.SWITCHED)
         await asyncio.sleep(10)
         assert house.loader.held == set()
@@ -328,7 +341,9 @@ def test_a_failed_target_leaves_the_active_model_and_is_tried_again() -> None:
         await asyncio.sleep(5)
         view = house.vmodels.view("v")
         assert (view.active, view.target, view.target_failed, view.reason) == ("a", "b", True, "no such file")
-        assert house.loader.held == set()
+        assert house.loader.held == {("b", VMODEL_TARGET)}, (
+            "the active model has to be worth its memory meanwhile"
+        )
         assert any("no such file" in entry.reason for entry in house.journal.about("v"))
         house.loader.loaded.clear()
         await asyncio.sleep(20)
@@ -382,7 +397,7 @@ def test_an_abandoned_target_is_let_go() -> None:
         await house.set("v", "b")
         assert house.registrar.mirror.model("x") is None
         await asyncio.sleep(1)
-        assert house.loader.held == {"b"}
+        assert house.loader.held == {("a", VMODEL_ACTIVE), ("b", VMODEL_TARGET)}
         assert house.loader.loading == 1
         await asyncio.sleep(15)
         assert house.active("v") == "b"
@@ -592,5 +607,31 @@ def test_a_mirror_that_is_behind_does_not_make_a_switch_be_tried_without_rest() 
             await asyncio.sleep(20.0)
             assert 1 <= len(tried) <= 10
             await fresh.stop()
+
+    run(scene())
+
+
+def test_a_long_reason_is_cut() -> None:
+    async def scenario(house: House) -> None:
+        await house.set("v", "a")
+        house.loader.loaded.add("a")
+        house.loader.broken["b"] = LoadFailed("line after line of a trace " * 100)
+        view = await house.set("v", "b", sync=True)
+        assert len(view.reason) == REASON_MAX
+        assert view.reason.endswith("…")
+
+    with_house(scenario)
+
+
+def test_an_instance_alone_without_room_for_both_models_moves_nevertheless() -> None:
+    async def scene() -> None:
+        async with Stage(budget_bytes=1000) as stage:
+            await stage.register("m1", Artefact(size_bytes=800))
+            await stage.register("m2", Artefact(size_bytes=800))
+            await stage.mesh.set_vmodel("v", "m1")
+            await stage.ask("v").answer
+            view = await stage.mesh.set_vmodel("v", "m2", sync=True)
+            assert (view.active, view.target_failed) == ("m2", False)
+            assert (await stage.ask("v").answer).model == "m2"
 
     run(scene())

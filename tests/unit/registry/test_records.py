@@ -52,6 +52,18 @@ def test_a_last_use_is_only_raised() -> None:
     assert ModelRecord("onnx", last_used_ms=5).used(7).last_used_ms == 7
 
 
+def test_why_a_target_failed_is_kept_while_it_has() -> None:
+    record = VModelRecord("a", "b", failed=True, reason="The file is torn.")
+    assert json.loads(record.encode()) == {
+        "amid": "a",
+        "tmid": "b",
+        "failed": True,
+        "reason": "The file is torn.",
+    }
+    assert VModelRecord.decode(record.encode()) == record
+    assert b"reason" not in VModelRecord("a", "a", failed=True, reason="The file is torn.").encode()
+
+
 def test_a_vmodel_without_target_is_settled() -> None:
     assert VModelRecord.decode(b'{"amid":"a"}').settled
     assert not VModelRecord.decode(b'{"amid":"a","tmid":"b","canary":0.1}').settled
@@ -100,7 +112,7 @@ pieces = st.lists(
     max_size=7,
 ).map(b"".join)
 vfields = st.dictionaries(
-    st.sampled_from(["amid", "tmid", "o", "failed", "x"]),
+    st.sampled_from(["amid", "tmid", "o", "failed", "reason", "x"]),
     st.text('a"é', max_size=2) | st.just(True),
     max_size=5,
 )

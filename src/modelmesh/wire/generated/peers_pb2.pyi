@@ -89,7 +89,7 @@ class Load(_message.Message):
     def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., price: _Optional[float] = ..., rate_per_s: _Optional[float] = ..., busyness: _Optional[float] = ..., load_queue_s: _Optional[float] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ...) -> None: ...
 
 class AskRequest(_message.Message):
-    __slots__ = ("asker", "model", "need", "why", "rate_per_s", "last_used_wall_ms", "tried", "hops", "suspicion")
+    __slots__ = ("asker", "model", "need", "why", "rate_per_s", "last_used_wall_ms", "tried", "hops", "until_used", "suspicion")
     ASKER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NEED_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class AskRequest(_message.Message):
     LAST_USED_WALL_MS_FIELD_NUMBER: _ClassVar[int]
     TRIED_FIELD_NUMBER: _ClassVar[int]
     HOPS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_USED_FIELD_NUMBER: _ClassVar[int]
     SUSPICION_FIELD_NUMBER: _ClassVar[int]
     asker: str
     model: str
@@ -107,8 +108,9 @@ class AskRequest(_message.Message):
     last_used_wall_ms: int
     tried: _containers.RepeatedScalarFieldContainer[str]
     hops: int
+    until_used: bool
     suspicion: bool
-    def __init__(self, asker: _Optional[str] = ..., model: _Optional[str] = ..., need: _Optional[int] = ..., why: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., last_used_wall_ms: _Optional[int] = ..., tried: _Optional[_Iterable[str]] = ..., hops: _Optional[int] = ..., suspicion: _Optional[bool] = ...) -> None: ...
+    def __init__(self, asker: _Optional[str] = ..., model: _Optional[str] = ..., need: _Optional[int] = ..., why: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., last_used_wall_ms: _Optional[int] = ..., tried: _Optional[_Iterable[str]] = ..., hops: _Optional[int] = ..., until_used: _Optional[bool] = ..., suspicion: _Optional[bool] = ...) -> None: ...
 
 class ProvideReply(_message.Message):
     __slots__ = ("taken", "provided")
