@@ -22,10 +22,10 @@ class Authority:
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
-        self.certificate, self._key = folder / f"{name}-ca.pem", folder / f"{name}-ca.key"
+        self.certificate, self.key = folder / f"{name}-ca.pem", folder / f"{name}-ca.key"
         openssl(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
-            *("-subj", f"/CN={name} CA", "-keyout", str(self._key), "-out", str(self.certificate)),
+            *("-subj", f"/CN={name} CA", "-keyout", str(self.key), "-out", str(self.certificate)),
         )
 
     def issue(
@@ -48,7 +48,7 @@ class Authority:
             *("-keyout", str(key), "-out", str(request)),
         )
         openssl(
-            *("x509", "-req", "-in", str(request), "-CA", str(self.certificate), "-CAkey", str(self._key)),
+            *("x509", "-req", "-in", str(request), "-CA", str(self.certificate), "-CAkey", str(self.key)),
             *("-CAcreateserial", "-days", "2", "-extfile", str(extensions), "-out", str(certificate)),
         )
         return certificate, key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from certificates import Authority
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
@@ -200,3 +202,47 @@ def test_an_instance_that_is_stopped_or_joins_under_traffic_costs_no_request(
     stay = [joins, *(instance for instance in instances if instance is not leaves)]
     assert sum(about(instance)["models_loaded"] for instance in stay) == len(MODELS)
     assert f"{held} of {held} models in use were loaded elsewhere" in leaves.err.read_text()
+
+
+def test_instances_know_each_other_by_certificates_also_by_new_ones(
+    start: Start, models: Path, tmp_path: Path
+) -> None:
+    before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
+    trust = tmp_path / "trust"
+    trust.mkdir()
+    shutil.copy(before.certificate, trust)
+
+    def certified(name: str, authority: Authority, names: str = "") -> tuple[str, ...]:
+        """The flags; the files get a new certificate."""
+        for source, kind in zip(authority.issue(f"new-{name}", names=names), ("pem", "key"), strict=True):
+            shutil.move(source, tmp_path / f"{name}.{kind}")
+        files = ("--peer-tls-cert", f"{tmp_path / name}.pem", "--peer-tls-key", f"{tmp_path / name}.key")
+        return (*files, "--peer-tls-trust", str(trust))
+
+    a, b = (start(name, *certified(name, before)) for name in "ab")
+    for instance in (a, b):
+        instance.wait_ready()
+    register(a, models)
+    with clients([a, b]) as grpc:
+        for model in MODELS:
+            for client in grpc:
+                infer(client, model)
+    assert loads([a, b]) == len(MODELS)
+
+    shutil.copy(after.certificate, trust)
+    for instance in (a, b):
+        certified(instance.scratch.name, after, "DNS:mesh")
+        until(lambda log=instance.err: "was read anew" in log.read_text(), "the new certificate is in force")
+    (trust / before.certificate.name).unlink()
+    c = start("c", *certified("c", after, "IP:127.0.0.1")).wait_ready()
+    with clients([c]) as (client,):
+        for model in MODELS:
+            infer(client, model)
+    assert loads([a, b, c]) == len(MODELS)
+
+    stranger = start("stranger").wait_ready()
+    with clients([stranger]) as (client,):
+        infer(client, MODELS[0])
+    assert loads([stranger]) == 1, "it reaches nobody, so it loads what it is asked for"
+    assert "The instance a is not heard" in stranger.err.read_text()
+    assert "The instance stranger is not heard" in a.err.read_text()

@@ -138,6 +138,24 @@ def test_a_certificate_is_for_servers_and_for_clients(
     run(test())
 
 
+def test_instances_may_share_one_certificate_however_it_was_made(
+    tmp_path: Path, authority: Authority, stranger: Authority
+) -> None:
+    async def test() -> None:
+        other = authority.issue("another")
+        for name, pair, there, taken in (
+            ("issued", authority.issue("shared"), None, True),
+            ("for servers", authority.issue("server", use="serverAuth"), None, True),
+            ("signs itself", (authority.certificate, authority.key), None, True),
+            ("another", authority.issue("shared"), tls(other, authority), False),
+        ):
+            (tmp_path / name).mkdir()
+            shared = PeerTls(pair[0].read_bytes(), pair[1].read_bytes(), pair[0].read_bytes())
+            assert await both(tmp_path / name, shared, there or shared) is taken, name
+
+    run(test())
+
+
 def test_keys_that_cannot_be_used_are_refused_with_a_sentence(
     tmp_path: Path, authority: Authority, stranger: Authority
 ) -> None:

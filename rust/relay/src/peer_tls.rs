@@ -1,5 +1,5 @@
 //! Mutual TLS between instances. Both sides show a certificate of an authority on the one trust list, valid for what they do
-//! (server or client). Instances are dialled where their records in the store say, mostly by addresses nobody issues certificates
+//! (server or client), or one that is on the list itself: all instances may share one, however it was made. Instances are dialled where their records in the store say, mostly by addresses nobody issues certificates
 //! for, so a certificate is held to the address only if it names any of that kind (docs/tls.md).
 
 use std::net::IpAddr;
@@ -9,11 +9,11 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::danger::ClientCertVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    ServerConfig, SignatureScheme,
 };
 use tokio_rustls::TlsConnector;
 
@@ -27,7 +27,7 @@ pub struct PeerMaterial<'a> {
     pub certificate_pem: &'a [u8],
     /// PKCS#8, PKCS#1 or SEC1.
     pub key_pem: &'a [u8],
-    /// The authorities of the others.
+    /// The authorities of the others, and certificates that are trusted themselves.
     pub trusted_pem: &'a [u8],
 }
 
@@ -49,18 +49,27 @@ impl PeerConfigs {
         let provider = Arc::new(ring::default_provider());
         let chain = certificates(material.certificate_pem, "The certificate file for peers")?;
         let key = key(material.key_pem, "")?;
+        let trusted = certificates(material.trusted_pem, "The trust list for peers")?;
         let mut roots = RootCertStore::empty();
-        for root in certificates(material.trusted_pem, "The trust list for peers")? {
-            roots.add(root).map_err(|error| {
+        for root in &trusted {
+            roots.add(root.clone()).map_err(|error| {
                 format!("A certificate of the trust list for peers cannot be used: {error}.")
             })?;
         }
-        let roots = Arc::new(roots);
-        let clients =
+        let (roots, trusted) = (Arc::new(roots), Arc::<[_]>::from(trusted));
+        let issued =
             WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
-        let clients = clients
-            .map_err(|error| format!("The trust list for peers cannot be used: {error}."))?;
-        let servers = Servers { roots, provider };
+        let issued =
+            issued.map_err(|error| format!("The trust list for peers cannot be used: {error}."))?;
+        let clients = Arc::new(Clients {
+            issued,
+            trusted: trusted.clone(),
+        });
+        let servers = Servers {
+            roots,
+            trusted,
+            provider,
+        };
         acceptable(&chain, &*clients, &servers)?;
         let provider = servers.provider.clone();
         let mut accept = ServerConfig::builder_with_provider(provider.clone())
@@ -96,7 +105,7 @@ fn acceptable(
     };
     let refused = |what: &str, error: Error| {
         format!(
-            "Other instances would refuse the certificate for peers as that of a {what}: {error}; it has to be issued by an authority of the trust list, for servers and for clients."
+            "Other instances would refuse the certificate for peers as that of a {what}: {error}; it has to be on the trust list, or issued by an authority of it for servers and for clients."
         )
     };
     let now = UnixTime::now();
@@ -132,6 +141,7 @@ pub async fn dial(
 #[derive(Debug)]
 struct Servers {
     roots: Arc<RootCertStore>,
+    trusted: Arc<[CertificateDer<'static>]>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -142,6 +152,9 @@ impl Servers {
         issuers: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
+        if self.trusted.contains(own) {
+            return Ok(());
+        }
         let algorithms = self.provider.signature_verification_algorithms.all;
         let own = ParsedCertificate::try_from(own)?;
         verify_server_cert_signed_by_trust_anchor(&own, &self.roots, issuers, now, algorithms)
@@ -192,6 +205,53 @@ impl ServerCertVerifier for Servers {
         self.provider
             .signature_verification_algorithms
             .supported_schemes()
+    }
+}
+
+/// Verifies other instances as clients.
+#[derive(Debug)]
+struct Clients {
+    issued: Arc<dyn ClientCertVerifier>,
+    trusted: Arc<[CertificateDer<'static>]>,
+}
+
+impl ClientCertVerifier for Clients {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.issued.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        issuers: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if self.trusted.contains(own) {
+            return Ok(ClientCertVerified::assertion());
+        }
+        self.issued.verify_client_cert(own, issuers, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.issued.verify_tls12_signature(message, own, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.issued.verify_tls13_signature(message, own, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.issued.supported_verify_schemes()
     }
 }
 

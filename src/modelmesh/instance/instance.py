@@ -122,10 +122,10 @@ class Instance:
         self.admit = admission(runtimes, root, constraints.table)
         neighbours = None
         if connection is not None:
-            from modelmesh.instance.peering import Neighbours
+            from modelmesh.instance.peering import Neighbours, member_of
 
-            offers = [runtime.offer() for runtime in runtimes]
-            neighbours = Neighbours(settings, store, connection.endpoints, offers, self.clock.wall_s())
+            me = member_of(settings, [runtime.offer() for runtime in runtimes], self.clock.wall_s())
+            neighbours = Neighbours(settings, store, connection.endpoints, me, runtime_dir.path)
             self.peers = neighbours.peers
         self.dataplane = _build_dataplane(settings, self.control_socket, neighbours)
         self.mesh = Mesh(

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from modelmesh import __version__
 from modelmesh.dataplane.protocol import DataPlane, PeerTls
@@ -19,15 +19,12 @@ from modelmesh.errors import SettingsError
 from modelmesh.instance.watched_files import WatchedFiles
 from modelmesh.journal import Journal
 from modelmesh.peers.connected import ConnectedPeers
-from modelmesh.peers.dialling import MutualTls, dial, split
+from modelmesh.peers.dialling import Connection, MutualTls, dial, split
 from modelmesh.peers.protocol import Member
 from modelmesh.policy.runtimes import Offer
 from modelmesh.settings.files import read_bytes
 from modelmesh.settings.tree import Peering, Settings
 from modelmesh.store.protocol import Store
-
-if TYPE_CHECKING:
-    import grpc.aio
 
 _END: Final = b"-----END CERTIFICATE-----"
 
@@ -42,14 +39,13 @@ class Neighbours:
         settings: Settings,
         store: Store,
         endpoints: Sequence[str],
-        offers: Sequence[Offer],
-        now_wall_s: float,
+        me: Member,
+        socket_dir: Path,
     ) -> None:
-        """`endpoints`: of the store, as host:port. `offers`: of the runtimes. Raises SettingsError."""
+        """`endpoints`: of the store, as host:port. `socket_dir`: for this process alone. Raises SettingsError."""
         self._settings = settings
         self._endpoints = [split(endpoint) for endpoint in endpoints]
-        self._certificates = _certificates(settings.peering)
-        me = member_of(settings, offers, now_wall_s)
+        self._certificates = _certificates(settings.peering, socket_dir)
         self.peers = ConnectedPeers(
             store, me, dial if self._certificates is None else self._certificates.dial
         )
@@ -137,12 +133,13 @@ def _is_of_this_machine(host: str) -> bool:
 class PeerCertificates:
     """Those that instances show each other: read at once, and again when the files change."""
 
-    def __init__(self, certificate: Path, key: Path, trust: Sequence[Path]) -> None:
+    def __init__(self, certificate: Path, key: Path, trust: Sequence[Path], socket_dir: Path) -> None:
         """`trust`: files, or folders of them. Raises SettingsError."""
         self._certificate, self._key, self._trust = certificate, key, trust
+        self._socket_dir = socket_dir
         self.tls, self._dialling = self._read()
 
-    async def dial(self, address: str) -> grpc.aio.Channel:
+    async def dial(self, address: str) -> Connection:
         """See `peers.dialling.Dial`."""
         return await self._dialling.dial(address)
 
@@ -164,7 +161,7 @@ class PeerCertificates:
         tls = PeerTls(
             certificate_pem, read_bytes(self._key, "peer_tls_key"), b"\n".join([own + end, *trusted])
         )
-        return tls, MutualTls(self._certificate, self._key, tls.trusted_pem)
+        return tls, MutualTls(self._certificate, self._key, tls.trusted_pem, self._socket_dir)
 
     def _trusted_files(self) -> list[Path]:
         found: list[Path] = []
@@ -173,7 +170,7 @@ class PeerCertificates:
         return found
 
 
-def _certificates(peering: Peering) -> PeerCertificates | None:
+def _certificates(peering: Peering, socket_dir: Path) -> PeerCertificates | None:
     """None: plain text. Raises SettingsError for half of what is needed, and for what cannot be used."""
     certificate, key, trust = peering.tls_cert, peering.tls_key, peering.tls_trust
     if certificate is None and key is None:
@@ -185,4 +182,4 @@ def _certificates(peering: Peering) -> PeerCertificates | None:
     if certificate is None or key is None:
         missing = "peer_tls_cert" if certificate is None else "peer_tls_key"
         raise SettingsError(f"{missing} is missing; TLS between instances needs a certificate and its key.")
-    return PeerCertificates(certificate, key, trust or ())
+    return PeerCertificates(certificate, key, trust or (), socket_dir)

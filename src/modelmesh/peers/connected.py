@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 class ConnectedPeers:
     """Implements `peers.protocol.Peers`. `picture` and `hosted` are what the peer service serves to the others."""
 
-    def __init__(self, store: Store, me: Member, open_channel: Dial = dial) -> None:
+    def __init__(self, store: Store, me: Member, connect: Dial = dial) -> None:
         self.picture = Picture(me.epoch)
         self.hosted: Hosted | None = None
         """Whom the others' questions reach; None until started."""
         self._me = me
-        self._open_channel = open_channel
+        self._connect = connect
         self._members = Members(store, self._member_changed)
         self._presence = Presence(store, LEASE_S)
         self._links: dict[str, Link] = {}
@@ -141,7 +141,7 @@ class ConnectedPeers:
             self._drop(id)
             link = None
         if link is None:
-            link = self._links[id] = Link(self._me.id, member, self._tell, self._open_channel)
+            link = self._links[id] = Link(self._me.id, member, self._tell, self._connect)
             self._following[id] = asyncio.create_task(link.run(), name=f"peer {id}")
         link.member = member
         self._news.append(Joined(member))

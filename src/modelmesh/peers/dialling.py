@@ -1,8 +1,8 @@
-"""Channels to other instances: in plain text, or where both sides know each other by certificates.
+"""Connections to other instances: in plain text, or where both sides know each other by certificates.
 
 Instances are dialled where their records say, mostly by addresses nobody issues certificates for. So a certificate is held to
-the address only if it names any of that kind, as the data plane does (docs/tls.md). gRPC knows no such rule; so the names are
-read from a handshake of its own, and gRPC is told to expect one of them.
+the address only if it names any of that kind, as the data plane does (docs/mesh.md). gRPC knows no such rule: TLS is spoken
+for it here, behind a socket that it connects to.
 """
 
 from __future__ import annotations
@@ -10,42 +10,61 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from modelmesh.errors import RuntimeUnavailable, SettingsError
 
 if TYPE_CHECKING:
-    import grpc
     import grpc.aio
 
 HANDSHAKE_S: Final = 5.0
-_OPTIONS: Final[Sequence[tuple[str, int | str]]] = (
+CHUNK_BYTES: Final = 1 << 16
+_OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.max_receive_message_length", -1),
 )
 
-Dial = Callable[[str], Awaitable["grpc.aio.Channel"]]
-"""Opens a channel to an address. Raises RuntimeUnavailable with a sentence."""
+
+class Connection:
+    """A channel, and what is behind it."""
+
+    def __init__(self, address: str, target: str = "", behind: Relayed | None = None) -> None:
+        """To an address; through `target`, if that is not the same."""
+        import grpc.aio
+
+        options = (*_OPTIONS, ("grpc.default_authority", address))
+        self.channel: grpc.aio.Channel = grpc.aio.insecure_channel(target or address, options=options)
+        self._behind = behind
+
+    async def close(self) -> None:
+        """Cancel all calls. Idempotent."""
+        await self.channel.close()
+        if self._behind is not None:
+            await self._behind.close()
 
 
-async def dial(address: str) -> grpc.aio.Channel:
+Dial = Callable[[str], Awaitable[Connection]]
+"""Connects to an address. Raises RuntimeUnavailable with a sentence, unless it is found out by the first call."""
+
+
+async def dial(address: str) -> Connection:
     """Without certificates."""
-    import grpc.aio
-
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    return Connection(address)
 
 
 class MutualTls:
     """With certificates: files in PEM, as they are when this is made."""
 
-    def __init__(self, certificate: Path, key: Path, trusted_pem: bytes) -> None:
-        """`trusted_pem`: authorities, and certificates that are trusted themselves. Raises SettingsError."""
-        import grpc
-
+    def __init__(self, certificate: Path, key: Path, trusted_pem: bytes, socket_dir: Path) -> None:
+        """`trusted_pem`: authorities, and certificates that are trusted themselves. `socket_dir`: for this process alone. Raises
+        SettingsError."""
+        self._socket_dir = socket_dir
         self._context = context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -53,35 +72,87 @@ class MutualTls:
         try:
             context.load_cert_chain(certificate, key, password=_encrypted)
             context.load_verify_locations(cadata=trusted_pem.decode("ascii"))
-            pair = key.read_bytes(), certificate.read_bytes()
         except (OSError, ValueError) as error:  # an SSLError is an OSError
             raise SettingsError(
                 f"The certificate for peers {certificate} cannot be used: {error}."
             ) from error
-        self._credentials = grpc.ssl_channel_credentials(trusted_pem, *pair)
 
-    async def dial(self, address: str) -> grpc.aio.Channel:
+    async def dial(self, address: str) -> Connection:
         """See `Dial`."""
-        import grpc.aio
-
-        options = [*_OPTIONS]
-        if expected := _expected(address, await self._names(address)):
-            options.append(("grpc.ssl_target_name_override", expected))
-        return grpc.aio.secure_channel(address, self._credentials, options=options)
-
-    async def _names(self, address: str) -> tuple[tuple[str, str], ...]:
-        """What the certificate shown at the address is for, as (kind, name)."""
         host, port = split(address)
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                _, writer = await asyncio.open_connection(host, port, ssl=self._context)
+                reader, writer = await asyncio.open_connection(host, port, ssl=self._context)
         except (OSError, TimeoutError) as error:
-            raise RuntimeUnavailable(
-                f"The instance at {address} cannot be reached: {error or f'no handshake within {HANDSHAKE_S:g} s'}."
-            ) from error
-        shown = writer.get_extra_info("peercert") or {}
-        writer.transport.abort()
-        return tuple(shown.get("subjectAltName", ()))
+            why = error or f"no handshake within {HANDSHAKE_S:g} s"
+            raise RuntimeUnavailable(f"The instance at {address} cannot be reached: {why}.") from error
+        names = (writer.get_extra_info("peercert") or {}).get("subjectAltName", ())
+        if not is_for(host, names):
+            writer.transport.abort()
+            said = ", ".join(name for _, name in names)
+            raise RuntimeUnavailable(f"The certificate shown at {address} is for others: {said}.")
+        relayed = Relayed(reader, writer)
+        return Connection(address, f"unix:{await relayed.listen(self._socket_dir)}", relayed)
+
+
+class Relayed:
+    """One connection, taken from a socket on this machine and passed on. When either side ends, both do."""
+
+    _numbers = count(1)
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._far = reader, writer
+        self._server: asyncio.Server | None = None
+        self._relaying: asyncio.Task[None] | None = None
+        self._path: Path
+
+    async def listen(self, folder: Path) -> Path:
+        """Where it is taken."""
+        self._path = folder / f"peer-{next(self._numbers)}.sock"
+        self._server = await asyncio.start_unix_server(self._accept, self._path)
+        return self._path
+
+    async def close(self) -> None:
+        """Idempotent."""
+        self._stop_listening()
+        if self._relaying is not None:
+            self._relaying.cancel()
+            await asyncio.gather(self._relaying, return_exceptions=True)
+        self._far[1].transport.abort()
+
+    def _stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._path.unlink(missing_ok=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:
+            writer.transport.abort()
+            return
+        self._stop_listening()
+        self._relaying = asyncio.create_task(self._relay(reader, writer), name="relay to a peer")
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ways = [
+            asyncio.create_task(_pass_on(reader, self._far[1])),
+            asyncio.create_task(_pass_on(self._far[0], writer)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            writer.transport.abort()
+            self._far[1].transport.abort()
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):  # who waits for an answer is told by gRPC
+        while data := await reader.read(CHUNK_BYTES):
+            writer.write(data)
+            await writer.drain()
 
 
 def split(address: str) -> tuple[str, int]:
@@ -90,17 +161,15 @@ def split(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _expected(address: str, names: tuple[tuple[str, str], ...]) -> str:
-    """The name that gRPC is to find in the certificate in place of the host; empty: the host itself."""
-    host, _ = split(address)
+def is_for(host: str, names: Sequence[tuple[str, str]]) -> bool:
+    """Whether a certificate with these names, as `ssl` tells them, may be shown there."""
     try:
-        ip_address(host)
-        kind = "IP Address"
+        address = ip_address(host)
     except ValueError:
-        kind = "DNS"
-    if not names or any(of == kind for of, _ in names):
-        return ""
-    return names[0][1].replace("*", "any", 1)
+        named = [name.lower() for kind, name in names if kind == "DNS"]
+        return not named or host.lower() in named or f"*.{host.lower().partition('.')[2]}" in named
+    listed = [name for kind, name in names if kind == "IP Address"]
+    return not listed or address in map(ip_address, listed)
 
 
 def _encrypted() -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from modelmesh.errors import Code, ModelMeshError, RuntimeUnavailable
 from modelmesh.peers import messages
-from modelmesh.peers.dialling import Dial, dial
+from modelmesh.peers.dialling import Connection, Dial, dial
 from modelmesh.peers.protocol import Ask, Back, Gone, Member, News, Provided, Silent, Told
 from modelmesh.wire.generated import peers_pb2 as pb
 
@@ -28,9 +28,7 @@ log = logging.getLogger(__name__)
 class Link:
     """Of one life of a member; `run` follows it until cancelled, or until it says goodbye."""
 
-    def __init__(
-        self, me: str, member: Member, tell: Callable[[News], None], open_channel: Dial = dial
-    ) -> None:
+    def __init__(self, me: str, member: Member, tell: Callable[[News], None], connect: Dial = dial) -> None:
         self.member = member
         self.heard = asyncio.Event()
         """It was heard completely, once."""
@@ -38,10 +36,10 @@ class Link:
         """It does not answer now."""
         self._me = me
         self._tell = tell
-        self._open_channel = open_channel
-        self._channel: grpc.aio.Channel | None = None
+        self._connect = connect
+        self._connection: Connection | None = None
         self._epoch = self._sequence = 0
-        self._told_silent = False
+        self._told_silent = self._complained = False
 
     async def run(self) -> None:
         """Follow, dial again, go on where it was."""
@@ -53,14 +51,16 @@ class Link:
                 if await self._follow():
                     return
             except ModelMeshError as error:
-                log.info("The instance %s is not heard: %s", self.member.id, error)
+                if not self._complained:
+                    self._complained = True
+                    log.warning("The instance %s is not heard: %s", self.member.id, error)
             self._fall_silent()
             pause_s = REDIAL_S if self._sequence != before else min(2 * pause_s, REDIAL_S_MAX)
             await asyncio.sleep(pause_s)
 
     async def _dial(self) -> None:
-        """A channel of its own for each connection, because certificates may be others by now."""
-        before, self._channel = self._channel, await self._open_channel(self.member.address)
+        """Anew each time, because certificates may be others by now."""
+        before, self._connection = self._connection, await self._connect(self.member.address)
         if before is not None:
             await before.close()
 
@@ -102,7 +102,7 @@ class Link:
                 f"At {self.member.address} another life of {self.member.id} answers; its record is awaited."
             )
         if self.silent:
-            self.silent = False
+            self.silent = self._complained = False
             if self._told_silent:
                 self._told_silent = False
                 self._tell(Back(self.member.id))
@@ -163,14 +163,14 @@ class Link:
 
     async def close(self) -> None:
         """Cancel all calls. Idempotent."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
     # --- the wire -------------------------------------------------------------------------------------------
 
     def _stream(self, method: str, request: Any, answer: type[Any], timeout_s: float | None) -> Any:
-        call = self._connected(request).unary_stream(
+        call = self._channel(request).unary_stream(
             f"/{messages.SERVICE}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
@@ -178,20 +178,20 @@ class Link:
         return call(request, timeout=timeout_s)
 
     async def _unary(self, method: str, request: Any, answer: type[Any], timeout_s: float, model: str) -> Any:
-        call = self._connected(request).unary_unary(
+        call = self._channel(request).unary_unary(
             f"/{messages.SERVICE}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
         return await self._answer(call(request, timeout=timeout_s), model)
 
-    def _connected(self, request: Any) -> grpc.aio.Channel:
-        if self._channel is None:
+    def _channel(self, request: Any) -> grpc.aio.Channel:
+        if self._connection is None:
             raise RuntimeUnavailable(
                 f"The instance {self.member.id} at {self.member.address} was not reached yet.",
                 model=getattr(request, "model", ""),
             )
-        return self._channel
+        return self._connection.channel
 
     async def _answer(self, waiting: Awaitable[Any], model: str) -> Any:
         import grpc.aio

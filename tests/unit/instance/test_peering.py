@@ -23,8 +23,12 @@ def settings(**flags: object) -> Settings:
     return read_settings(flags, {})
 
 
+def neighbours_of(settings: Settings, *endpoints: str) -> Neighbours:
+    return Neighbours(settings, MemoryStore(), endpoints, member_of(settings, [ANY], 1.0), Path("unused"))
+
+
 def reached(bound: str, *, endpoints: tuple[str, ...] = ("127.0.0.1:2379",), **flags: object) -> str:
-    neighbours = Neighbours(settings(**flags), MemoryStore(), endpoints, [ANY], 1.0)
+    neighbours = neighbours_of(settings(**flags), *endpoints)
     neighbours.open_at(bound)
     return neighbours.peers.me.address
 
@@ -80,4 +84,4 @@ def test_half_a_certificate_stops_the_start(tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(SettingsError, match=says):
-            Neighbours(settings(**flags), MemoryStore(), ["127.0.0.1:1"], [ANY], 1.0)
+            neighbours_of(settings(**flags), "127.0.0.1:1")
