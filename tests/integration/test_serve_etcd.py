@@ -151,3 +151,27 @@ def test_a_start_without_etcd_says_so(models: Path, tmp_path: Path) -> None:
         assert "The etcd at 127.0.0.1:1 cannot be reached" in instance.err.read_text()
     finally:
         instance.kill_all()
+
+
+def test_how_a_model_is_kept_is_in_its_record_and_done(etcd: Etcd, models: Path, tmp_path: Path) -> None:
+    path = str(models / "iris")
+    with served(tmp_path / "a", *flags(etcd, models)) as a:
+        kept = ("--min-copies", "2", "--max-copies", "3", "--priority", "2.5")
+        a.cli_json("register", "kept", "--type", "sklearn", "--path", path, *kept)
+        stored = record(etcd, "registry/kept")
+        assert (stored["minCopies"], stored["maxCopies"], stored["priority"]) == (2, 3, 2.5)
+        until(lambda: a.cli_json("status", "kept")["state"] == "loaded", "it is loaded unasked")
+        status = a.cli_json("status", "kept")
+        assert (status["min_copies"], status["max_copies"], status["pin"], status["priority"]) == (
+            2,
+            3,
+            False,
+            2.5,
+        )
+        assert status["pinned_by"] == "min copies"
+        a.cli_json("register", "kept", "--min-copies", "0", "--pin")
+        assert record(etcd, "registry/kept")["pin"] is True
+        assert "minCopies" not in record(etcd, "registry/kept")
+        until(lambda: a.cli_json("status", "kept")["pinned_by"] == "pinned", "it is pinned")
+        assert a.cli_json("list", "kept")["models"][0]["pin"] is True
+        assert "not evicted" in a.cli("status", "kept").stdout

@@ -30,6 +30,7 @@ def made(rng: random.Random, model: str) -> Resident:
         uses.record(rng.uniform(0.0, 100.0), rng.randrange(1, 4))
     resident = Resident(model, rng.randrange(1, 10_000), rng.choice((0.0, 0.001, 0.2, 3.0)), uses, 0.0)
     resident.in_flight = rng.choice((0, 0, 1))
+    resident.priority, resident.spare = rng.choice((1.0, 1.0, 0.1, 7.0)), rng.random() < 0.2
     return resident
 
 
@@ -82,6 +83,10 @@ def test_groups_and_columns_follow_every_change(seed: int) -> None:
             member = rng.choice(inside)
             member.uses.record(now_s, rng.randrange(1, 3))
             residents.used(member)
+        elif verb < 0.9 and inside:
+            member = rng.choice(inside)
+            member.priority, member.spare = rng.choice((1.0, 3.0)), rng.random() < 0.5
+            residents.refresh(member)
         elif inside:
             residents.resize(rng.choice(inside), rng.randrange(1, 10_000))
         assert len(residents) == len(inside)

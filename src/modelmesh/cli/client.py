@@ -36,6 +36,9 @@ class Client:
     def put(self, path: str, body: Mapping[str, object], *, wait_s: float | None = _TIMEOUT_S) -> Any:
         return self._call("PUT", path, body=body, wait_s=wait_s)
 
+    def patch(self, path: str, body: Mapping[str, object]) -> Any:
+        return self._call("PATCH", path, body=body)
+
     def post(self, path: str, *, wait_s: float | None = _TIMEOUT_S, **query: object) -> Any:
         return self._call("POST", path, query=query, wait_s=wait_s)
 

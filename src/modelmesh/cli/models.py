@@ -116,6 +116,24 @@ def _state(model: dict[str, Any]) -> Text:
     return coloured(model["state"], colour)
 
 
+def keep_of(model: dict[str, Any]) -> str:
+    """How a model is kept, in words."""
+    said = []
+    if model["min_copies"]:
+        said.append(f"at least {_copies(model['min_copies'])} loaded")
+    if model["max_copies"]:
+        said.append(f"at most {_copies(model['max_copies'])}")
+    if model["pin"]:
+        said.append("not evicted")
+    if model["priority"] != 1:
+        said.append(f"priority {model['priority']:g}")
+    return ", ".join(said) or "as any other"
+
+
+def _copies(n: int) -> str:
+    return "1 copy" if n == 1 else f"{n} copies"
+
+
 def _model_lines(model: dict[str, Any]) -> Any:
     drawn = table("", "")
     drawn.show_header = False
@@ -130,6 +148,8 @@ def _model_lines(model: dict[str, Any]) -> Any:
         "requests": f"{model['requests_total']}, about {model['requests_per_s']:.3g}/s, last {ago(model['last_used_unix_s'])}",
         "now": f"{model['replicas']} replicas, {model['in_flight']} in flight, {model['waiting']} waiting",
     }
+    if (kept := keep_of(model)) != "as any other":
+        rows["kept"] = kept
     if model["pinned_by"]:
         rows["held"] = model["pinned_by"]
     if model["failure"]:

@@ -15,10 +15,12 @@ import typer
 
 from modelmesh.cli.client import Client, at
 from modelmesh.cli.exits import CommandFailed, Exit
+from modelmesh.cli.models import keep_of
 from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, console, print_json
 
 _PER_CALL = 2_000
 _NAMED = 20
+_COLUMNS = "id,type,path,key,min_copies,max_copies,pin,priority"
 
 
 def register(
@@ -33,24 +35,43 @@ def register(
     force: Annotated[
         bool, typer.Option("--force", help="Register it also when no runtime there serves the type.")
     ] = False,
+    min_copies: Annotated[
+        int | None, typer.Option(help="Keep so many copies loaded, in different zones where there are some.")
+    ] = None,
+    max_copies: Annotated[
+        int | None, typer.Option(help="Make no more copies than this; 0: no bound.")
+    ] = None,
+    pin: Annotated[
+        bool | None, typer.Option("--pin/--no-pin", help="Do not evict it once it is loaded.")
+    ] = None,
+    priority: Annotated[
+        float | None, typer.Option(help="How much its waiting counts, 0.01 to 100; 1: as of any other.")
+    ] = None,
     source: Annotated[
         str,
         typer.Option(
-            "--from", help="Many: a file of JSON lines or CSV (id,type,path,key); - for JSON lines on stdin."
+            "--from",
+            help=f"Many: a file of JSON lines or CSV ({_COLUMNS}); - for JSON lines on stdin.",
         ),
     ] = "",
     ops: Ops = DEFAULT_OPS,
     as_json: Json = False,
 ) -> None:
-    """Register a model, or many from a file. Repeating a registration is harmless."""
+    """Register a model, or many from a file. Repeating a registration is harmless. Of a model that is registered,
+    --min-copies, --max-copies, --pin and --priority can be changed without the rest."""
     if bool(model) == bool(source):
         raise CommandFailed("Give either an ID with --type and --path, or --from FILE.", Exit.USAGE)
+    keep = {"min_copies": min_copies, "max_copies": max_copies, "pin": pin, "priority": priority}
+    kept = {name: value for name, value in keep.items() if value is not None}
     if source:
-        _register_many(source, ops, force=force, as_json=as_json)
+        _register_many(source, ops, kept | ({"force": True} if force else {}), as_json=as_json)
+        return
+    if kept and not (type or path or key or load or force):
+        _change(model, kept, ops, as_json=as_json)
         return
     if not type:
         raise CommandFailed("--type is missing: the model format, for example sklearn.", Exit.USAGE)
-    body = {"type": type, "path": _known(path), "key": key, "load": load, "wait": load}
+    body = {"type": type, "path": _known(path), "key": key, "load": load, "wait": load, **kept}
     if force:  # instances of before this field refuse it
         body["force"] = True
     with Client(ops) as client:
@@ -63,16 +84,25 @@ def register(
         raise CommandFailed(f"It did not load: {registered['failure']['reason']}", Exit.REFUSED)
 
 
-def _register_many(source: str, ops: str, *, force: bool, as_json: bool) -> None:
+def _change(model: str, kept: dict[str, Any], ops: str, *, as_json: bool) -> None:
+    with Client(ops) as client:
+        changed = client.patch(at("models", model), kept)
+    if as_json:
+        print_json(changed)
+    else:
+        console().print(f"{changed['id']} is kept as asked: {keep_of(changed)}.", markup=False)
+
+
+def _register_many(source: str, ops: str, for_all: dict[str, Any], *, as_json: bool) -> None:
+    """`for_all`: what holds for entries that do not say otherwise."""
     registered, failures = 0, list[dict[str, Any]]()
-    forced = {"force": True} if force else {}
     with Client(ops) as client, ExitStack() as stack:
         entries, size_bytes = _read(source, stack)
         progress, task = _progress(stack, size_bytes)
         number = 0
         while group := list(islice(entries, _PER_CALL)):
             results = client.register_lines(
-                b"".join(json.dumps({**entry, **forced}).encode() + b"\n" for entry, _ in group)
+                b"".join(json.dumps({**for_all, **entry}).encode() + b"\n" for entry, _ in group)
             )
             for result in results:
                 number += 1
@@ -131,7 +161,7 @@ def _csv_rows(file: IO[bytes], source: str) -> Iterator[tuple[dict[str, Any], in
 
     reader = csv.DictReader(lines())
     if not {"id", "type"} <= set(reader.fieldnames or ()):
-        raise CommandFailed(f"{source}: the first line must name the columns: id,type,path,key.", Exit.USAGE)
+        raise CommandFailed(f"{source}: the first line must name the columns: {_COLUMNS}.", Exit.USAGE)
     for row in reader:
         yield _with_known_path({name: value for name, value in row.items() if name and value}), read_bytes
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from modelmesh.errors import LoadTimeout, ModelMeshError, ModelNotFound, NoCapacity
 from modelmesh.mesh.copies import Copies, Copy, Purpose
-from modelmesh.mesh.evictions import HOLD_UNTIL_USED
+from modelmesh.mesh.holds import UNTIL_USED
 from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.views import State
 from modelmesh.policy.urgency import Why
@@ -84,7 +84,7 @@ class Asks:
         if self._stopped is not None:
             raise self._stopped
         if hold:
-            self._copies.hold(model, HOLD_UNTIL_USED)
+            self._copies.hold(model, UNTIL_USED)
         if self._have(model, why):
             self._settle()
             return None
@@ -93,10 +93,10 @@ class Asks:
             loads = self._sites.loads_of(model, record, known)
             want = loads.want(model, record)
         except ModelMeshError:
-            self._copies.unhold(model, HOLD_UNTIL_USED)
+            self._copies.unhold(model, UNTIL_USED)
             raise
         if want is None:
-            self._copies.unhold(model, HOLD_UNTIL_USED)
+            self._copies.unhold(model, UNTIL_USED)
             raise NoCapacity(
                 f"Too many models wait to be loaded; model {model} is not accepted.",
                 model=model,
@@ -126,7 +126,7 @@ class Asks:
             return
         del copy.want.waiters[waiter]
         if not copy.want.waiters and not copy.want.asked:
-            self._copies.unhold(model, HOLD_UNTIL_USED)
+            self._copies.unhold(model, UNTIL_USED)
         self._sites.holding(copy).loads.unwanted(copy)
         self._settle()
 
@@ -159,7 +159,7 @@ class Asks:
 
     async def _load_ended(self, copy: Copy) -> None:
         """Wait for a load under way, whatever comes of it; one only asked for is dropped."""
-        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        self._copies.unhold(copy.model, UNTIL_USED)
         if copy.want is not None and not copy.want.waiters:
             copy.want.asked = False
         self._sites.holding(copy).loads.unwanted(copy)
@@ -173,7 +173,7 @@ class Asks:
             log.info("Model %s need not be unloaded: %s", copy.model, error)
 
     async def _unload_and_wait(self, copy: Copy) -> None:
-        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        self._copies.unhold(copy.model, UNTIL_USED)
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting_gone.setdefault(copy.model, []).append(gone)
         if copy.state is State.LOADED:

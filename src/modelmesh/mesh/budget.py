@@ -19,3 +19,8 @@ class Budget:
         self.residents = Residents(rng)
         self.shadow = Shadow(rng)
         self.thrash = Thrash()
+        self.held_bytes = 0
+        """What loaded copies weigh that may not be evicted for anybody."""
+        self.yielding: dict[str, int] = {}
+        """Loaded copies that may be evicted only for requests that wait, longest held first, with what they weigh."""
+        self.yielding_bytes = 0

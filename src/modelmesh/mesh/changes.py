@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
-from modelmesh.mesh.evictions import HOLD_UNTIL_USED
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.histories import Histories
+from modelmesh.mesh.holds import UNTIL_USED
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.sites import Sites
+from modelmesh.mesh.upkeep import Upkeep
 from modelmesh.mesh.views import State
 from modelmesh.registry.mirror import ChangedIds, Mirror
 
@@ -25,6 +26,7 @@ class Changes:
         failures: Failures,
         histories: Histories,
         names: Names,
+        upkeep: Upkeep,
         *,
         settle: Callable[[], None],
     ) -> None:
@@ -34,6 +36,7 @@ class Changes:
         self._failures = failures
         self._histories = histories
         self._names = names
+        self._upkeep = upkeep
         self._settle = settle
 
     def follow(self, changed: ChangedIds) -> None:
@@ -44,7 +47,10 @@ class Changes:
             if copy is None:  # most are registered and cold: their records are not decoded
                 if not self._mirror.has_model(model):
                     self._unregistered(model, None)
+                elif model in self._mirror.with_min_copies:
+                    self._upkeep.changed(model)
                 continue
+            self._upkeep.changed(model)
             record = self._mirror.model(model)
             if record is None or copy.identity != identity(record):
                 self._unregistered(model, copy)
@@ -61,7 +67,7 @@ class Changes:
         self._histories.forget(model)
         if copy is None:
             return
-        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        self._copies.unhold(copy.model, UNTIL_USED)
         if copy.state is State.LOADED:
             self._sites.holding(copy).evictions.retire(copy, Purpose.UNREGISTERED, "it was unregistered")
         else:

@@ -12,6 +12,7 @@ from typing import Protocol
 from modelmesh.errors import ModelMeshError
 from modelmesh.journal import Journal
 from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
+from modelmesh.registry.keep import AS_IT_IS, KeepChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Registration:
     last_used_ms: int = 0
     """When it was last used, as far as the caller knows (Unix epoch); 0: never. A model registered already is raised to
     it only when that is news of more than an hour."""
+    keep: KeepChange = AS_IT_IS
+    """How it is kept; of a model registered already what is given here is changed."""
 
 
 Admit = Callable[[Registration], Registration]
@@ -49,11 +52,14 @@ class ControlPlane(Protocol):
     async def register(
         self, registration: Registration, *, load_now: bool = False, sync: bool = False
     ) -> ModelView:
-        """Idempotent for equal attributes, AlreadyExists otherwise. Survives kill -9 once returned. With `load_now` the load
-        is started; with `sync` too it is awaited, and a failed load is no error: the view says so."""
+        """Idempotent for equal attributes, AlreadyExists otherwise; how it is kept may change. Survives kill -9 once returned.
+        With `load_now` the load is started; with `sync` too it is awaited, and a failed load is no error: the view says so."""
 
     async def register_many(self, registrations: Sequence[Registration]) -> Sequence[ModelMeshError | None]:
         """One answer per registration, in order: None when registered. Batched into few commits."""
+
+    async def keep(self, name: str, change: KeepChange) -> ModelView:
+        """Change how a registered model is kept. Survives kill -9 once returned. ModelNotFound, InvalidInput."""
 
     async def unregister(self, model: str) -> None:
         """Unknown ids succeed. FailedPrecondition while vmodels refer to it. Its copy is unloaded after its requests."""

@@ -15,6 +15,7 @@ from modelmesh.dataplane.protocol import Replica
 from modelmesh.errors import InvariantBroken
 from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.histories import Histories, History
+from modelmesh.mesh.holds import yields
 from modelmesh.mesh.routes import Routes
 from modelmesh.mesh.views import State
 from modelmesh.policy.eviction import Resident
@@ -98,9 +99,11 @@ class Copy(Resident):
         "content",
         "estimate",
         "estimated_capacity_bytes",
+        "held_bytes",
         "history",
         "holds",
         "identity",
+        "keep",
         "measured",
         "needed_bytes",
         "order_sequence",
@@ -133,7 +136,11 @@ class Copy(Resident):
         self.want: Want | None = want
         self.replicas: tuple[Replica, ...] = ()
         self.holds: tuple[str, ...] = ()
-        """Why it may not be evicted: "ensure loaded", "vmodel target", "vmodel active"."""
+        """Why it may not be evicted (`holds`)."""
+        self.held_bytes = 0
+        """Of its size, what its budget counts as held for good."""
+        self.keep = record.keep
+        self.priority = record.keep.priority
         self.retirement: Retirement | None = None
         self.estimate: Estimate | None = None
         self.estimated_capacity_bytes = 0
@@ -173,9 +180,12 @@ class Copies:
         self._holds: dict[str, tuple[str, ...]] = {}
         self._wanted: dict[str, None] = {}
         self.routes = routes(self._table.get)
-        self.told_of: Callable[[str], None] = _nobody
-        """Called with each model whose copy here changed its state, for those who tell other instances."""
+        self._listeners: list[Callable[[str], None]] = []
         self.n_loaded = 0
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with each model whose copy here is in another state, or held otherwise. It only takes a note."""
+        self._listeners.append(listener)
 
     def get(self, model: str) -> Copy | None:
         return self._table.get(model)
@@ -196,7 +206,7 @@ class Copies:
         copy = self._table[model] = Copy(model, record, history, now_s, want, budget)
         copy.holds = self.holds(model)
         self._wanted[model] = None
-        self.told_of(model)
+        self._tell(model)
         return copy
 
     def unqueue(self, copy: Copy) -> None:
@@ -302,15 +312,6 @@ class Copies:
         """Why a model is held; empty when it is not."""
         return self._holds.get(model, ())
 
-    def held(self, budget: Budget) -> list[Copy]:
-        """Loaded copies of one runtime that are held, longest held first."""
-        copies = (self._table.get(model) for model in self._holds)
-        return [
-            copy
-            for copy in copies
-            if copy is not None and copy.state is State.LOADED and copy.budget is budget
-        ]
-
     def _set_holds(self, model: str, reasons: tuple[str, ...]) -> None:
         if reasons:
             self._holds[model] = reasons
@@ -325,6 +326,7 @@ class Copies:
         """A loaded or unloading copy weighs something else now."""
         copy.budget.ledger.resize(copy.model, size_bytes)
         copy.budget.residents.resize(copy, size_bytes)
+        self._count_held(copy)
 
     def set_replicas(self, copy: Copy, replicas: tuple[Replica, ...]) -> None:
         copy.replicas = replicas
@@ -357,23 +359,41 @@ class Copies:
 
     def _place(self, copy: Copy) -> None:
         """Among the residents exactly when it is evictable."""
-        self.told_of(copy.model)
+        self._tell(copy.model)
+        self._count_held(copy)
         if copy.evictable and copy.index < 0:
             copy.budget.residents.add(copy)
         elif not copy.evictable:
             copy.budget.residents.discard(copy)
 
+    def _count_held(self, copy: Copy) -> None:
+        """Keep in step what its budget says of copies that may not be evicted."""
+        budget = copy.budget
+        held = copy.state is State.LOADED and bool(copy.holds)
+        gives_way = held and copy.retirement is None and yields(copy.holds)
+        held_bytes = copy.size_bytes if held and not gives_way else 0
+        budget.held_bytes += held_bytes - copy.held_bytes
+        copy.held_bytes = held_bytes
+        budget.yielding_bytes -= budget.yielding.get(copy.model, 0)
+        if gives_way:
+            budget.yielding[copy.model] = copy.size_bytes
+            budget.yielding_bytes += copy.size_bytes
+        else:
+            budget.yielding.pop(copy.model, None)
+
     def _drop(self, copy: Copy) -> None:
         del self._table[copy.model]
+        copy.state = State.COLD
+        self._count_held(copy)
         copy.budget.residents.discard(copy)
         self._histories.put(copy.model, copy.history)
         self.routes.drop(copy.model)
-        self.told_of(copy.model)
+        self._tell(copy.model)
+
+    def _tell(self, model: str) -> None:
+        for listener in self._listeners:
+            listener(model)
 
     def _expect(self, copy: Copy, state: State) -> None:
         if copy.state is not state or self._table.get(copy.model) is not copy:
             raise InvariantBroken(f"Model {copy.model} is {copy.state}, not {state}.", model=copy.model)
-
-
-def _nobody(model: str) -> None:
-    """No other instances are told."""

@@ -30,6 +30,7 @@ from modelmesh.mesh.views import ModelView, State, VModelView
 from modelmesh.mesh.vmodel_rules import Setting
 from modelmesh.mesh.vmodels import VModels
 from modelmesh.policy.urgency import Why
+from modelmesh.registry.keep import KeepChange
 from modelmesh.registry.mirror import Mirror
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,11 @@ class Desk(ABC):
 
     async def register_many(self, registrations: Sequence[Registration]) -> Sequence[ModelMeshError | None]:
         return await self._registrar.register_many(registrations)
+
+    async def keep(self, name: str, change: KeepChange) -> ModelView:
+        model = self.resolve(name)
+        await self._registrar.keep(model, change)
+        return self._reports.model(model)
 
     async def unregister(self, model: str) -> None:
         await self._registrar.unregister(model)

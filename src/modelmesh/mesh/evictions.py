@@ -18,18 +18,12 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.copies import Copies, Copy, Purpose, Retirement
 from modelmesh.mesh.measures import Measures
-from modelmesh.mesh.targets import VMODEL_ACTIVE, VMODEL_TARGET
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.policy.eviction import SAMPLE, Policy, Resident, choose, density, residence_s, trim
 from modelmesh.runtime.protocol import Runtime
 from modelmesh.settings.sizes import format_size
 
-HOLD_UNTIL_USED: Final = "ensure loaded"
-"""The hold of a load that was asked for."""
-YIELDING: Final = (HOLD_UNTIL_USED, VMODEL_TARGET, VMODEL_ACTIVE)
-"""Holds that yield to requests waiting now when nothing else is left: those for a use that has not come yet, and of what a
-vmodel under way needs."""
 _ATTEMPTS: Final = 4
 _SCAN: Final = 1024
 
@@ -84,16 +78,11 @@ class Evictions:
 
     def evictable_bytes(self, urgent: bool) -> int:
         """What `make_room` could free, now or when minimum residences end."""
-        yielding = (
-            sum(copy.size_bytes for copy in self._copies.held(self._budget) if _yields(copy)) if urgent else 0
-        )
-        return self._budget.residents.size_bytes + yielding
+        return self._budget.residents.size_bytes + (self._budget.yielding_bytes if urgent else 0)
 
     def held_bytes(self, urgent: bool) -> int:
         """What loaded copies weigh that may not be evicted, not even for requests that wait when `urgent`."""
-        return sum(
-            copy.size_bytes for copy in self._copies.held(self._budget) if not (urgent and _yields(copy))
-        )
+        return self._budget.held_bytes + (0 if urgent else self._budget.yielding_bytes)
 
     def make_room(
         self, lacking_bytes: int, reason: str, *, at_once: bool, urgent: bool, worth: float = inf
@@ -150,11 +139,10 @@ class Evictions:
 
     def _release_hold(self) -> bool:
         """Let go of the copy held longest by holds that yield. False when there is none."""
-        for copy in self._copies.held(self._budget):
-            if _yields(copy):
-                for hold in copy.holds:
-                    self._copies.unhold(copy.model, hold)
-                return True
+        for model in self._budget.yielding:
+            for hold in self._copies.holds(model):
+                self._copies.unhold(model, hold)
+            return True
         return False
 
     def _evict(self, victim: Resident, value: float, reason: str, needed_bytes: int, now_s: float) -> None:
@@ -354,11 +342,6 @@ class Evictions:
             f"The unload failed ({reason}); its memory stays charged and it is tried again.",
         )
         return False
-
-
-def _yields(copy: Copy) -> bool:
-    """Whether a held copy may be let go for requests that wait."""
-    return copy.retirement is None and all(hold in YIELDING for hold in copy.holds)
 
 
 def _settled_s(resident: Resident) -> float:

@@ -57,7 +57,7 @@ class Peer:
         self.member = member
         self.load: Load | None = None
         self.heard = -1
-        """All that it told up to this sequence is known."""
+        """All that it told up to this sequence is known; -1: not all of what it holds was heard yet."""
         self.copies: dict[str, Known] = {}
         self.failed: dict[str, FailedThere] = {}
         self.denied: dict[str, int] = {}
@@ -81,6 +81,11 @@ class Peer:
         """Whether a load of the model runs or waits there."""
         known = self.copies.get(model)
         return known is not None and not known.loaded
+
+    @property
+    def leaves(self) -> bool:
+        """Whether it is draining: what it holds is soon gone."""
+        return self.load is not None and self.load.draining
 
     @property
     def takes_loads(self) -> bool:
@@ -144,6 +149,7 @@ class Fleet:
             changed.update(dict.fromkeys(peer.copies))
             peer.copies.clear()
             peer.failed.clear()
+            peer.heard = -1
         for held in update.held:
             self._hold(peer, held, update.sequence)
             changed[held.model] = None
@@ -212,12 +218,26 @@ class Fleet:
         """More than half of the others are silent: it is more likely that this instance is cut off."""
         return 2 * sum(peer.silent for peer in self) > len(self._peers) > 1
 
+    @property
+    def whole(self) -> bool:
+        """Whether all is known of those that answer, so that a copy not known is a copy not there."""
+        return all(peer.heard >= 0 or peer.silent or peer.lost for peer in self)
+
     def holders(self, model: str) -> list[Peer]:
         """Who is believed to have it loaded; those that are suspected only when there is nobody else."""
         held = [peer for peer in self if peer.holds(model)]
         if self.doubts_itself:
             return held
         return [peer for peer in held if not peer.silent] or held
+
+    def staying(self, model: str, *, loading: bool = False) -> list[Peer]:
+        """Who has it loaded (with `loading`: or loads it), answers, and does not leave."""
+        return [
+            peer
+            for peer in self
+            if not (peer.silent or peer.lost or peer.leaves)
+            and (peer.holds(model) or (loading and peer.loads(model)))
+        ]
 
     def loading(self, model: str) -> list[Peer]:
         """Who has begun to load it and answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from modelmesh.errors import InvariantBroken
 from modelmesh.mesh.copies import Copies, Copy
+from modelmesh.mesh.holds import yields
 from modelmesh.mesh.site import Site
 from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.views import State
@@ -35,6 +36,13 @@ def _check_site(site: Site, copies: list[Copy]) -> None:
     )
     _equal(f"running loads of {name}", site.loads.n_running, n_loading)
     _equal(f"evictable bytes of {name}", site.budget.residents.size_bytes, evictable_bytes)
+    held = [copy for copy in copies if copy.state is State.LOADED and copy.holds]
+    give_way = [copy for copy in held if copy.retirement is None and yields(copy.holds)]
+    held_bytes = sum(copy.size_bytes for copy in held)
+    yielding_bytes = sum(copy.size_bytes for copy in give_way)
+    _equal(f"held bytes of {name}", site.budget.held_bytes, held_bytes - yielding_bytes)
+    _equal(f"yielding bytes of {name}", site.budget.yielding_bytes, yielding_bytes)
+    _equal(f"yielding copies of {name}", len(site.budget.yielding), len(give_way))
     _equal(f"retiring bytes of {name}", site.evictions.incoming_bytes - view.unloading_bytes, retiring_bytes)
     if site.loads.n_running > site.loads.slots:
         raise InvariantBroken(f"{site.loads.n_running} loads run on {site.loads.slots} slots of {name}.")

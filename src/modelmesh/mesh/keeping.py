@@ -64,6 +64,7 @@ class Keeping:
         """Models whose last try failed: how often in a row, and when (monotonic) the next is due; inf: it is its turn now."""
         self._due: list[tuple[float, str]] = []
         """A heap of when they are due; what contradicts `_later` is skipped."""
+        self._looked = False
         self._looking: Iterator[str] | None = None
         self._look_s = NEVER_S
         """When all candidates are looked through next."""
@@ -74,7 +75,10 @@ class Keeping:
         self._duties.append(duty)
 
     def note(self, model: str) -> None:
-        """A model may need something now. Idempotent and quick. One whose last try failed waits for its time nevertheless."""
+        """A model may need something now. Idempotent and quick. One whose last try failed waits for its time nevertheless, and
+        the first look at all comes first: who has just come does not know yet what the others hold."""
+        if not self._looked:
+            return
         if model in self._attended:
             self._attended[model] = True
         elif model not in self._later:
@@ -126,7 +130,7 @@ class Keeping:
 
     def _take_due(self, now_s: float) -> None:
         if now_s >= self._look_s:
-            self._look_s = NEVER_S
+            self._look_s, self._looked = NEVER_S, True
             self._looking = iter(dict.fromkeys(model for duty in self._duties for model in duty.candidates()))
         while self._due and self._due[0][0] <= now_s:
             due_s, model = heappop(self._due)

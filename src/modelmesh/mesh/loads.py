@@ -28,8 +28,9 @@ from modelmesh.errors import (
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.copies import Copies, Copy, Want
-from modelmesh.mesh.evictions import HOLD_UNTIL_USED, Evictions
+from modelmesh.mesh.evictions import Evictions
 from modelmesh.mesh.failures import Failures, Standing
+from modelmesh.mesh.holds import UNTIL_USED
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.queue import LoadQueue
 from modelmesh.mesh.refusals import Refusals
@@ -296,9 +297,10 @@ class Loads:
     def _no_room(self, copy: Copy, held_bytes: int) -> NoCapacity:
         ledger = self._budget.ledger
         usable, held, stray = map(format_size, (ledger.capacity_bytes, held_bytes, ledger.unattributed_bytes))
+        advice = " Unpin some, keep fewer copies, or raise the memory." if self._budget.held_bytes else ""
         return NoCapacity(
             f"Model {copy.model} needs {format_size(copy.needed_bytes)} to load. Of the {usable} models may use, {held} are "
-            f"held by models that may not be evicted, and {stray} are in use by none of them.",
+            f"held by models that may not be evicted, and {stray} are in use by none of them.{advice}",
             model=copy.model,
             retry_after_s=1.0,
         )
@@ -503,7 +505,7 @@ class Loads:
     def tell(self, copy: Copy, error: ModelMeshError) -> None:
         """Everybody who waits for this copy gets the error. What was asked for is not asked for any more."""
         want, copy.want = copy.want, None
-        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        self._copies.unhold(copy.model, UNTIL_USED)
         waiting = want.waiting if want is not None else 0
         if not self._others_try(copy.model):
             self._refusals.model(copy.model, error, self._failures.standing(copy.model), waiting)

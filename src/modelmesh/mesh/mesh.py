@@ -24,15 +24,16 @@ from modelmesh.mesh.changes import Changes
 from modelmesh.mesh.condition import Condition
 from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
 from modelmesh.mesh.desk import Desk
-from modelmesh.mesh.evictions import HOLD_UNTIL_USED
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.faults import Faults
 from modelmesh.mesh.fleet import Fleet
 from modelmesh.mesh.handover import hand_over
 from modelmesh.mesh.histories import Histories
+from modelmesh.mesh.holds import UNTIL_USED
 from modelmesh.mesh.invariants import check
 from modelmesh.mesh.keeping import Keeping
 from modelmesh.mesh.measures import Measures
+from modelmesh.mesh.min_copies import MinCopies
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.others import Others
 from modelmesh.mesh.refusals import Refusals, thrashing_sentence
@@ -43,6 +44,7 @@ from modelmesh.mesh.site import Shared, Site
 from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.targets import Targets
 from modelmesh.mesh.tuning import Tuning
+from modelmesh.mesh.upkeep import Upkeep
 from modelmesh.mesh.usage import UsageReader
 from modelmesh.mesh.views import InstanceView, State
 from modelmesh.mesh.vmodels import VModels
@@ -147,16 +149,20 @@ class Mesh(Desk):
         )  # fmt: skip
         if others is not None:
             others.on_members = self._members_changed
-        self._changes = Changes(
-            self._mirror,
-            self._copies,
-            self._sites,
-            self._failures,
-            self._histories,
-            self._names,
-            settle=self._settle,
-        )
+            others.on_copies = lambda models: self._upkeep.changed_abroad(models)
         self.keeping = Keeping(clock, rng, lambda model: others is None or others.provider.keeps(model))
+        self.keeping.add(
+            MinCopies(
+                self._mirror, self._copies, others, self._failures, clock, journal,
+                load_here=lambda model, why: self._asks.load(model, why, False, None),
+                draining=lambda: self._draining,
+            )
+        )  # fmt: skip
+        self._upkeep = Upkeep(self._mirror, self._copies, self._sites, others, on_wanting=self.keeping.note)
+        self._changes = Changes(
+            self._mirror, self._copies, self._sites, self._failures, self._histories, self._names, self._upkeep,
+            settle=self._settle,
+        )  # fmt: skip
         self._group: asyncio.TaskGroup | None = None
         self._owner: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -267,13 +273,21 @@ class Mesh(Desk):
             self._group = None
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        assert self._group is not None
-        return self._group.create_task(work, name=name)
+        try:
+            if self._group is not None:
+                return self._group.create_task(work, name=name)
+        except RuntimeError as error:  # its tasks are being cancelled
+            log.debug("%s is not begun any more: %s", name, error)
+        work.close()
+        raise RuntimeUnavailable("The instance is stopping.")
 
     # --- settling -------------------------------------------------------------------------------------------
 
     def handle_events(self, events: Sequence[Event]) -> None:
-        """What `dataplane.take_events()` gave. Returns once all of it is decided and told to the data plane."""
+        """What `dataplane.take_events()` gave. Returns once all of it is decided and told to the data plane. Once the instance
+        stops, nothing is decided any more."""
+        if self._stopping.is_set():
+            return
         waited = self._faults.handle(events)
         self._settle()
         if waited:
@@ -294,6 +308,7 @@ class Mesh(Desk):
         try:
             while self._unsettled:
                 self._unsettled = False
+                self._upkeep.settle()
                 for site in self._sites:
                     site.loads.step()
             self._copies.publish()
@@ -358,14 +373,14 @@ class Mesh(Desk):
     # --- what the parts report ------------------------------------------------------------------------------
 
     def _used(self, copy: Copy, last_used_ms: int) -> None:
-        self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+        self._copies.unhold(copy.model, UNTIL_USED)
         self._registrar.used(copy.model, last_used_ms)
         if self._others is not None:
             self._others.announcer.used(copy.model)
 
     def _loaded(self, copy: Copy, loaded: Loaded) -> None:
         if copy.resumed:
-            self._copies.unhold(copy.model, HOLD_UNTIL_USED)
+            self._copies.unhold(copy.model, UNTIL_USED)
         self._usage.waited_load(copy)
         if loaded.measured:
             self._learn(copy)

@@ -9,7 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Final
 
 from modelmesh.clock import Clock
@@ -17,7 +18,7 @@ from modelmesh.dataplane.protocol import DataPlane, NotHere
 from modelmesh.errors import ModelMeshError, ModelNotFound, RuntimeUnavailable
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.announcer import Announcer
-from modelmesh.mesh.asks import Asks
+from modelmesh.mesh.asks import TIMEOUT_S, Asks
 from modelmesh.mesh.copies import Copies
 from modelmesh.mesh.failures import Failures, Standing, is_permanent
 from modelmesh.mesh.fleet import Fleet
@@ -103,14 +104,16 @@ class Others:
         self._asks: Asks
         self._load_of: Callable[[], Load]
         self.announcer: Announcer
+        self.on_copies: Callable[[Sequence[str]], None] = lambda models: None
+        """Called with the models whose holders may be others than before."""
         self.on_members: Callable[[], None] = lambda: None
-        """Called when instances came, went, fell silent or take no more loads."""
+        """Called when instances came, went, fell silent, take no more loads, or when all is known that one holds."""
 
     def attach(self, copies: Copies, asks: Asks, load_of: Callable[[], Load]) -> None:
         """The parts that need this one to be built."""
         self._copies, self._asks, self._load_of = copies, asks, load_of
         self.announcer = Announcer(self._peers, copies, self._failures, self._clock, load_of)
-        copies.told_of = self.announcer.changed
+        copies.on_change(self.announcer.changed)
         self._failures.told_of = self.announcer.failed
 
     # --- hearing --------------------------------------------------------------------------------------------
@@ -142,6 +145,7 @@ class Others:
                     case Back(id):
                         self._journal.record(Did.REVIVED, "", f"Instance {id} answers again.")
                 self._copies.routes.changed_abroad(changed)
+                self.on_copies(changed)
             self.abroad.follow()
             if self._members() != members:
                 self.provider.deployment_changed()
@@ -159,8 +163,11 @@ class Others:
         known = self.fleet.get(member.id)
         return known is None or known.member.epoch != member.epoch
 
-    def _members(self) -> list[tuple[str, int, bool, bool]]:
-        return [(peer.id, peer.member.epoch, peer.silent, peer.takes_loads) for peer in self.fleet]
+    def _members(self) -> list[tuple[str, int, bool, bool, bool]]:
+        return [
+            (peer.id, peer.member.epoch, peer.silent, peer.takes_loads, peer.heard >= 0)
+            for peer in self.fleet
+        ]
 
     def tick(self) -> None:
         """Tell the others what is due."""
@@ -204,7 +211,7 @@ class Others:
             bringing.waiting = waiting
             bringing.latest_s = max(bringing.latest_s, latest_deadline_s)
             return True
-        standing = self._standing(model)
+        standing = self.standing(model)
         if standing is not None:
             self._copies.routes.await_no_more(model)
             self._refusals.model(model, standing.error, standing, waiting)
@@ -223,7 +230,7 @@ class Others:
             return True
         return self._clock.monotonic_s() < min(peer.silent_s for peer in holders) + SUSPECT_S
 
-    def _standing(self, model: str) -> Standing | None:
+    def standing(self, model: str) -> Standing | None:
         """The newest failure, when so many instances failed that no other is tried before one of them may try again."""
         now_s = self._clock.monotonic_s()
         failures = self.fleet.failures(model, now_s)
@@ -251,7 +258,7 @@ class Others:
         if error is not None:
             self._copies.routes.await_no_more(model)
             if self._clock.monotonic_s() < bringing.latest_s:
-                self._refusals.model(model, error, self._standing(model), bringing.waiting)
+                self._refusals.model(model, error, self.standing(model), bringing.waiting)
         elif provided.holder != self._peers.me.id:
             self._copies.routes.await_copy(model)
             self._copies.routes.mark(model)
@@ -272,7 +279,7 @@ class Others:
     def fails_here(self, model: str) -> bool:
         """A load failed here, and requests here wait. Whether others are tried before they are told: those who wait are seen
         to with the next look at who waits, and told then if nobody else is left."""
-        return bool(len(self.fleet)) and self._standing(model) is None
+        return bool(len(self.fleet)) and self.standing(model) is None
 
     def abandoned(self, model: str) -> None:
         """No request waits for it any more."""
@@ -332,6 +339,21 @@ class Others:
         if not self.somewhere(model):
             await self.provider.ask(self._ask(model, timeout_s, need, why, until_used))
             self._settle()
+
+    async def have_copies(
+        self,
+        model: str,
+        copies: int,
+        why: str,
+        *,
+        need: Why = Why.ASKED,
+        worth_s: float = inf,
+        execution_s: float = 0.0,
+    ) -> None:
+        """Return when so many are loaded in all. Raises what kept it from that."""
+        ask = self._ask(model, TIMEOUT_S, need, why)
+        await self.provider.ask(replace(ask, copies=copies, worth_s=worth_s, execution_s=execution_s))
+        self._settle()
 
     async def load_at(self, id: str, ask: Ask) -> Provided:
         """Have it loaded by one instance. Raises what kept it from that."""
@@ -424,6 +446,10 @@ class Others:
     def loading(self, model: str) -> bool:
         """Whether a load runs or waits in another instance."""
         return bool(self.fleet.loading(model))
+
+    @property
+    def me(self) -> Member:
+        return self._peers.me
 
     def states(self, model: str) -> list[tuple[str, State]]:
         """What other instances hold of it."""

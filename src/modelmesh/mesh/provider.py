@@ -25,7 +25,7 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.fleet import Fleet, Peer
 from modelmesh.peers.protocol import Ask, Load, Member, Peers, Provided
 from modelmesh.policy.keeper import ranked
-from modelmesh.policy.placement import Candidate, Refusal, Wanted, place, worth_s
+from modelmesh.policy.placement import Candidate, Refusal, Wanted, may_hold, place, worth_s
 from modelmesh.policy.revisions import Life, old
 from modelmesh.policy.runtimes import DEFAULT, Constraint
 from modelmesh.policy.urgency import Why
@@ -195,34 +195,44 @@ class Provider:
             flight.task.cancel()
 
     async def _find_place(self, ask: Ask, flight: _Flight) -> Provided:
+        """Returns one of as many copies as are asked for, or of as many as there may be."""
         model = ask.model
         rate_per_s, last_used_ms = self._here.use(model)
         if last_used_ms > ask.last_used_wall_ms:
             ask = replace(ask, rate_per_s=rate_per_s, last_used_wall_ms=last_used_ms)
         tried = set(ask.tried)
         error: ModelMeshError | None = None
-        for _ in range(PLACES):
+        provided: Provided | None = None
+        for _ in range(PLACES + ask.copies):
             record = self._record_of(model)
             if record is None:
                 raise ModelNotFound.named(model)
-            if (held := self._held(model, tried)) is not None:
-                return held
-            there = self._begun(model, flight.place, tried) or self._choose(ask, record, tried)
+            held = self._held(model, tried, staying=ask.copies > 1)
+            if len(held) >= record.keep.at_most(ask.copies):
+                return provided or held[0]
+            if len(tried) - len(ask.tried) >= PLACES:
+                break
+            excluded = tried | {copy.holder for copy in held}
+            there = self._begun(model, flight.place, excluded) or self._choose(ask, record, excluded)
             if there is None:
+                error = error or self._refusal(ask, excluded)
                 break
             flight.place = there
-            suspicion = any(peer.holds(model) and peer.id not in tried for peer in self._fleet)
+            suspicion = not held and any(peer.holds(model) and peer.id not in tried for peer in self._fleet)
             asked = replace(
                 ask, deadline_s=LOAD_S, tried=tuple(sorted(tried)), hops=ask.hops + 1, suspicion=suspicion
             )
             try:
-                return await self.load_at(there, asked)
+                provided = await self.load_at(there, asked)
             except ModelMeshError as raised:
                 error = raised
                 tried.add(there)
                 self._journal.record(
                     Did.LOAD_FAILED, model, f"{there} could not load it: {raised}", places=len(tried)
                 )
+            else:
+                if ask.copies <= 1:
+                    return provided
         raise error or self._refusal(ask, tried)
 
     async def load_at(self, id: str, ask: Ask) -> Provided:
@@ -233,15 +243,15 @@ class Provider:
         self._fleet.provided(ask.model, provided)
         return provided
 
-    def _held(self, model: str, tried: Collection[str]) -> Provided | None:
-        """A copy that is loaded."""
-        me = self._peers.me
+    def _held(self, model: str, tried: Collection[str], *, staying: bool) -> list[Provided]:
+        """The copies that are loaded, the one here first; with `staying` without those of instances that go."""
+        me, held = self._peers.me, list[Provided]()
         if me.id not in tried and self._here.has(model):
-            return Provided(me.id, me.epoch, 0)
+            held.append(Provided(me.id, me.epoch, 0))
         for peer in self._fleet.holders(model):
-            if peer.id not in tried and self._answers(peer):
-                return Provided(peer.id, peer.member.epoch, peer.copies[model].sequence)
-        return None
+            if peer.id not in tried and self._answers(peer) and not (staying and peer.leaves):
+                held.append(Provided(peer.id, peer.member.epoch, peer.copies[model].sequence))
+        return held
 
     def _answers(self, peer: Peer) -> bool:
         return not peer.lost and (not peer.silent or self._fleet.doubts_itself)
@@ -265,7 +275,7 @@ class Provider:
         if ask.need is Why.PREWARM:
             candidates = [one for one in candidates if one.free_bytes >= wanted.size_bytes]
         chosen = place(wanted, candidates)
-        if isinstance(chosen, Refusal) or (ask.need is Why.SCALE and chosen.cost_s > worth_s(wanted)):
+        if isinstance(chosen, Refusal):
             return None
         bytes_there, queue_s = self._pending.get(chosen.instance, (0, 0.0))
         self._pending[chosen.instance] = bytes_there + wanted.size_bytes, queue_s + wanted.load_s
@@ -318,21 +328,32 @@ class Provider:
                 excluded.add(there)
         raise error
 
+    def has_place(self, model: str, record: ModelRecord) -> bool:
+        """Whether some instance without a copy might hold one, as far as can be told without asking it."""
+        holding = {peer.id for peer in self._fleet if model in peer.copies}
+        if self._here.has(model):
+            holding.add(self._peers.me.id)
+        free = [one for one in self._candidates(record, model) if one.instance not in holding]
+        return any(may_hold(self._wanted(Ask(model, 0.0, Why.ASKED, ""), record), one) for one in free)
+
     def _wanted(self, ask: Ask, record: ModelRecord) -> Wanted:
         facts = self._fleet.facts(ask.model)
         load_ms = record.load_ms or (facts.load_ms if facts is not None else 0)
-        zones = {peer.member.zone for peer in self._fleet.holders(ask.model)}
+        holding = [peer.member for peer in self._fleet if ask.model in peer.copies and self._answers(peer)]
         if self._here.has(ask.model):
-            zones.add(self._peers.me.zone)
-        return Wanted(
+            holding.append(self._peers.me)
+        wanted = Wanted(
             ask.model,
             self._size_bytes(ask.model, record),
             load_ms / 1000,
             max(ask.rate_per_s, facts.rate_per_s if facts is not None else 0.0),
-            self._execution_s(),
+            ask.execution_s or self._execution_s(),
             constraint=self._constraint(record.type),
-            zones=frozenset(zones - {""}),
+            zones=tuple(member.zone for member in holding),
+            hosts=tuple(member.host for member in holding),
+            worth_s=ask.worth_s,
         )
+        return replace(wanted, worth_s=min(ask.worth_s, worth_s(wanted))) if ask.need is Why.SCALE else wanted
 
     def _size_bytes(self, model: str, record: ModelRecord) -> int:
         facts = self._fleet.facts(model)
@@ -389,6 +410,7 @@ class Provider:
             load.busyness,
             member.labels,
             member.zone,
+            member.host,
             load.draining or load.cordoned,
             not served or model_type.lower() in served,
             failed,

@@ -40,7 +40,7 @@ class LoadQueue:
         self._sequence += 1
         copy.order_sequence = self._sequence
         self._members[copy.model] = copy
-        place = order(why, want.waiting, copy.load_s, want.since_s)
+        place = order(why, want.waiting, copy.load_s, want.since_s, copy.priority)
         heap = self._gentle if want.gentle else self._heap
         heappush(heap, (place, self._sequence, copy))
         if len(heap) > 64 and len(heap) > 4 * len(self._members):

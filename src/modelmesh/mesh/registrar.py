@@ -19,6 +19,7 @@ from modelmesh.errors import (
     FailedPrecondition,
     InvalidInput,
     ModelMeshError,
+    ModelNotFound,
     PayloadTooLarge,
     StaleRevision,
     StoreUnavailable,
@@ -27,6 +28,7 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
 from modelmesh.registry.ids import check_id
+from modelmesh.registry.keep import NO_KEEP, Keep, KeepChange
 from modelmesh.registry.mirror import Changed, ChangedIds, Mirror
 from modelmesh.registry.records import ModelRecord
 from modelmesh.store.protocol import Batch, Change, Compacted, Entry, Revision, Snapshot, Store, Txn
@@ -224,6 +226,29 @@ class Registrar:
         if removed:
             self._journal.record(Did.UNREGISTERED, model, "It was unregistered.")
         return removed
+
+    async def keep(self, model: str, change: KeepChange) -> None:
+        """Change how a model is kept. Raises ModelNotFound, InvalidInput, StoreUnavailable."""
+
+        def decide(draft: Draft) -> Keep | None:
+            record = draft.model(model)
+            if record is None:
+                raise ModelNotFound.named(model)
+            keep = change.applied(record.keep, model)
+            draft.put_model(model, replace(record, keep=keep))
+            return keep if keep != record.keep else None
+
+        keep = await self.transact(decide)
+        if keep is not None:
+            self._journal.record(
+                Did.REGISTERED,
+                model,
+                "How it is kept was changed.",
+                min_copies=keep.min_copies,
+                max_copies=keep.max_copies,
+                pin=int(keep.pin),
+                priority=keep.priority,
+            )
 
     async def transact(self, decide: Callable[[Draft], T]) -> T:
         """Run `decide` on a draft and commit what it wrote. It is run again with the present values when anything it read has
@@ -431,19 +456,20 @@ class Registrar:
 
 def register_in(draft: Draft, registration: Registration, *, auto_delete: bool = False) -> bool:
     """Register a model within a transaction; with `auto_delete` it goes with its last reference. False when it is registered
-    already with equal attributes. Raises InvalidInput, AlreadyExists."""
+    already with equal attributes; then what is said of how it is kept is changed. Raises InvalidInput, AlreadyExists."""
     id = check_id(registration.id)
     if not registration.type.strip():
         raise InvalidInput(f"Model {id} needs a type, for example sklearn.", model=id)
     used_ms = registration.last_used_ms
+    record = draft.model(id)
     new = ModelRecord(
         registration.type,
         registration.path,
         registration.key,
         auto_delete=auto_delete,
         last_used_ms=used_ms,
+        keep=registration.keep.applied(NO_KEEP if record is None else record.keep, id),
     )
-    record = draft.model(id)
     if record is None:
         draft.put_model(id, new)
         return True
@@ -453,8 +479,8 @@ def register_in(draft: Draft, registration: Registration, *, auto_delete: bool =
             "unregister it first, or choose another id.",
             model=id,
         )
-    if used_ms - record.last_used_ms > USED_STALE_MS:
-        draft.put_model(id, record.used(used_ms))
+    if used_ms - record.last_used_ms > USED_STALE_MS or new.keep != record.keep:
+        draft.put_model(id, replace(record.used(used_ms), keep=new.keep))
     return False
 
 

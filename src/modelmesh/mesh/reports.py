@@ -129,6 +129,7 @@ class Reports:
             waiting=want.waiting if want is not None else 0,
             pinned_by=", ".join(copy.holds) if copy is not None else "",
             failure=failure,
+            keep=record.keep,
             copies=(*self._copy_views(copy, failure), *self._elsewhere(model)),
         )
 

@@ -29,9 +29,12 @@ from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import RuntimeView
 from modelmesh.registry.mirror import Mirror
 from modelmesh.runtime.protocol import Loaded, Runtime
+from modelmesh.settings.sizes import format_size
 
 _RETRY_S: Final = 1.0
 _RETRY_S_MAX: Final = 30.0
+HELD_SHARE: Final = 0.8
+"""Of the memory; beyond it, models that may not be evicted crowd the others out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Site:
         self.serves_versions = False
         self._shared = shared
         self._starting: asyncio.Task[None] | None = None
+        self._warned_of_held = False
         self.evictions = Evictions(
             self.budget, shared.copies, shared.dataplane, runtime, shared.clock, shared.journal, shared.measures,
             shared.tuning, shared.tokens,
@@ -168,6 +172,7 @@ class Site:
         """Look at what waits for an answer or a turn, and at which policy decides."""
         self.evictions.overdue()
         self.loads.age()
+        self._watch_held()
         ledger, shadow = self.budget.ledger, self.budget.shadow
         shadow.resize(ledger.capacity_bytes - ledger.unattributed_bytes, self._shared.mirror.n_models)
         if shadow.policy is not self.evictions.policy:
@@ -180,6 +185,24 @@ class Site:
                 rate_cost_load_s=shadow.rate_cost_load_s,
                 runtime=self.offer.name,
             )
+
+    def _watch_held(self) -> None:
+        """Say so when models that may not be evicted leave little for all others."""
+        held_bytes, capacity_bytes = self.budget.held_bytes, self.budget.ledger.capacity_bytes
+        if held_bytes < HELD_SHARE / 2 * capacity_bytes:
+            self._warned_of_held = False
+        if self._warned_of_held or held_bytes <= HELD_SHARE * capacity_bytes:
+            return
+        self._warned_of_held = True
+        self._shared.journal.record(
+            Did.WARNED,
+            "",
+            f"Models that are pinned, or of which copies are kept, hold {format_size(held_bytes)} of the "
+            f"{format_size(capacity_bytes)} that models may use: the others have to share the rest.",
+            held_bytes=held_bytes,
+            capacity_bytes=capacity_bytes,
+            runtime=self.offer.name,
+        )
 
     def view(self) -> RuntimeView:
         return RuntimeView(

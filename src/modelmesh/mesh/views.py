@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from modelmesh.errors import Code
+from modelmesh.registry.keep import NO_KEEP, Keep
 
 
 class State(StrEnum):
@@ -67,6 +68,7 @@ class ModelView:
     pinned_by: str
     """Why it is held against eviction ("ensure loaded", "vmodel target", "vmodel active"), else empty."""
     failure: Failure | None
+    keep: Keep = NO_KEEP
     copies: Sequence[CopyView] = ()
     """Those that are wanted, loading, loaded or failed, the newest first."""
 

@@ -51,9 +51,15 @@ class Admin:
         body = await read_body(request, schemas.RegisterModel)
         if not body.force:
             ModelTypes(self._control).check(_id(request), body.type)
-        registration = await self._admitted(Registration(_id(request), body.type, body.path, body.key))
+        registration = await self._admitted(
+            Registration(_id(request), body.type, body.path, body.key, keep=body.change())
+        )
         view = await self._control.register(registration, load_now=body.load, sync=body.wait)
         return _answer(schemas.Model.of(view))
+
+    async def keep_model(self, request: Request) -> Response:
+        body = await read_body(request, schemas.KeepModel)
+        return _answer(schemas.Model.of(await self._control.keep(_id(request), body.change())))
 
     async def unregister_model(self, request: Request) -> Response:
         await self._control.unregister(_id(request))
@@ -197,6 +203,14 @@ def operations() -> tuple[op.Operation, ...]:
         op.Operation("GET", "/models/{id}", "One model, by its id or a vmodel", Admin.get_model, model),
         op.Operation(
             "PUT", "/models/{id}", "Register a model", Admin.register_model, model, schemas.RegisterModel
+        ),
+        op.Operation(
+            "PATCH",
+            "/models/{id}",
+            "Change how a registered model is kept: copies, pin, priority",
+            Admin.keep_model,
+            model,
+            schemas.KeepModel,
         ),
         op.Operation("DELETE", "/models/{id}", "Unregister a model", Admin.unregister_model),
         op.Operation(

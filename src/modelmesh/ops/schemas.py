@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from modelmesh.journal import Entry
 from modelmesh.mesh.control import Page, Registration
 from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
+from modelmesh.registry.keep import PRIORITY_MAX, PRIORITY_MIN, KeepChange
 
 FORCE: Final = "Register it also when no runtime here serves the type."
+UNCHANGED: Final = "Null: as it is, at first the default."
 
 
 class Answer(BaseModel):
@@ -56,6 +58,10 @@ class Model(Answer):
     waiting: int
     pinned_by: str = Field(description="Why it is held against eviction, else empty.")
     failure: Failure | None
+    min_copies: int = Field(description="So many are kept loaded, as far as there are instances.")
+    max_copies: int = Field(description="More are not made; 0: no bound.")
+    pin: bool = Field(description="Once loaded, it is not evicted.")
+    priority: float = Field(description="How much its waiting counts; 1: as of any other.")
 
     @classmethod
     def of(cls, view: ModelView) -> Model:
@@ -85,6 +91,10 @@ class Model(Answer):
             waiting=view.waiting,
             pinned_by=view.pinned_by,
             failure=failure,
+            min_copies=view.keep.min_copies,
+            max_copies=view.keep.max_copies,
+            pin=view.keep.pin,
+            priority=view.keep.priority,
         )
 
 
@@ -102,7 +112,25 @@ class Models(Answer):
         )
 
 
-class RegisterModel(Body):
+class KeepModel(Body):
+    """How a model is kept. What is not given, or null, stays as it is."""
+
+    min_copies: int | None = Field(
+        None, description=f"Keep so many loaded, as far as there are instances (0). {UNCHANGED}"
+    )
+    max_copies: int | None = Field(None, description=f"Make no more; 0: no bound (0). {UNCHANGED}")
+    pin: bool | None = Field(None, description=f"Do not evict it once it is loaded (false). {UNCHANGED}")
+    priority: float | None = Field(
+        None,
+        description=f"A second of waiting for it counts as so many of others', {PRIORITY_MIN:g} to {PRIORITY_MAX:g} (1). "
+        + UNCHANGED,
+    )
+
+    def change(self) -> KeepChange:
+        return KeepChange(self.min_copies, self.max_copies, self.pin, self.priority)
+
+
+class RegisterModel(KeepModel):
     """A model to register under the id in the path."""
 
     type: str
@@ -113,7 +141,7 @@ class RegisterModel(Body):
     force: bool = Field(False, description=FORCE)
 
 
-class BatchItem(Body):
+class BatchItem(KeepModel):
     """One registration of a batch."""
 
     id: str
@@ -123,7 +151,7 @@ class BatchItem(Body):
     force: bool = Field(False, description=FORCE)
 
     def registration(self) -> Registration:
-        return Registration(self.id, self.type, self.path, self.key)
+        return Registration(self.id, self.type, self.path, self.key, keep=self.change())
 
 
 class Problem(Answer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final
 
 from modelmesh.errors import WIRE, Code, LoadFailed, ModelMeshError, Quarantined, RuntimeUnavailable
@@ -73,6 +74,9 @@ def to_ask(asker: str, ask: Ask) -> pb.AskRequest:
         hops=ask.hops,
         until_used=ask.until_used,
         suspicion=ask.suspicion,
+        execution_s=ask.execution_s,
+        copies=ask.copies,
+        worth_s=None if ask.worth_s == inf else ask.worth_s,
     )
 
 
@@ -88,6 +92,9 @@ def from_ask(message: pb.AskRequest, deadline_s: float) -> Ask:
         hops=message.hops,
         until_used=message.until_used,
         suspicion=message.suspicion,
+        execution_s=message.execution_s,
+        copies=max(message.copies, 1),
+        worth_s=message.worth_s if message.HasField("worth_s") else inf,
     )
 
 

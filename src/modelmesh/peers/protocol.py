@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple, Protocol
 
 from modelmesh.errors import Code
@@ -151,6 +152,12 @@ class Ask:
     """It is held where it is loaded until its first use."""
     suspicion: bool = False
     """It is believed to be loaded in an instance that does not answer: there may be very many of these."""
+    execution_s: float = 0.0
+    """Of one request, as the model server reports it; 0 when unknown."""
+    copies: int = 1
+    """So many loaded ones are wanted in all, in different instances."""
+    worth_s: float = inf
+    """A copy that costs more seconds of others' waiting than this is not wanted (`policy.placement`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,12 @@
-"""How many copies or replicas of a model are wanted, from its use of the slots that serve it."""
+"""How many copies or replicas of a model are wanted, from its use of the slots that serve it; and which of them stay."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
-from typing import Final
+from typing import Final, NamedTuple
+
+from modelmesh.policy.keeper import score
 
 UTILISATION: Final = 0.65
 """Wanted share of the slots in use; above it queues grow faster than rates."""
@@ -42,3 +45,34 @@ def next_count(
     fewer = current - 1
     roomy = rate_per_s * execution_s <= SHRINK_BELOW * UTILISATION * slots_per_copy * fewer
     return max(fewer, minimum) if roomy or slots_per_copy <= 0 else current
+
+
+class Holder(NamedTuple):
+    """An instance that has a copy. An empty zone or host is not known, and like no other."""
+
+    instance: str
+    zone: str = ""
+    host: str = ""
+
+
+def kept(model: str, holders: Sequence[Holder], n: int) -> list[str]:
+    """Which `n` of the holders keep their copies when the others are not needed: in as many zones, then on as many hosts as
+    can be, else the nearest by rendezvous.
+
+    Every holder that sees the same ones says the same, so that not all of them give their copies up at once, nor none.
+    """
+    left = sorted(holders, key=lambda holder: (-score(model, holder.instance, 1.0), holder.instance))
+    chosen: list[Holder] = []
+    while left and len(chosen) < n:
+        best = min(left, key=lambda holder: _crowd(holder, chosen))
+        left.remove(best)
+        chosen.append(best)
+    return [holder.instance for holder in chosen]
+
+
+def _crowd(holder: Holder, chosen: Sequence[Holder]) -> tuple[int, int]:
+    """How many of the chosen share its zone, and its host."""
+    return (
+        sum(bool(holder.zone) and other.zone == holder.zone for other in chosen),
+        sum(bool(holder.host) and other.host == holder.host for other in chosen),
+    )

@@ -1,7 +1,10 @@
 """Which copy to evict: the one whose bytes save the least loading.
 
-    value density = expected rate x cost of a miss / bytes
+    value density = priority x expected rate x cost of a miss / bytes
     cost of a miss = L + rate x L^2 / 2      (others arrive while it loads; L: its load seconds)
+
+Of a spare copy (others serve the model without it) a miss costs a hop to another instance. Who is spare is for
+`policy.copies` to say, so that not all go at once.
 
 A newcomer is in probation until its second use. While probation holds more than a tenth of what is loaded,
 victims come from there, so a sweep over all models churns only that.
@@ -24,6 +27,8 @@ RESIDENCE_LOADS: Final = 3.0
 RESIDENCE_S_MAX: Final = 5.0
 _LOAD_S_MIN: Final = 1e-3
 """A load that costs nothing would make every model worth nothing, and the choice blind."""
+HOP_S: Final = 0.5e-3
+"""What a request waits longer when another instance serves it."""
 
 
 class Policy(StrEnum):
@@ -36,7 +41,9 @@ class Policy(StrEnum):
 class Resident:
     """A loaded copy as eviction sees it. `index` is its place among the residents, -1 when it is not evictable."""
 
-    __slots__ = ("in_flight", "index", "load_s", "model", "protected", "since_s", "size_bytes", "uses")
+    __slots__ = (
+        "in_flight", "index", "load_s", "model", "priority", "protected", "since_s", "size_bytes", "spare", "uses",
+    )  # fmt: skip
 
     def __init__(self, model: str, size_bytes: int, load_s: float, uses: Uses, since_s: float) -> None:
         self.model = model
@@ -48,7 +55,16 @@ class Resident:
         self.in_flight = 0
         self.protected = False
         """Out of probation."""
+        self.priority = 1.0
+        """How much waiting for it counts."""
+        self.spare = False
+        """Other instances serve the model without this copy."""
         self.index = -1
+
+    @property
+    def absence_s(self) -> float:
+        """How long a request waits because this copy is not there, all else idle."""
+        return HOP_S if self.spare else max(self.load_s, _LOAD_S_MIN)
 
 
 def miss_cost_s(load_s: float, rate_per_s: float) -> float:
@@ -60,7 +76,8 @@ def miss_cost_s(load_s: float, rate_per_s: float) -> float:
 def density(resident: Resident, now_s: float) -> float:
     """Waiting seconds saved per second and byte by keeping it. The lowest is evicted."""
     rate_per_s = resident.uses.rate_per_s(now_s)
-    return rate_per_s * miss_cost_s(resident.load_s, rate_per_s) / max(resident.size_bytes, 1)
+    cost_s = resident.absence_s + rate_per_s * resident.absence_s * resident.absence_s / 2.0
+    return resident.priority * rate_per_s * cost_s / max(resident.size_bytes, 1)
 
 
 def residence_s(load_s: float) -> float:
@@ -125,9 +142,9 @@ class _Group:
         self._gap_s = array("d")
         """Negative: used once, so no gap is known."""
         self._cost = array("d")
-        """Load seconds per byte."""
+        """Seconds of absence per byte, times the priority."""
         self._cost_growth = array("d")
-        """Load seconds squared, halved, per byte: times the rate, what the others who wait meanwhile add."""
+        """Seconds of absence squared, halved, per byte, times the priority. Times the rate: what others add who wait too."""
 
     def add(self, resident: Resident) -> None:
         members, end = self.members, len(self.members)
@@ -153,12 +170,12 @@ class _Group:
         self.size_bytes -= resident.size_bytes
 
     def refresh(self, resident: Resident) -> None:
-        """Its uses, load time or size changed."""
-        index = resident.index
-        size_bytes, load_s = max(resident.size_bytes, 1), max(resident.load_s, _LOAD_S_MIN)
+        """Anything its value depends on changed."""
+        index, absence_s = resident.index, resident.absence_s
+        weight = resident.priority / max(resident.size_bytes, 1)
         self.touch(resident)
-        self._cost[index] = load_s / size_bytes
-        self._cost_growth[index] = load_s * load_s / 2.0 / size_bytes
+        self._cost[index] = weight * absence_s
+        self._cost_growth[index] = weight * absence_s * absence_s / 2.0
 
     def touch(self, resident: Resident) -> None:
         """Its uses changed."""
@@ -231,7 +248,7 @@ class Residents:
             self._group(resident).remove(resident)
 
     def refresh(self, resident: Resident) -> None:
-        """Call after its uses or load time changed otherwise than by a use while it was loaded."""
+        """Call after anything its value depends on changed otherwise than by a use while it was loaded."""
         if resident.index >= 0:
             self._group(resident).refresh(resident)
 

@@ -3,14 +3,15 @@
 cost = worth of what it would evict + waiting behind the loads queued there + use of a busy instance
 
 All three are seconds that requests wait, expected within `HORIZON_S`. Old revisions cost twice. Preferred labels and
-new zones are ranks that come before cost; among nearly equal costs the newest revision comes first, then
-the rendezvous order decides, so that many who place at once do not all pick the same.
+new zones and hosts are ranks that come before cost; among nearly equal costs the newest revision comes first, then the
+rendezvous order decides, so that many who place at once do not all pick the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Final, NamedTuple
 
 from modelmesh.policy.eviction import miss_cost_s
@@ -37,8 +38,11 @@ class Wanted:
     execution_s: float = 0.0
     """What the model server reports per request, 0 when unknown."""
     constraint: Constraint = NO_CONSTRAINT
-    zones: frozenset[str] = frozenset()
-    """Where copies are already: other zones are preferred."""
+    zones: tuple[str, ...] = ()
+    """Of the copies there are, one each: zones with fewer are preferred, then hosts with fewer."""
+    hosts: tuple[str, ...] = ()
+    worth_s: float = inf
+    """The most it may cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Candidate:
     """Share of its serving slots in use."""
     labels: frozenset[str] = frozenset()
     zone: str = ""
+    host: str = ""
     draining: bool = False
     serves: bool = True
     """Its runtimes serve the type of the model."""
@@ -99,6 +104,13 @@ def place(wanted: Wanted, candidates: Sequence[Candidate]) -> Placement | Refusa
     allowed = [candidate for candidate in candidates if not _bar(wanted, candidate)]
     if not allowed:
         return _refusal(wanted, candidates)
+    if wanted.worth_s < inf:
+        allowed = [candidate for candidate in allowed if cost_s(wanted, candidate) <= wanted.worth_s]
+    if not allowed:
+        return Refusal(
+            f"One more copy of {wanted.model} saves less waiting than it costs in every instance that could hold it.",
+            False,
+        )
     best_rank = min(_rank(wanted, candidate) for candidate in allowed)
     costs = [
         (cost_s(wanted, candidate), candidate)
@@ -117,9 +129,18 @@ def place(wanted: Wanted, candidates: Sequence[Candidate]) -> Placement | Refusa
     return Placement(chosen.instance, cost)
 
 
-def _rank(wanted: Wanted, candidate: Candidate) -> tuple[bool, bool]:
+def may_hold(wanted: Wanted, candidate: Candidate) -> bool:
+    """Whether the instance could hold the copy, if not now because it failed to load it lately."""
+    return not _bar(wanted, replace(candidate, failed=False))
+
+
+def _rank(wanted: Wanted, candidate: Candidate) -> tuple[bool, int, int]:
     preferred = wanted.constraint.preferred
-    return bool(preferred) and not preferred & candidate.labels, candidate.zone in wanted.zones
+    return (
+        bool(preferred) and not preferred & candidate.labels,
+        wanted.zones.count(candidate.zone) if candidate.zone else 0,
+        wanted.hosts.count(candidate.host) if candidate.host else 0,
+    )
 
 
 def _bar(wanted: Wanted, candidate: Candidate) -> str:

@@ -2,7 +2,7 @@
 
 Urgent loads (requests wait) come before those asked for, those before copies made for what is expected, those before
 guesses. The last two are made only in place of what is worth less, or of nothing. Among urgent
-ones: most waiting seconds saved per second of loading (Smith's rule, waiting / load seconds), doubled for every
+ones: most waiting seconds saved per second of loading (Smith's rule: priority x waiting / load seconds), doubled for every
 `AGEING_S` of waiting so that nobody starves: a load a thousand times less urgent is delayed by ten doublings.
 """
 
@@ -38,9 +38,10 @@ class Order(NamedTuple):
     rank: float
 
 
-def order(why: Why, waiting: int, load_s: float, since_s: float) -> Order:
-    """`load_s` is the expected duration (0: unknown, taken as short), `since_s` when the wanting began."""
-    gain = log2(max(waiting, 1) / max(load_s, _LOAD_S_MIN))
+def order(why: Why, waiting: int, load_s: float, since_s: float, priority: float = 1.0) -> Order:
+    """`load_s` is the expected duration (0: unknown, taken as short), `since_s` when the wanting began, `priority` (above 0)
+    how much the waiting counts."""
+    gain = log2(priority * max(waiting, 1) / max(load_s, _LOAD_S_MIN))
     return Order(why, since_s / AGEING_S - gain)
 
 

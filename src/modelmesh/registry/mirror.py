@@ -17,6 +17,8 @@ from modelmesh.registry.packed import PackedMap
 from modelmesh.registry.records import REGISTRY, VMODELS, ModelRecord, VModelRecord
 
 _PAIR = "\x02"
+_MIN_COPIES = b'"minCopies":'
+"""Only in the records of models that have some."""
 
 
 class Changed(Protocol):
@@ -59,6 +61,7 @@ class Mirror:
         self._deleted: dict[str, int] = {}
         """Keys deleted ahead of the watch, with their revisions: older puts must not bring them back."""
         self._unsettled: set[str] = set()
+        self._with_min_copies: set[str] = set()
         self.revision = 0
         """Everything up to this revision of the store is in here."""
 
@@ -116,6 +119,11 @@ class Mirror:
         """The vmodels whose target is not their active model."""
         return self._unsettled
 
+    @property
+    def with_min_copies(self) -> Set[str]:
+        """The models of which some copies are kept loaded."""
+        return self._with_min_copies
+
     def page(self, prefix: str = "", after: str = "", limit: int = 100) -> list[tuple[str, ModelRecord]]:
         """Up to `limit` models with `prefix` and above `after`, ordered by id."""
         return [
@@ -160,6 +168,11 @@ class Mirror:
                 id = change.key[len(self._vmodels_prefix) :]
                 self._take(change, id, self._vmodels, vmodels, VModelRecord.check)
         self._rename(vmodels)
+        for id, raw in models.items():
+            if raw is not None and _MIN_COPIES in raw:
+                self._with_min_copies.add(id)
+            else:
+                self._with_min_copies.discard(id)
         self._models.update(models)
         self._vmodels.update(vmodels)
         if complete_to > self.revision:

@@ -1,4 +1,5 @@
-"""Registry records and their codec: the predecessor's JSON (reference mesh.md 2.3, 2.5) plus our learned facts.
+"""Registry records and their codec: the predecessor's JSON (reference mesh.md 2.3, 2.5) plus our learned facts and
+how the model is kept.
 
 Unknown fields are kept and written back, so that a newer or older program sharing the store loses nothing. `instanceIds` and
 `failedIn` of the predecessor are ignored and left as they are.
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from modelmesh.errors import InvalidInput
+from modelmesh.registry.keep import NO_KEEP, Keep, stored
 
 REGISTRY = "registry/"
 VMODELS = "vmodels/"
@@ -28,10 +30,11 @@ def _dump(value: dict[str, Any]) -> bytes:
 # Nearly all records are plain: printable ASCII without escapes, in our own order of fields. Recognising those by a pattern is
 # several times faster than parsing, which matters when 100,000 are mirrored at a start.
 _TEXT: Final = rb'"[ !#-\[\]-~]*"'
-_COUNT: Final = rb"(?:0|[1-9][0-9]*)"
+_COUNT: Final = rb"(?:0|[1-9][0-9]{0,17})"
+_FACTOR: Final = rb"(?:0|[1-9][0-9]{0,2})(?:\.[0-9]{1,6})?"
 _PLAIN_MODEL: Final = re.compile(
-    rb'\{"type":%b(?:,"(?:mPath|content)":%b|,"(?:refs|lu|sizeBytes|loadMs)":%b|,"autoDel":true)*\}'
-    % (_TEXT, _TEXT, _COUNT)
+    rb'\{"type":%b(?:,"(?:mPath|content)":%b|,"(?:refs|lu|sizeBytes|loadMs|minCopies|maxCopies)":%b|,"(?:autoDel|pin)":true'
+    rb'|,"priority":%b)*\}' % (_TEXT, _TEXT, _COUNT, _FACTOR)
 )
 _PLAIN_VMODEL: Final = re.compile(
     rb'\{"amid":"([ !#-\[\]-~]+)","tmid":"([ !#-\[\]-~]+)"(?:,"o":"([ !#-\[\]-~]*)")?(,"failed":true)?\}'
@@ -64,6 +67,7 @@ class ModelRecord:
     """Learned; 0 when unknown."""
     content: str = ""
     """Fingerprint of the content the learned facts belong to; empty when unknown."""
+    keep: Keep = NO_KEEP
     other: dict[str, Any] = field(default_factory=dict)
 
     def same_model(self, other: Self) -> bool:
@@ -92,6 +96,8 @@ class ModelRecord:
             value["loadMs"] = self.load_ms
         if self.content:
             value["content"] = self.content
+        if self.keep is not NO_KEEP:
+            value |= _keep_fields(self.keep)
         return _dump(value | self.other)
 
     @classmethod
@@ -115,10 +121,27 @@ class ModelRecord:
                 size_bytes=int(value.pop("sizeBytes", 0)),
                 load_ms=int(value.pop("loadMs", 0)),
                 content=str(value.pop("content", "")),
+                keep=stored(
+                    int(value.pop("minCopies", 0)),
+                    int(value.pop("maxCopies", 0)),
+                    bool(value.pop("pin", False)),
+                    float(value.pop("priority", 1.0)),
+                ),
                 other=value,
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InvalidInput(f"The stored model record has a field of the wrong kind: {error}.") from error
+
+
+def _keep_fields(keep: Keep) -> dict[str, Any]:
+    """Those that are not the default."""
+    fields = {
+        "minCopies": keep.min_copies,
+        "maxCopies": keep.max_copies,
+        "pin": keep.pin,
+        "priority": round(keep.priority, 4),
+    }
+    return {name: value for name, value in fields.items() if value != (1.0 if name == "priority" else 0)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from modelmesh.mesh.views import (
     State,
     VModelView,
 )
+from modelmesh.registry.keep import KeepChange
 
 
 class StoppedClock:
@@ -99,6 +100,8 @@ class FakeControlPlane:
                 failure=None,
             )
             self._journal.record(Did.REGISTERED, registration.id, f"registered as {registration.type}")
+        if registration.keep:
+            await self.keep(registration.id, registration.keep)
         if load_now:
             try:
                 return await self.load(registration.id)
@@ -115,6 +118,11 @@ class FakeControlPlane:
             except ModelMeshError as error:
                 answers.append(error)
         return answers
+
+    async def keep(self, name: str, change: KeepChange) -> ModelView:
+        view = self.model(name)
+        self.registered[view.id] = replace(view, keep=change.applied(view.keep, view.id))
+        return self.model(view.id)
 
     async def unregister(self, model: str) -> None:
         holders = [name for name, view in self.names.items() if model in (view.active, view.target)]

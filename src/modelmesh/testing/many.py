@@ -18,6 +18,7 @@ from modelmesh.mesh.control import Registration
 from modelmesh.mesh.targets import RESIDENCE_S, VMODEL_ACTIVE, VMODEL_TARGET
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
+from modelmesh.registry.keep import KeepChange
 from modelmesh.registry.mirror import Mirror
 from modelmesh.testing.clients import Clients
 from modelmesh.testing.dataplane import Answer, Request
@@ -29,6 +30,8 @@ from modelmesh.testing.theatre import Theatre
 
 VMODELS: Final = ("v0", "v1")
 TIMEOUTS_S: Final = (0.2, 1.0, 5.0, 15.0)
+SMALL_BYTES: Final = 40
+"""A dozen of these leave room for the largest model beside them."""
 PEACE_S: Final = 12.0
 """Leases of the dead run out, failures expire."""
 VMODEL_S: Final = 400.0
@@ -69,8 +72,8 @@ class Story:
             scenes = (
                 (40, self._ask), (10, self._ask_everywhere), (6, self._crash), (4, self._freeze), (5, self._cut),
                 (5, self._mend), (6, self._return), (3, self._leave), (3, self._outage), (5, self._register_some),
-                (3, self._unregister), (5, self._set_vmodel), (4, self._load), (4, self._unload), (4, self._break),
-                (4, self._forget), (3, self._lose_server), (2, self._delete_vmodel),
+                (3, self._unregister), (4, self._keep), (5, self._set_vmodel), (4, self._load), (4, self._unload),
+                (4, self._break), (4, self._forget), (3, self._lose_server), (2, self._delete_vmodel),
             )  # fmt: skip
             for _ in range(self._actions):
                 rng.choices([scene for _, scene in scenes], [weight for weight, _ in scenes])[0]()
@@ -176,14 +179,25 @@ class Story:
         if not self._clients.is_free(model):
             return
         path = self._artefact()
-        await self._clients.acknowledge(
-            model, self._any().mesh.register(Registration(model, "fake", path)), path
-        )
+        registration = Registration(model, "fake", path, keep=self._some_keep(path))
+        await self._clients.acknowledge(model, self._any().mesh.register(registration), path)
+
+    def _some_keep(self, path: str) -> KeepChange:
+        """How a model is kept. Only small ones are held, so that there is always room for all the others in turn."""
+        priority = self._rng.choice((0.5, 1.0, 4.0))
+        if self._all.artefacts[path].size_bytes > SMALL_BYTES:
+            return KeepChange(priority=priority)
+        return KeepChange(min_copies=self._rng.randrange(4), pin=self._rng.random() < 0.3, priority=priority)
+
+    def _keep(self) -> None:
+        if (model := self._clients.known_model()) is not None:
+            change = self._some_keep(self._clients.registered[model])
+            self._clients.begin(self._clients.quiet(self._any().mesh.keep(model, change)))
 
     def _artefact(self) -> str:
         rng = self._rng
         artefact = Artefact(
-            size_bytes=rng.choice((100, 500, 1_000, 1_900, 3_000)),
+            size_bytes=rng.choice((SMALL_BYTES, 500, 1_000, 1_900, 3_000)),
             load_s=rng.choice((0.001, 0.01, 0.1, 0.5)),
             unload_s=rng.choice((0.0, 0.001, 0.05)),
         )
@@ -255,6 +269,7 @@ class Story:
         await asyncio.sleep(3.0)
         await self._vmodels_at_rest()
         self._agreed()
+        self._kept()
         self.seen["loads"] += sum(stage.mesh.instance().loads_total for stage in self._all)
         self.seen["evictions"] += sum(stage.mesh.instance().evictions_total for stage in self._all)
         self._clients.complain()
@@ -292,6 +307,20 @@ class Story:
         record = mirror.vmodel(vmodel)
         path = None if record is None else self._clients.registered.get(record.target)
         return path is not None and self._all.artefacts[path].error is None
+
+    def _kept(self) -> None:
+        """As many copies are loaded as are to be kept, as far as there are instances."""
+        for model, path in self._clients.registered.items():
+            record = next(iter(self._all)).mirror.model(model)
+            if (
+                model in self._clients.doubtful
+                or record is None
+                or self._all.artefacts[path].error is not None
+            ):
+                continue
+            wanted, held = min(record.keep.min_copies, len(self._all.stages)), len(self._all.holders(model))
+            self._clients.expect(held >= wanted, f"{wanted} copies of {model} are kept, {held} are there")
+            self.seen["kept"] += wanted
 
     def _agreed(self) -> None:
         """What each believes of the others is so, and every route leads to a copy."""

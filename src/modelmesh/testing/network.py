@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -50,6 +51,7 @@ class Network:
         """By id, in their present lives; crashed ones are out."""
         self._cut: set[frozenset[str]] = set()
         self.frozen: set[str] = set()
+        self._mended = asyncio.Event()
 
     def join(self, member: Member, dataplane: FakeDataPlane) -> FakePeers:
         """The peers of a new instance; it is a member after `start`."""
@@ -80,10 +82,21 @@ class Network:
         """All partitions end, all frozen instances go on."""
         self._cut.clear()
         self.frozen.clear()
+        self._mended.set()
+        self._mended = asyncio.Event()
         for one in self.instances.values():
             for other in self.instances.values():
                 if one is not other:
                     one.hears_again(other)
+
+    async def reached(self, source: str, target: str, within_s: float) -> bool:
+        """Wait until what one says arrives at the other, as a connection does that is not given up. Whether it did in time, and
+        the other lives."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while target in self.instances and not self.reaches(source, target):
+                    await self._mended.wait()
+        return self.reaches(source, target)
 
     def freeze(self, id: str) -> None:
         """An instance stops as by SIGSTOP, until `mend`. Its own loop goes on here, but nothing of it reaches anybody."""
@@ -296,11 +309,11 @@ class FakePeers:
 
     async def _asks(self, kind: str, id: str, ask: Ask, patience_s: float) -> Any:
         await asyncio.sleep(self._network.delay())
+        reached = await self._network.reached(self.me.id, id, min(patience_s, ask.deadline_s))
         other = self._network.instances.get(id)
         if other is None:
             raise RuntimeUnavailable(f"Instance {id} cannot be reached.", model=ask.model)
-        if not self._network.reaches(self.me.id, id):
-            await asyncio.sleep(min(patience_s, ask.deadline_s))
+        if not reached:
             raise RuntimeUnavailable(f"Instance {id} does not answer.", model=ask.model)
         task = asyncio.get_running_loop().create_task(other._answer(kind, self.me.id, ask))
         other._tasks[task] = None

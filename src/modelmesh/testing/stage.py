@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from modelmesh.clock import LoopClock
 from modelmesh.dataplane.protocol import Name, NameKind
@@ -24,6 +24,7 @@ from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.peers.protocol import Member
 from modelmesh.policy.runtimes import Constraint, Offer
+from modelmesh.registry.keep import KeepChange
 from modelmesh.registry.mirror import Mirror
 from modelmesh.runtime.ids import Ids
 from modelmesh.store.memory import MemoryStore
@@ -126,11 +127,13 @@ class Stage:
         loaded = [runtime.loaded[model] for runtime in self.runtimes if model in runtime.loaded]
         return any(replica.id == replica_id for _, replicas in loaded for replica in replicas)
 
-    async def register(self, model: str, artefact: Artefact | None = None, type: str = "fake") -> Artefact:
-        """Register a model made of `artefact`, under a path of its own."""
+    async def register(
+        self, model: str, artefact: Artefact | None = None, type: str = "fake", **keep: Any
+    ) -> Artefact:
+        """Register a model made of `artefact`, under a path of its own. `keep`: the fields of a `KeepChange`."""
         path = f"{model}/{len(self.artefacts)}"
         self.artefacts[path] = artefact or Artefact()
-        await self.mesh.register(Registration(model, type, path))
+        await self.mesh.register(Registration(model, type, path, keep=KeepChange(**keep)))
         return self.artefacts[path]
 
     def ask(

@@ -21,6 +21,7 @@ from modelmesh.mesh.control import Registration
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.peers.protocol import Member
+from modelmesh.registry.keep import KeepChange
 from modelmesh.store.memory import MemoryStore
 from modelmesh.testing.network import Network
 from modelmesh.testing.runtime import FAKE, Artefact
@@ -105,11 +106,13 @@ class Theatre:
         self.network.crash(id)
         await stage.crash()
 
-    async def register(self, model: str, artefact: Artefact | None = None, type: str = "fake") -> Artefact:
-        """Register a model by the first instance, and wait until all know it."""
+    async def register(
+        self, model: str, artefact: Artefact | None = None, type: str = "fake", **keep: Any
+    ) -> Artefact:
+        """Register a model by the first instance, and wait until all know it. `keep`: the fields of a `KeepChange`."""
         path = f"{model}/{len(self.artefacts)}"
         self.artefacts[path] = artefact or Artefact()
-        await next(iter(self)).mesh.register(Registration(model, type, path))
+        await next(iter(self)).mesh.register(Registration(model, type, path, keep=KeepChange(**keep)))
         for stage in self:
             await stage.registrar.wait_current()
         return self.artefacts[path]

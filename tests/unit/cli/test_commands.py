@@ -18,6 +18,7 @@ import pytest
 from modelmesh.cli import main as cli
 from modelmesh.cli.exits import Exit
 from modelmesh.ops import schemas
+from modelmesh.registry.keep import Keep
 from modelmesh.testing.control import FakeControlPlane
 from modelmesh.testing.ops import parts_over, served_ops
 
@@ -174,6 +175,36 @@ def test_a_type_that_nothing_serves_has_to_be_forced(run: Run, control: FakeCont
     assert set(control.registered) == {"m", "a", "b"}
 
 
+def test_how_a_model_is_kept_is_said_when_registering_and_changed_later(
+    run: Run, control: FakeControlPlane
+) -> None:
+    flags = ("--min-copies", "2", "--max-copies", "4", "--pin", "--priority", "2.5")
+    registered = run("register", "m", "--type", "onnx", "--path", "/m", *flags, "--json").json
+    kept = {"min_copies": 2, "max_copies": 4, "pin": True, "priority": 2.5}
+    assert {name: registered[name] for name in kept} == kept
+    assert "at least 2 copies loaded, at most 4 copies, not evicted, priority 2.5" in run("status", "m").out
+    changed = run("register", "m", "--no-pin", "--min-copies", "1")
+    assert changed.out == "m is kept as asked: at least 1 copy loaded, at most 4 copies, priority 2.5.\n"
+    assert run("register", "m", "--type", "onnx", "--path", "/m").exit_code == Exit.OK
+    assert run("list", "--json").json["models"][0]["min_copies"] == 1
+    refused = run("register", "m", "--min-copies", "9")
+    assert (refused.exit_code, refused.err[:43]) == (
+        Exit.REFUSED,
+        "At least 9 copies are more than at most 4: ",
+    )
+    assert "modelmesh list" in run("register", "nothing", "--pin").err
+
+
+def test_how_many_are_kept_is_said_for_all_or_for_each(run: Run, control: FakeControlPlane) -> None:
+    source = Path.cwd() / "models.csv"
+    source.write_text("id,type,min_copies,pin,priority\na,onnx,2,true,0.5\nb,onnx,,,\nc,onnx,some,,\n")
+    result = run("register", "--from", str(source), "--max-copies", "3")
+    assert result.exit_code == Exit.PARTLY
+    assert result.err.startswith("entry 3 (): Line 3: min_copies: Input should be a valid integer")
+    assert control.registered["a"].keep == Keep(2, 3, True, 0.5)
+    assert control.registered["b"].keep == Keep(max_copies=3)
+
+
 def test_registering_many_from_stdin(
     run: Run, control: FakeControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +218,7 @@ def test_registering_many_from_stdin(
     [
         ("m.jsonl", "{", "m.jsonl, line 1: not JSON"),
         ("m.jsonl", "\n[]", "m.jsonl, line 2: not a JSON object."),
-        ("m.csv", "name,kind\n", "m.csv: the first line must name the columns: id,type,path,key."),
+        ("m.csv", "name,kind\n", "m.csv: the first line must name the columns: id,type,path,key,min_copies"),
     ],
 )
 def test_files_that_are_none(run: Run, name: str, text: str, sentence: str) -> None:

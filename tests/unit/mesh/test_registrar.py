@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +15,7 @@ from modelmesh.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidInput,
+    ModelNotFound,
     PayloadTooLarge,
     StaleRevision,
     StoreUnavailable,
@@ -21,6 +24,7 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
 from modelmesh.mesh.registrar import BATCH_RECORDS, PAGE_ENTRIES, Registrar
+from modelmesh.registry.keep import Keep, KeepChange
 from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.registry.records import ModelRecord, VModelRecord
 from modelmesh.store.memory import MemoryStore
@@ -141,6 +145,48 @@ def test_register_refuses_nonsense(registration: Registration) -> None:
         with pytest.raises(InvalidInput):
             await house.registrar.register(registration)
         assert house.store.commits == []
+
+    with_registrar(scenario)
+
+
+def test_how_a_model_is_kept_changes_without_the_rest() -> None:
+    async def scenario(house: House) -> None:
+        await house.registrar.register(replace(IRIS, keep=KeepChange(min_copies=1)))
+        await house.registrar.register(IRIS)
+        assert house.mirror.model("iris") == ModelRecord("sklearn", "/models/iris", keep=Keep(min_copies=1))
+        await house.registrar.register(replace(IRIS, keep=KeepChange(pin=True)))
+        await house.registrar.keep("iris", KeepChange(max_copies=4, priority=2.0))
+        assert (await stored(house.store, "iris")) == house.mirror.model("iris")
+        assert house.mirror.model("iris") == ModelRecord(
+            "sklearn", "/models/iris", keep=Keep(1, 4, True, 2.0)
+        )
+        commits = len(house.store.commits)
+        await house.registrar.keep("iris", KeepChange(max_copies=4))
+        assert not house.store.commits[commits].puts, "nothing is written that is so already"
+        assert len([entry for entry in house.journal.about("iris") if "kept" in entry.reason]) == 1
+
+    with_registrar(scenario)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (KeepChange(min_copies=-1), "min_copies: -1 is not a number from 0 to 1000."),
+        (KeepChange(max_copies=1001), "max_copies: 1001 is not a number from 0 to 1000."),
+        (KeepChange(priority=float("nan")), "priority: nan is not a number from 0.01 to 100"),
+        (KeepChange(priority=0.0), "priority: 0 is not a number from 0.01 to 100"),
+        (KeepChange(max_copies=1), "At least 2 copies are more than at most 1: lower min_copies"),
+    ],
+)
+def test_nonsense_about_how_a_model_is_kept_is_refused(change: KeepChange, sentence: str) -> None:
+    async def scenario(house: House) -> None:
+        await house.registrar.register(replace(IRIS, keep=KeepChange(min_copies=2)))
+        with pytest.raises(InvalidInput, match=re.escape(sentence)):
+            await house.registrar.keep("iris", change)
+        with pytest.raises(InvalidInput, match=re.escape(sentence)):
+            await house.registrar.register(replace(IRIS, keep=change))
+        with pytest.raises(ModelNotFound):
+            await house.registrar.keep("rose", KeepChange(pin=True))
 
     with_registrar(scenario)
 

@@ -54,6 +54,21 @@ def test_a_model_is_registered_loaded_and_gone_again(api: httpx.Client, control:
     assert error_of(api.get("/models/team/iris"), 404)["code"] == "NOT_FOUND"
 
 
+def test_how_a_model_is_kept_is_changed_alone(api: httpx.Client, control: FakeControlPlane) -> None:
+    api.put("/models/m", json={"type": "onnx", "path": "/m", "min_copies": 2, "pin": True})
+    patched = api.patch("/models/m", json={"max_copies": 3, "pin": False}).json()
+    kept = {"min_copies": 2, "max_copies": 3, "pin": False, "priority": 1.0}
+    assert {name: patched[name] for name in kept} == kept
+    assert api.patch("/models/m", json={}).json() == patched == api.get("/models/m").json()
+    assert "max_copies" in str(error_of(api.patch("/models/m", json={"max_copies": 1}), 400)["message"])
+    assert "Extra inputs" in str(error_of(api.patch("/models/m", json={"type": "onnx"}), 400)["message"])
+    assert error_of(api.patch("/models/n", json={"pin": True}), 404)["code"] == "NOT_FOUND"
+    lines = b'{"id": "a", "type": "onnx", "priority": 4}\n{"id": "b", "type": "onnx", "priority": 400}\n'
+    answer = api.post("/models:batch", content=lines, headers={"content-type": "application/x-ndjson"})
+    assert [json.loads(line)["error"] is None for line in answer.text.splitlines()] == [True, False]
+    assert control.registered["a"].keep.priority == 4
+
+
 def test_an_id_may_end_like_a_verb(api: httpx.Client) -> None:
     api.put("/models/a:load", json={"type": "sklearn", "path": "/m"})
     assert api.get("/models/a:load").json()["id"] == "a:load"

@@ -43,6 +43,31 @@ def test_the_cheapest_price_queue_and_busyness_win() -> None:
             assert chosen(WANTED, first, second) == names[0]
 
 
+def test_copies_are_spread_over_zones_then_hosts() -> None:
+    rows = [
+        replace(FREE, instance=id, zone=zone, host=host)
+        for id, zone, host in (("a", "z1", "h1"), ("b", "z1", "h2"), ("c", "z2", "h3"), ("d", "z2", "h4"))
+    ]
+    assert chosen(replace(WANTED, zones=("z1",), hosts=("h1",)), *rows) in ("c", "d")
+    assert chosen(replace(WANTED, zones=("z2", "z1"), hosts=("h3", "h1")), *rows) in ("b", "d")
+    assert chosen(replace(WANTED, zones=("z2", "z1", "z1"), hosts=("h3", "h1", "h2")), *rows) == "d"
+    nowhere = [replace(row, zone="", host="") for row in rows]
+    order = ranked("m", {row.instance: 1000.0 for row in rows})
+    assert chosen(replace(WANTED, zones=("", ""), hosts=("", "")), *nowhere) == order[0]
+
+
+def test_a_copy_that_costs_more_than_it_is_worth_is_placed_nowhere() -> None:
+    full = replace(FREE, instance="full", free_bytes=0, price=0.01)
+    assert cost_s(WANTED, full) == pytest.approx(60.0)
+    assert chosen(replace(WANTED, worth_s=60.1), full) == "full"
+    assert place(replace(WANTED, worth_s=59.9), [full]) == Refusal(
+        "One more copy of m saves less waiting than it costs in every instance that could hold it.", False
+    )
+    assert chosen(replace(WANTED, worth_s=59.9), full, FREE) == "free"
+    large = replace(FREE, capacity_bytes=10)
+    assert "holds 10 bytes at most" in str(place(replace(WANTED, worth_s=0.0), [large]))
+
+
 def test_near_ties_go_by_the_rendezvous_order() -> None:
     order = ranked("m", {"a": 1000.0, "b": 1000.0})
     near = {
@@ -70,7 +95,7 @@ def test_ranks_come_before_cost() -> None:
     assert (
         chosen(replace(WANTED, constraint=Constraint(preferred=frozenset({"fast"}))), dear, cheap) == "dear"
     )
-    assert chosen(replace(WANTED, zones=frozenset({"z1"})), dear, cheap) == "dear"
+    assert chosen(replace(WANTED, zones=("z1",)), dear, cheap) == "dear"
 
 
 def test_who_may_not_is_named_with_the_reason() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 
+from modelmesh.registry.keep import Keep
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import ModelRecord, VModelRecord
 from modelmesh.store.protocol import Change, Revision
@@ -36,6 +37,15 @@ def test_it_answers_what_it_was_fed() -> None:
     assert mirror.names_of("iris") == ["v"]
     assert mirror.names_of("wine") == []
     assert (mirror.n_models, mirror.n_vmodels, mirror.revision) == (2, 1, 5)
+
+
+def test_it_knows_of_which_models_copies_are_kept() -> None:
+    mirror = Mirror(ROOT)
+    kept, free = ModelRecord("onnx", keep=Keep(min_copies=1)), ModelRecord("onnx", keep=Keep(pin=True))
+    mirror.apply([model("a", 1, kept), model("b", 2, free), model("c", 3, kept)], 3)
+    assert mirror.with_min_copies == {"a", "c"}
+    mirror.apply([model("a", 4, free), model("b", 5, kept), model("c", 6, None)], 6)
+    assert mirror.with_min_copies == {"b"}
 
 
 def test_known_and_older_changes_are_no_news() -> None:

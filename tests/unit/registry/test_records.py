@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelmesh.errors import InvalidInput
+from modelmesh.registry.keep import COPIES_MAX, PRIORITY_MAX, PRIORITY_MIN, Keep
 from modelmesh.registry.records import ModelRecord, VModelRecord
 
 
@@ -43,8 +44,25 @@ def test_defaults_are_left_out() -> None:
 
 
 def test_what_was_learned_survives() -> None:
-    record = ModelRecord("onnx", size_bytes=5, load_ms=6, content="c", other={"pin": True})
+    record = ModelRecord("onnx", size_bytes=5, load_ms=6, content="c", other={"x": True})
     assert ModelRecord.decode(record.encode()) == record
+
+
+def test_how_it_is_kept_survives_beside_what_is_not_known() -> None:
+    keep = Keep(min_copies=2, max_copies=5, pin=True, priority=2.5)
+    record = ModelRecord("onnx", keep=keep, other={"instanceIds": {"a": 1}})
+    assert json.loads(record.encode()) == {
+        "type": "onnx", "minCopies": 2, "maxCopies": 5, "pin": True, "priority": 2.5, "instanceIds": {"a": 1},
+    }  # fmt: skip
+    assert ModelRecord.decode(record.encode()) == record
+    assert json.loads(ModelRecord("onnx", keep=Keep(pin=True)).encode()) == {"type": "onnx", "pin": True}
+
+
+def test_how_it_is_kept_is_taken_for_the_nearest_that_makes_sense() -> None:
+    raw = b'{"type":"a","minCopies":-3,"maxCopies":100000,"pin":0,"priority":NaN}'
+    assert ModelRecord.decode(raw).keep == Keep(max_copies=COPIES_MAX)
+    assert ModelRecord.decode(b'{"type":"a","priority":0}').keep.priority == PRIORITY_MIN
+    assert ModelRecord.decode(b'{"type":"a","priority":1e9}').keep.priority == PRIORITY_MAX
 
 
 def test_a_last_use_is_only_raised() -> None:
@@ -86,7 +104,10 @@ def test_an_unreadable_vmodel_record_is_refused(raw: bytes) -> None:
 
 fields = st.dictionaries(
     st.sampled_from(
-        ["type", "mPath", "encKey", "refs", "autoDel", "lu", "sizeBytes", "loadMs", "content", "x"]
+        [
+            *("type", "mPath", "encKey", "refs", "autoDel", "lu", "sizeBytes", "loadMs", "content", "x"),
+            *("minCopies", "maxCopies", "pin", "priority"),
+        ]
     ),
     st.one_of(
         st.text('a"\\é\n/', max_size=4), st.integers(-2, 12), st.booleans(), st.none(), st.floats(0, 3)
@@ -104,6 +125,10 @@ pieces = st.lists(
             b"0",
             b"07",
             b',"autoDel":true',
+            b',"minCopies":',
+            b',"priority":',
+            b".5",
+            b"1" * 400,
             b',"mPath":',
             b'"',
             b"\\",

@@ -89,7 +89,7 @@ class Load(_message.Message):
     def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., price: _Optional[float] = ..., rate_per_s: _Optional[float] = ..., busyness: _Optional[float] = ..., load_queue_s: _Optional[float] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ...) -> None: ...
 
 class AskRequest(_message.Message):
-    __slots__ = ("asker", "model", "need", "why", "rate_per_s", "last_used_wall_ms", "tried", "hops", "until_used", "suspicion")
+    __slots__ = ("asker", "model", "need", "why", "rate_per_s", "last_used_wall_ms", "tried", "hops", "until_used", "suspicion", "copies", "worth_s", "execution_s")
     ASKER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NEED_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,9 @@ class AskRequest(_message.Message):
     HOPS_FIELD_NUMBER: _ClassVar[int]
     UNTIL_USED_FIELD_NUMBER: _ClassVar[int]
     SUSPICION_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    WORTH_S_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_S_FIELD_NUMBER: _ClassVar[int]
     asker: str
     model: str
     need: int
@@ -110,7 +113,10 @@ class AskRequest(_message.Message):
     hops: int
     until_used: bool
     suspicion: bool
-    def __init__(self, asker: _Optional[str] = ..., model: _Optional[str] = ..., need: _Optional[int] = ..., why: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., last_used_wall_ms: _Optional[int] = ..., tried: _Optional[_Iterable[str]] = ..., hops: _Optional[int] = ..., until_used: _Optional[bool] = ..., suspicion: _Optional[bool] = ...) -> None: ...
+    copies: int
+    worth_s: float
+    execution_s: float
+    def __init__(self, asker: _Optional[str] = ..., model: _Optional[str] = ..., need: _Optional[int] = ..., why: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., last_used_wall_ms: _Optional[int] = ..., tried: _Optional[_Iterable[str]] = ..., hops: _Optional[int] = ..., until_used: _Optional[bool] = ..., suspicion: _Optional[bool] = ..., copies: _Optional[int] = ..., worth_s: _Optional[float] = ..., execution_s: _Optional[float] = ...) -> None: ...
 
 class ProvideReply(_message.Message):
     __slots__ = ("taken", "provided")
