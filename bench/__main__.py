@@ -13,15 +13,15 @@ from dataclasses import asdict
 import grpc
 from rich.console import Console
 
-from bench import density, miss, page, payloads, policy, relay, report, spi, stacks
+from bench import density, miss, page, payloads, peer, policy, relay, report, spi, stacks
 from bench.procs import end_by_exception, installed
 from bench.report import Row, Skipped, show
 
 STACKS = tuple(stacks.MODELS)
-GROUPS = ("relay", "payloads", *STACKS, "miss", "spi", "density", "policy")
+GROUPS = ("relay", "peer", "payloads", *STACKS, "miss", "spi", "density", "policy")
 NEEDS = {
     "relay": (("h2load", "nghttp2-client"), ("nghttpx", "nghttp2-proxy"), ("taskset", "util-linux")),
-    **dict.fromkeys(("payloads", *STACKS), (("h2load", "nghttp2-client"), ("taskset", "util-linux"))),
+    **dict.fromkeys(("peer", "payloads", *STACKS), (("h2load", "nghttp2-client"), ("taskset", "util-linux"))),
 }
 
 
@@ -37,6 +37,7 @@ def plan(groups: Sequence[str], quick: bool) -> list[tuple[str, Callable[[], lis
     names, counts = tuple(name for name in STACKS if name in groups), density.counts(quick)
     todo: list[tuple[str, Callable[[], list[Row]]]] = [
         ("relay", lambda: relay.compare(seconds=seconds)),
+        ("peer", lambda: peer.compare(seconds=seconds)),
         ("payloads", lambda: payloads.compare(seconds=seconds)),
         ("stacks", lambda: stacks.compare(names, seconds=seconds)),
         ("miss", lambda: miss.with_room(quick=quick)),

@@ -25,6 +25,11 @@ ABOUT = {
         "The instance beside nghttpx and Envoy in front of the same upstream, each on one core, upstream and load on the other. "
         "Only the proxy's CPU is counted. Shapes are connections × requests in flight on each.",
     ),
+    "peer": (
+        "A hop to another instance",
+        "A bare relay in front of a worker, and another one in front of the peer port of the first, on one core; worker and load "
+        "on the other. The hop is what both take together, less what the first takes alone.",
+    ),
     "payloads": (
         "Payload processors",
         "One instance without payload processors beside instances with one: CPU of the instance.",

@@ -15,12 +15,13 @@ const BODIES: [&str; 9] = [
     r#"{"parameters":{"unload_dependents":false,"config":"{}"}}"#,
 ];
 
-const HEADS: [&str; 6] = [
+const HEADS: [&str; 7] = [
     "/v2/models/iris/infer\nmm-model-id: iris\ngrpc-timeout: 250m\nauthorization: Bearer t",
     "/v2/models/a%2Fb%20%C3%BC/versions/3/ready\nconnection: close, x-hop\nx-hop: 1\ncontent-encoding: gzip",
     "/v2/repository/models/iris/load\nmm-vmodel-id-bin: w7w=\nx-bin: AA",
     "/v2/health/live\ntas-model-id: legacy\nmm-balanced: true",
     "/inference.GRPCInferenceService/ModelInfer\nte: trailers\ncontent-type: application/grpc\ngrpc-timeout: 99999999H",
+    "/any.Service/Method\nmm-peer: 10.0.0.1:8080\nmm-model-id: iris@1\nmm-vmodel-id-bin: w7w\nmm-reloaded: 1\nx-tag: a",
     "/mmesh.ModelRuntime/loadModel\ngrpc-status: 8\ngrpc-message: 100%25\ngrpc-retry-pushback-ms: 20",
 ];
 

@@ -6,7 +6,9 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderName, HeaderValue, Method as Verb};
 
 use crate::frames::{Frames, PREFIX_BYTES, gunzip, parse_prefix};
-use crate::headers::{deadline_of, list_bytes, names_of, of_status, status_in};
+use crate::headers::{
+    deadline_of, forwarded, id_header, list_bytes, names_of, of_status, status_in, to_peer,
+};
 use crate::method::Method;
 use crate::rest::{Endpoint, passed_on, route};
 use crate::status::{Code, Status};
@@ -26,6 +28,15 @@ pub fn head(input: &[u8]) {
     let headers: HeaderMap = lines.filter_map(header).collect();
     for name in names_of(&headers).unwrap_or_default() {
         assert!(!name.name.is_empty(), "an id is never empty");
+    }
+    if let Ok(received) = forwarded(&headers) {
+        let id = id_header(&received.model);
+        let sent = to_peer(&headers, &received, &id, &id_header("peer"), None);
+        assert_eq!(
+            forwarded(&sent).as_ref(),
+            Ok(&received),
+            "it survives a hop"
+        );
     }
     let now = Instant::now();
     if let Ok(Some(deadline)) = deadline_of(&headers, now) {

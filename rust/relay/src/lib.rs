@@ -3,7 +3,10 @@
 //! A request comes in by `connection` and `serve` (gRPC; `several` if it names more than one model) or `dispatch` and `gather` (REST) and is led by `call`:
 //! `naming` says what it asks for, `waiting` finds it a slot,
 //! `infer` makes attempts (with `inject` where a model server reads the id in messages), `answer` goes back. `plane` is what all loops share and the control plane writes;
-//! `data_plane` starts and stops it all. Only `connection` and `upstream` know the HTTP/2 library.
+//! `data_plane` starts and stops it all. Only `connection` and `upstream` (with `liveness`) know the HTTP/2 library.
+//!
+//! Another instance is a target like a model server (`upstream`, `infer`), and at its own port a caller like a client
+//! (`call::Origin`), whose requests are served from copies here or not at all (`waiting`).
 
 mod answer;
 mod attempt;

@@ -1,6 +1,7 @@
-//! Mutual TLS between instances. Both sides show a certificate of an authority on the one trust list, valid for what they do
-//! (server or client), or one that is on the list itself: all instances may share one, however it was made. Instances are dialled where their records in the store say, mostly by addresses nobody issues certificates
-//! for, so a certificate is held to the address only if it names any of that kind (docs/tls.md).
+//! Mutual TLS between instances. Both sides show a certificate that an authority on the trust list issued for what they do (server
+//! or client), or one that is on the list itself: all instances may share one, however it was made. Instances are dialled where
+//! their records in the store say, mostly by addresses nobody issues certificates for, so a certificate is held to the address
+//! only if it names any of that kind (docs/mesh.md).
 
 use std::net::IpAddr;
 use std::sync::Arc;
