@@ -97,7 +97,30 @@ def test_who_parked_goes_there_when_it_answers_again(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_request_moves_once(tmp_path: Path) -> None:
+def test_a_request_leaves_one_silent_instance_after_the_other(tmp_path: Path) -> None:
+    """Who is cut off from all of them notices that bit by bit, and serves it itself in the end."""
+
+    async def test() -> None:
+        async with two(tmp_path) as (here, there, between):
+            gate = Gate(there)
+            async with Between(there.peer) as another:
+                here.plane.set_targets([Target(THERE + 1, another.address, peer=True)], [])
+                asked = here.ask()
+                await there.until(lambda: there.upstreams[0].running == 1)
+                between.hold()
+                await here.until(lambda: here.plane.stats().parked_requests == 1)
+                here.plane.publish([Route("iris", (Replica(1001, THERE + 1),))])
+                await there.until(lambda: len(there.upstreams[0].requests) == 3)
+                another.hold()
+                await here.until(lambda: here.plane.stats().parked_requests == 1)
+                here.plane.publish([Route("iris", (Replica(1, 1),))])
+                assert (await asked).code == Code.OK
+                gate.open.set()
+
+    run(test())
+
+
+def test_a_request_leaves_an_instance_once(tmp_path: Path) -> None:
     async def test() -> None:
         async with two(tmp_path) as (here, there, between):
             gate = Gate(there)

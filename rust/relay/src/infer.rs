@@ -15,13 +15,16 @@ use crate::call::{Call, Stage};
 use crate::headers::{self, Forwarded};
 use crate::inject::Injection;
 use crate::pick::{self, Pick};
-use crate::replica::{Replica, Route};
+use crate::replica::{Replica, Route, Target};
 use crate::status::{Code, NotHere, Status};
 use crate::upstream::Failure;
 use crate::waiting::Found;
 
 /// How often a request may meet copies that are not there, before the routes are believed to be wrong.
 const NOT_HERE_MAX: u32 = 8;
+
+/// How many instances a request may leave because they miss pings. Those it left may be serving it all the same.
+const MOVES_MAX: usize = 3;
 
 /// Attempts on other copies, budget or not.
 const RETRIES_MAX: u32 = 3;
@@ -34,6 +37,8 @@ enum Tried {
     Failed(Box<Answer>, Code),
     /// The copy was lost.
     Lost(Failure),
+    /// The instance that has the copy misses pings.
+    Suspected,
     /// Nothing was sent.
     Unreachable,
     /// The copy is not there.
@@ -42,12 +47,28 @@ enum Tried {
     Refused(Status),
 }
 
+/// Why an attempt has no answer.
+enum Stopped {
+    /// It broke.
+    Broken(Broken),
+    /// The instance that was asked misses pings, and another one can be asked.
+    Moves,
+}
+
 #[derive(Default)]
 struct Tries {
     crashes: u32,
+    /// Targets it left because they miss pings, each once.
+    left: Vec<u64>,
     not_here: u32,
     retries: u32,
     exhausted: bool,
+}
+
+impl Tries {
+    fn may_leave(&self, target: &Target) -> bool {
+        target.peer && self.left.len() < MOVES_MAX && !self.left.contains(&target.id)
+    }
 }
 
 impl Call<'_> {
@@ -86,6 +107,13 @@ impl Call<'_> {
                     if tries.crashes > 1 || !body.is_whole() {
                         return Err(broke_off(&failure, &replica.model));
                     }
+                    self.plane.counters.replays.add(1);
+                    found = self.find(body).await?;
+                }
+                Tried::Suspected => {
+                    pick::failed(&replica, &route, self.plane);
+                    replica.usage.errors.fetch_add(1, Ordering::Relaxed);
+                    tries.left.push(replica.target.id);
                     self.plane.counters.replays.add(1);
                     found = self.find(body).await?;
                 }
@@ -144,11 +172,13 @@ impl Call<'_> {
             model_header: route.model_header.clone(),
         };
         let mut suspected = pin!(attempt.suspected());
-        let mut moves = (replica.target.peer && tries.crashes == 0).then_some(suspected.as_mut());
+        let mut moves = tries
+            .may_leave(&replica.target)
+            .then_some(suspected.as_mut());
         let head = async |attempt: &mut Attempt, body: &mut Body<'_>| attempt.head(body).await;
         let head = match unless_it_moves(&mut moves, &mut attempt, body, head).await {
             Ok(head) => head,
-            Err(broken) => return self.broken(broken, &replica),
+            Err(stopped) => return self.stopped(stopped, &replica),
         };
         let mut answer = match Answer::begun(attempt, head, Some(server)) {
             Ok(answer) => Box::new(answer),
@@ -157,8 +187,8 @@ impl Call<'_> {
         // While the client still sends, it may wait for the head before it sends more: nothing is held back.
         if body.has_come() && !self.method.streaming {
             let peek = async |answer: &mut Answer, body: &mut Body<'_>| answer.peek(body).await;
-            if let Err(broken) = unless_it_moves(&mut moves, &mut *answer, body, peek).await {
-                return self.broken(broken, &replica);
+            if let Err(stopped) = unless_it_moves(&mut moves, &mut *answer, body, peek).await {
+                return self.stopped(stopped, &replica);
             }
         }
         self.judge(answer, &replica, &route)
@@ -189,6 +219,13 @@ impl Call<'_> {
             credentials,
             self.deadline,
         )
+    }
+
+    fn stopped(&self, stopped: Stopped, replica: &Replica) -> Tried {
+        match stopped {
+            Stopped::Moves => Tried::Suspected,
+            Stopped::Broken(broken) => self.broken(broken, replica),
+        }
     }
 
     fn broken(&self, broken: Broken, replica: &Replica) -> Tried {
@@ -276,20 +313,19 @@ async fn unless_it_moves<S, T>(
     state: &mut S,
     body: &mut Body<'_>,
     step: impl AsyncFn(&mut S, &mut Body<'_>) -> Result<T, Broken>,
-) -> Result<T, Broken> {
+) -> Result<T, Stopped> {
     if let Some(suspicion) = suspected {
         tokio::select! {
             biased;
-            done = step(state, body) => return done,
+            done = step(state, body) => return done.map_err(Stopped::Broken),
             () = suspicion => {}
         }
         if body.is_whole() {
-            let silent = "it does not answer pings".to_owned();
-            return Err(Broken::Upstream(Failure::Lost(silent)));
+            return Err(Stopped::Moves);
         }
         *suspected = None;
     }
-    step(state, body).await
+    step(state, body).await.map_err(Stopped::Broken)
 }
 
 fn not_served(replica: &Replica, path: &str) -> Status {
