@@ -8,6 +8,7 @@ from contextlib import suppress
 
 class Between:
     """Passes bytes on to `address`. `cut`: connections break, new ones are refused. `hold`: they stay, but nothing passes.
+    `lose`: the same for those that there are, and for good; new ones are as any.
 
     async with Between("127.0.0.1:2379") as between:
         connect(between.address)
@@ -17,6 +18,7 @@ class Between:
         self._host, port = address.rsplit(":", 1)
         self._port = int(port)
         self._open = True
+        self._lost: list[asyncio.Event] = []
         self._flows = asyncio.Event()
         self._flows.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -32,7 +34,8 @@ class Between:
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
         self.cut()
-        self.go_on()
+        for flows in (*self._lost, self._flows):
+            flows.set()
         if self._passing:
             await asyncio.wait(self._passing, timeout=5.0)
 
@@ -50,6 +53,12 @@ class Between:
     def go_on(self) -> None:
         self._flows.set()
 
+    def lose(self) -> None:
+        self.hold()
+        self._lost.append(self._flows)
+        self._flows = asyncio.Event()
+        self._flows.set()
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._open:
             writer.transport.abort()
@@ -58,15 +67,17 @@ class Between:
         inner_reader, inner_writer = await asyncio.open_connection(self._host, self._port)
         for source, sink in ((reader, inner_writer), (inner_reader, writer)):
             self._writers.add(sink)
-            passing = asyncio.create_task(self._pass(source, sink))
+            passing = asyncio.create_task(self._pass(source, sink, self._flows))
             self._passing.add(passing)
             passing.add_done_callback(self._passing.discard)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event
+    ) -> None:
         try:
             with suppress(OSError):
                 while data := await reader.read(65536):
-                    await self._flows.wait()
+                    await flows.wait()
                     writer.write(data)
                     await writer.drain()
         finally:

@@ -11,11 +11,13 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from between import Between
 
 from modelmesh.errors import Code, LoadFailed, ModelNotFound, NoCapacity, Quarantined, RuntimeUnavailable
 from modelmesh.management.peers import service
 from modelmesh.peers import link
 from modelmesh.peers.connected import ConnectedPeers
+from modelmesh.peers.dialling import Dial, dial
 from modelmesh.peers.protocol import (
     Ask,
     Back,
@@ -65,10 +67,12 @@ class Mesh:
 class Node:
     """An instance, reduced to its peers."""
 
-    def __init__(self, store: MemoryStore, folder: Path, id: str, epoch: int = 1) -> None:
+    def __init__(
+        self, store: MemoryStore, folder: Path, id: str, epoch: int = 1, open_channel: Dial = dial
+    ) -> None:
         self.socket = folder / f"{id}.sock"
         self.mesh = Mesh()
-        self.peers = ConnectedPeers(store, Member(id, epoch, f"unix:{self.socket}", zone="z1"))
+        self.peers = ConnectedPeers(store, Member(id, epoch, f"unix:{self.socket}", zone="z1"), open_channel)
         self.news: list[News] = []
         self._server: grpc.aio.Server | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -85,6 +89,7 @@ class Node:
             (grpc.method_handlers_generic_handler(handlers.name, handlers.methods),)
         )
         self._server.add_insecure_port(f"unix:{self.socket}")
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
 
     async def deafen(self) -> None:
@@ -187,6 +192,27 @@ def test_silence_is_suspected_and_is_the_end_only_without_a_lease(tmp_path: Path
             assert not b.seen(Gone), "a lease alone changes nothing"
             await a.deafen()
             await b.until(lambda: b.seen(Gone) == [Gone("a")], "a is gone")
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_carries_nothing_any_more_is_dialled_anew(tmp_path: Path) -> None:
+    """Where packets were lost for long it would carry nothing for as long again."""
+
+    async def scenario() -> None:
+        async with nodes(tmp_path, "a") as (store, (a,)), Between(f"127.0.0.1:{a.port}") as between:
+            b = Node(store, tmp_path, "b", open_channel=lambda _: dial(between.address))
+            try:
+                await b.start()
+                a.peers.announce([Held("iris", True)])
+                await b.until(lambda: "iris" in b.told("a"), "a is heard")
+                between.lose()
+                a.peers.announce([Held("rose", True)])
+                await b.until(lambda: b.seen(Silent) == [Silent("a")], "a is silent")
+                await b.until(lambda: b.seen(Back) == [Back("a")] and "rose" in b.told("a"), "a is back")
+                assert not b.seen(Gone)
+            finally:
+                await b.stop()
 
     asyncio.run(scenario())
 

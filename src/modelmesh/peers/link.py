@@ -20,8 +20,11 @@ SILENT_S: Final = 0.75
 """Three heartbeats missed."""
 TAKEN_S: Final = 0.25
 UNLOAD_S: Final = 30.0
+DEAD_S: Final = 3.0
+"""A connection that is silent for so long is dialled anew. It may be dead: where packets were lost for a while it carries nothing
+for about as long again, because its pauses between tries have grown, and a new one works at once."""
 REDIAL_S: Final = 0.1
-REDIAL_S_MAX: Final = 5.0
+REDIAL_S_MAX: Final = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -81,7 +84,8 @@ class Link:
             call.cancel()
 
     async def _next(self, call: Any) -> pb.Update | None:
-        """The next message; None at the end. While none comes in time the instance counts as silent."""
+        """The next message; None at the end. While none comes in time the instance counts as silent. Raises RuntimeUnavailable
+        when none comes for `DEAD_S`."""
         import grpc.aio
 
         reading = asyncio.ensure_future(call.read())
@@ -89,7 +93,10 @@ class Link:
             done, _ = await asyncio.wait({reading}, timeout=SILENT_S)
             if not done:
                 self._fall_silent()
-            message = await reading
+                done, _ = await asyncio.wait({reading}, timeout=DEAD_S - SILENT_S)
+            if not done:
+                raise RuntimeUnavailable(f"nothing was heard from {self.member.address} for {DEAD_S:g} s")
+            message = reading.result()
         except grpc.aio.AioRpcError as error:
             raise self._failed(error, "") from error
         finally:
