@@ -66,6 +66,7 @@ class Member:
         command += ["--host", self.machine.host, "--ready-file", str(self._ready)]
         command += ["--state", str(scratch / "state"), "--journal-file", str(scratch / "journal.jsonl")]
         command += ["--instance-id", f"{self.machine.name}-{self._started}"]
+        command += ["--machine", self.machine.name, "--revision", revision]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from bench.reliability.cluster import Cluster, Member
 MIB = 2**20
 
 
-@dataclass(slots=True)
+@dataclass
 class Scene:
     """Where a fault plays. Afterwards it tells when it struck and was mended, and whom that excuses: `apart` are the addresses
     whose own clients lose their connection, `cold` the models that could not be had while it lasted."""
@@ -32,14 +33,23 @@ class Scene:
     apart: set[str] = field(default_factory=set)
     cold: set[str] = field(default_factory=set)
 
-    @property
+    @functools.cached_property
     def victim(self) -> Member:
-        """The last of the instances: never the one through which the run itself asks."""
-        return self.cluster.running[-1]
+        """The instance that holds the most."""
+        loaded = self.cluster.totals("models_loaded")
+        return max(self.cluster.running, key=lambda member: loaded.get(str(member), 0))
 
     @property
     def others(self) -> list[Member]:
-        return self.cluster.running[:-1]
+        return [member for member in self.cluster.running if member is not self.victim]
+
+    def excuses_entry(self, entry: str, at_s: float) -> bool:
+        """Whether nobody could answer what was sent there then. What was sent a moment before may be on its way yet."""
+        return entry in self.apart and self.struck_s - 1 <= at_s < self.mended_s
+
+    def excuses_model(self, model: str, at_s: float) -> bool:
+        """Whether it could not be had then."""
+        return model in self.cold and at_s < self.mended_s
 
     @contextlib.contextmanager
     def lasting(self) -> Iterator[None]:
@@ -61,8 +71,9 @@ def instance_killed(scene: Scene) -> None:
 
 
 def worker_killed(scene: Scene) -> None:
+    workers = scene.victim.workers()
     with scene.lasting():
-        for pid in scene.victim.workers():
+        for pid in workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -117,8 +128,9 @@ def etcd_leader_killed(scene: Scene) -> None:
 def etcd_compacted(scene: Scene) -> None:
     """While one instance cannot follow: what it has not seen is not to be had by watching any more."""
     cluster, network = scene.cluster, scene.cluster.network
+    victim = scene.victim.machine
     with scene.lasting():
-        network.cut([scene.victim.machine], cluster.etcd_machines)
+        network.cut([victim], cluster.etcd_machines)
         for number in range(20):  # keys of no mesh
             revision = _revision(cluster.etcd.ctl("put", "elsewhere", str(number), "--write-out=json"))
     cluster.etcd.ctl("compact", str(revision))

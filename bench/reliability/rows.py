@@ -28,9 +28,10 @@ TOLD_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`failed` are requests that failed though nobody would excuse it, `apart` those of clients of the instance that was struck,
-    `cold` those for models that could not be loaded then. `recovered_s` counts from the strike to the last request that failed or
-    took more than a second. `broken` are the promises that did not hold, in sentences; `told` has the first errors."""
+    """`failed` are requests that failed though nobody would excuse it. `apart` failed or took more than a second because they
+    were sent to the very instance that was struck, `cold` because their models could not be loaded then: no other figure has
+    them. `recovered_s` counts from the strike to the last request that failed or took more than a second. `broken` are the
+    promises that did not hold, in sentences; `told` has the first errors."""
 
     name: str
     says: str
@@ -112,22 +113,20 @@ def judged(
     registered: Registered,
 ) -> Row:
     """What it all means."""
-    bad = [each for each in outcomes if not each.good or each.took_s > SLOW_S]
-    failed = [each for each in outcomes if each.error]
-    cold = [each for each in failed if each.model in scene.cold and each.at_s < scene.mended_s]
-    apart = [each for each in failed if each.entry in scene.apart and each not in cold]
-    counted = [each for each in failed if each not in cold and each not in apart]
+    cold = [each for each in outcomes if each.error and scene.excuses_model(each.model, each.at_s)]
+    apart = [each for each in outcomes if not _well(each) and scene.excuses_entry(each.entry, each.at_s)]
+    excused = {id(each) for each in (*cold, *apart)}
+    counted = [each for each in outcomes if id(each) not in excused]
+    failed = [each for each in counted if each.error]
     wrong = [each for each in outcomes if each.wrong]
-    unexcused = [each for each in bad if each not in cold and each not in apart]
-    last_s = max(
-        (each.ended_s for each in unexcused if each.at_s >= scene.struck_s - SLOW_S), default=scene.struck_s
-    )
+    late = [each.ended_s for each in counted if not _well(each) and each.ended_s > scene.struck_s]
+    last_s = max(late, default=scene.struck_s)
     loads_during, loads_after = _grown(loads[0], loads[1]), _grown(loads[1], loads[2])
 
     broken = []
     allowed = fault.failures_max * len(outcomes)
-    if len(counted) > allowed:
-        broken.append(f"{len(counted)} requests failed, {allowed:.0f} may")
+    if len(failed) > allowed:
+        broken.append(f"{len(failed)} requests failed, {allowed:.0f} may")
     if wrong:
         broken.append(f"{len(wrong)} answers were wrong")
     if registered.lost:
@@ -139,22 +138,26 @@ def judged(
         fault.says,
         scene.mended_s - scene.struck_s,
         len(outcomes),
-        len(counted),
+        len(failed),
         len(apart),
         len(cold),
         len(wrong),
-        _p99_ms(outcomes, began_s + SETTLES_S, scene.struck_s),
-        _p99_ms(outcomes, scene.struck_s, scene.mended_s),
-        _p99_ms(outcomes, scene.mended_s + SETTLES_S, scene.mended_s + SETTLES_S + AFTER_S),
-        max((each.took_s * 1000 for each in outcomes if each.good), default=0.0),
+        _p99_ms(counted, began_s + SETTLES_S, scene.struck_s),
+        _p99_ms(counted, scene.struck_s, scene.mended_s),
+        _p99_ms(counted, scene.mended_s + SETTLES_S, scene.mended_s + SETTLES_S + AFTER_S),
+        max((each.took_s * 1000 for each in counted if each.good), default=0.0),
         max(0.0, last_s - scene.struck_s),
         max(0.0, last_s - scene.mended_s),
         loads_during,
         loads_after,
         registered,
         broken,
-        [_told(each, scene) for each in (*counted, *wrong)[:TOLD_MAX]],
+        [_told(each, scene) for each in (*failed, *wrong)[:TOLD_MAX]],
     )
+
+
+def _well(each: Outcome) -> bool:
+    return each.good and each.took_s <= SLOW_S
 
 
 def _p99_ms(outcomes: Sequence[Outcome], from_s: float, to_s: float) -> float:
