@@ -17,6 +17,7 @@ from modelmesh.dataplane.protocol import (
     Name,
     NameKind,
     NotHere,
+    Queueing,
     Replica,
     Retired,
     Route,
@@ -198,6 +199,54 @@ def test_names_that_move_or_are_forgotten_resolve_again(world: Any) -> None:
             w.plane.publish([Route("iris@3", (Replica(10, 1),))])
             w.plane.publish_names([(IRIS, "iris@3")])
             assert (await asked)[:2] == (Code.OK, "iris@3")
+
+    run(test())
+
+
+def test_requests_beyond_the_slots_queue_and_that_is_told_as_long_as_they_do(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.route("iris@1", Replica(10, 1, max_concurrency=1))
+            asked = [w.ask(execution_s=0.8)]
+            await w.in_flight(10, 1)
+            asked += [w.ask(execution_s=0.0), w.ask(execution_s=0.0)]
+            told = await w.event(Queueing)
+            assert (told.model, told.queued in (1, 2)) == ("iris@1", True)
+            later = await w.event(Queueing, queued=2)
+            later = await w.event(Queueing)
+            assert later.oldest_ms >= 40
+            assert w.plane.stats().in_flight == 3
+            assert {answer.code for answer in await asyncio.gather(*asked)} == {Code.OK}
+            w.events += w.plane.take_events()
+            w.events.clear()
+            await asyncio.sleep(0.12)
+            assert not w.plane.take_events()
+
+    run(test())
+
+
+def test_who_queues_goes_to_a_replica_that_comes_and_parks_when_the_last_one_retires(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            first = Replica(10, 1, max_concurrency=1)
+            w.route("iris@1", first)
+            slow = w.ask(execution_s=1.0)
+            await w.in_flight(10, 1)
+            queued = w.ask(execution_s=0.0)
+            await w.event(Queueing)
+            w.plane.publish([Route("iris@1", (first, Replica(20, 2, max_concurrency=1)))])
+            assert (await queued).code is Code.OK
+            assert not slow.done()
+            w.plane.publish([Route("iris@1", (first,))])
+            again = w.ask(execution_s=0.0)
+            await w.event(Queueing)
+            w.plane.retire([(10, 5)], 30_000)
+            await w.event(Fault, model="iris@1")
+            await w.parked("iris@1", 1)
+            assert (await slow).code is Code.OK
+            await w.event(Retired, replica_id=10, clean=True)
+            w.plane.publish([Route("iris@1", (first,))])
+            assert (await again).code is Code.OK
 
     run(test())
 

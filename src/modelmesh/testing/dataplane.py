@@ -24,6 +24,7 @@ from modelmesh.dataplane.protocol import (
     NotHere,
     Payload,
     PeerTls,
+    Queueing,
     RelayStats,
     Replica,
     Retired,
@@ -36,6 +37,7 @@ from modelmesh.dataplane.protocol import (
     Waiting,
 )
 from modelmesh.errors import Code
+from modelmesh.testing.gates import Gates
 
 REFUSED_NAMES_MAX: Final = 10_000
 GIVEN_UP_S: Final = 10.0
@@ -92,6 +94,7 @@ class _Replica:
 
     model: str
     target_id: int
+    max_concurrency: int
     in_flight: dict[int, Request] = field(default_factory=dict)
     token: int = 0
     """Of a retirement that runs or ended; 0: acquirable."""
@@ -101,6 +104,10 @@ class _Replica:
     errors: int = 0
     execution_us: int = 0
     last_used_s: float = 0.0
+
+    @property
+    def full(self) -> bool:
+        return 0 < self.max_concurrency <= len(self.in_flight)
 
 
 class _Refusal(NamedTuple):
@@ -138,6 +145,7 @@ class FakeDataPlane:
         self._parked_models: dict[str, dict[int, Request]] = {}
         self._parked_by_name: dict[Name, dict[int, Request]] = {}
         """The same requests as in `_parked_models`."""
+        self._gates: Gates[Request] = Gates(lambda *row: self._emit(Queueing(*row)))
         self._faulted: set[Name | str] = set()
         self._dirty: dict[int, None] = {}
         self.requests: list[Request] = []
@@ -204,6 +212,7 @@ class FakeDataPlane:
         if request in self.requests:
             self.requests.remove(request)
         self._unpark(request)
+        self._gates.leave(request)
         self._end_execution(request)
 
     def _unpark(self, request: Request) -> None:
@@ -254,14 +263,15 @@ class FakeDataPlane:
             self._emit(self._fault(name, "", self._parked_names[name]))
 
     def _route(self, request: Request) -> None:
+        """To the replica with the fewest requests, the first of several; where all are full, it waits for a slot."""
         model, now_s = request.model, self._now_s()
-        for replica in self.routes.get(model, ()):
-            known = self._replicas[replica.id]
-            if request.forwarded and self._is_peer(known.target_id):
-                continue
-            if not known.token and not known.not_here and self._reachable(known.target_id):
-                self._execute(request, replica.id, known)
-                return
+        if usable := self._usable(request):
+            replica_id, replica = min(usable, key=lambda each: (each[1].full, len(each[1].in_flight)))
+            if replica.full:
+                self._gates.join(request)
+            else:
+                self._execute(request, replica_id, replica)
+            return
         refusal = self._refused_models.get(model)
         if request.forwarded:
             self._finish(request, Answer(Code.UNAVAILABLE, NOT_HERE, model))
@@ -275,6 +285,25 @@ class FakeDataPlane:
             if model not in self._faulted:
                 self._faulted.add(model)
                 self._emit(self._fault(request.name, model, parked))
+
+    def _usable(self, request: Request) -> list[tuple[int, _Replica]]:
+        known = [(replica.id, self._replicas[replica.id]) for replica in self.routes.get(request.model, ())]
+        return [
+            (id, replica)
+            for id, replica in known
+            if not (request.forwarded and self._is_peer(replica.target_id))
+            and not (replica.token or replica.not_here)
+            and self._reachable(replica.target_id)
+        ]
+
+    def _kick(self, model: str) -> None:
+        """A slot may be free, or the replicas others than before: whoever waits for one looks again."""
+        while (first := self._gates.first(model)) is not None:
+            usable = self._usable(first)
+            if usable and all(replica.full for _, replica in usable):
+                return
+            self._gates.leave(first)
+            self._route(first)
 
     def _execute(self, request: Request, replica_id: int, replica: _Replica) -> None:
         request.replica_id = replica_id
@@ -354,6 +383,7 @@ class FakeDataPlane:
             return
         self._dirty[replica_id] = None
         self._retire_if_idle(replica_id, replica)
+        self._kick(replica.model)
 
     # --- DataPlane ------------------------------------------------------------------------------------------
 
@@ -391,7 +421,9 @@ class FakeDataPlane:
             for replica in route.replicas:
                 if replica.target_id not in self._targets:
                     self.violations.append(f"route of {route.model} names unknown target {replica.target_id}")
-                known = self._replicas.setdefault(replica.id, _Replica(route.model, replica.target_id))
+                known = self._replicas.setdefault(
+                    replica.id, _Replica(route.model, replica.target_id, replica.max_concurrency)
+                )
                 known.token, known.not_here = 0, False
                 if known.retire_timer is not None:
                     known.retire_timer.cancel()
@@ -401,6 +433,7 @@ class FakeDataPlane:
                 for request in list(self._parked_models.pop(route.model, {}).values()):
                     self._forget_parked(request)
                     self._route(request)
+            self._kick(route.model)
 
     def publish_names(self, names: Sequence[tuple[Name, str]]) -> None:
         for name, model in names:
@@ -459,6 +492,7 @@ class FakeDataPlane:
                 timeout_ms / 1000, self._retire_timed_out, replica_id, token
             )
             self._retire_if_idle(replica_id, replica)
+            self._kick(replica.model)
 
     def _retire_if_idle(self, replica_id: int, replica: _Replica) -> None:
         if replica.retire_timer is not None and not replica.in_flight:
@@ -568,7 +602,7 @@ class FakeDataPlane:
     def stats(self) -> RelayStats:
         parked = sum(map(len, self._parked_models.values())) + sum(map(len, self._parked_names.values()))
         return RelayStats(
-            in_flight=sum(len(replica.in_flight) for replica in self._replicas.values()),
+            in_flight=sum(len(replica.in_flight) for replica in self._replicas.values()) + len(self._gates),
             parked_requests=parked,
             routes=len(self.routes),
             names=len(self.names),
@@ -616,6 +650,7 @@ class FakeDataPlane:
         held_back = self._forget_loss(target_id)
         if lost:
             self._emit(TargetBack(target_id))
+            self._kick_at(target_id)
             for model in [model for model in self._parked_models if self._leads_to(model, target_id)]:
                 self._faulted.discard(model)
                 for request in list(self._parked_models.pop(model).values()):
@@ -641,6 +676,11 @@ class FakeDataPlane:
         replica = self._replicas.get(replica_id)
         return 0 if replica is None else len(replica.in_flight)
 
+    def _kick_at(self, target_id: int) -> None:
+        models = [each.model for each in self._replicas.values() if each.target_id == target_id]
+        for model in dict.fromkeys(models):
+            self._kick(model)
+
     def _lose_requests(self, target_id: int, crashes_max: int | None = None) -> None:
         """What was in flight there parks again, once per request; those that were lost more often than `crashes_max` stay."""
         for replica_id, replica in list(self._replicas.items()):
@@ -659,6 +699,7 @@ class FakeDataPlane:
                 else:
                     self._resolve(request)
             self._retire_if_idle(replica_id, replica)
+        self._kick_at(target_id)
 
     def _reachable(self, target_id: int) -> bool:
         return target_id in self._targets and target_id not in self._lost

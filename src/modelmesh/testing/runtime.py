@@ -49,6 +49,8 @@ class Artefact:
     """How many unloads fail before one succeeds."""
     sizing_s: float = 0.0
     """What finding out the size is said to have taken."""
+    max_concurrency: int = 0
+    """Requests that a replica takes at once; 0: any number."""
     base_bytes: int = 0
     """The server grows by this at the first load of any model with the same `type`."""
 
@@ -165,7 +167,7 @@ class FakeRuntime:
         if artefact.base_bytes:
             self.bases.setdefault(spec.type, artefact.base_bytes)
         target = self.targets[len(self.loads) % len(self.targets)]
-        replicas = (Replica(self._ids.replica(), target),)
+        replicas = (Replica(self._ids.replica(), target, artefact.max_concurrency),)
         self.loaded[spec.id] = (artefact, replicas)
         size_bytes = estimate.size_bytes if artefact.provisional else artefact.size_bytes
         return Loaded(
@@ -279,7 +281,7 @@ class FakeRuntime:
         if model in self.loaded and self.targets:
             artefact, old = self.loaded[model]
             others = [target for target in self.targets if target != old[0].target_id] or self.targets
-            self._place(model, artefact, (Replica(self._ids.replica(), others[0]),))
+            self._place(model, artefact, (Replica(self._ids.replica(), others[0], artefact.max_concurrency),))
 
     def spread(self, model: str) -> None:
         """A hot model gets a replica in one more server, where it fits, paid for beforehand; else it goes back to one."""
@@ -297,7 +299,7 @@ class FakeRuntime:
             return
         artefact, replicas = self.loaded[model]
         if target in self.targets and self.used_bytes + artefact.size_bytes <= self.budget_bytes:
-            replicas = (*replicas, Replica(self._ids.replica(), target))
+            replicas = (*replicas, Replica(self._ids.replica(), target, artefact.max_concurrency))
         self._place(model, artefact, replicas)
 
     def _place(self, model: str, artefact: Artefact, replicas: tuple[Replica, ...]) -> None:
