@@ -62,7 +62,7 @@ class Admission:
             return
         ready_s = now_s + ready_in
         want.late = want.latest_deadline_s < ready_s
-        moved_s = abs(ready_s - want.announced_s)
+        moved_s = abs(ready_s - want.announced_s) if want.announced_s else ready_in
         if (
             moved_s > max(self._tuning.announce_step_s, ready_in * self._tuning.announce_step_share)
             or want.late

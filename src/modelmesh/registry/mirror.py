@@ -6,10 +6,9 @@ revision kept with each record decides, so that applying is idempotent and never
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
 from modelmesh.errors import InvalidInput
 from modelmesh.registry.ids import name_of
@@ -19,6 +18,9 @@ from modelmesh.registry.records import REGISTRY, VMODELS, ModelRecord, VModelRec
 _PAIR = "\x02"
 _MIN_COPIES = b'"minCopies":'
 """Only in the records of models that have some."""
+_RECENT_MAX: Final = 512
+
+Record = TypeVar("Record", ModelRecord, VModelRecord)
 
 
 class Changed(Protocol):
@@ -58,6 +60,9 @@ class Mirror:
         self._names = PackedMap()
         """One key per (active model, vmodel), except where the model's id tells the vmodel: nearly all of a folder would."""
         self._broken: dict[str, int] = {}
+        self._recent_models: dict[str, ModelRecord] = {}
+        """Decoded lately, because a load asks for the same record several times; the same for vmodels."""
+        self._recent_vmodels: dict[str, VModelRecord] = {}
         self._deleted: dict[str, int] = {}
         """Keys deleted ahead of the watch, with their revisions: older puts must not bring them back."""
         self._unsettled: set[str] = set()
@@ -75,8 +80,7 @@ class Mirror:
 
     def model(self, id: str) -> ModelRecord | None:
         """The record of a registered model, or None."""
-        raw = self._models.get(id)
-        return None if raw is None else _model(raw)
+        return self._recent_models.get(id) or _look(self._models, id, ModelRecord.decode, self._recent_models)
 
     def has_model(self, id: str) -> bool:
         """Whether there is such a model, without decoding its record."""
@@ -84,8 +88,8 @@ class Mirror:
 
     def vmodel(self, id: str) -> VModelRecord | None:
         """The record of a vmodel, or None."""
-        raw = self._vmodels.get(id)
-        return None if raw is None else _vmodel(raw)
+        recent = self._recent_vmodels
+        return recent.get(id) or _look(self._vmodels, id, VModelRecord.decode, recent)
 
     def has_vmodel(self, id: str) -> bool:
         """Whether there is such a vmodel, without decoding its record."""
@@ -175,6 +179,10 @@ class Mirror:
                 self._with_min_copies.discard(id)
         self._models.update(models)
         self._vmodels.update(vmodels)
+        for id in models:
+            self._recent_models.pop(id, None)
+        for id in vmodels:
+            self._recent_vmodels.pop(id, None)
         if complete_to > self.revision:
             self.revision = complete_to
             if self._deleted:
@@ -236,15 +244,17 @@ class Mirror:
         self._names.update(pairs)
 
 
-@functools.lru_cache(maxsize=512)
-def _model(raw: bytes) -> ModelRecord:
-    """A load asks for the same record several times."""
-    return ModelRecord.decode(_split(raw)[1])
-
-
-@functools.lru_cache(maxsize=512)
-def _vmodel(raw: bytes) -> VModelRecord:
-    return VModelRecord.decode(_split(raw)[1])
+def _look(
+    packed: PackedMap, id: str, decode: Callable[[bytes], Record], recent: dict[str, Record]
+) -> Record | None:
+    """Decode a record, and keep it among the `recent` ones."""
+    raw = packed.get(id)
+    if raw is None:
+        return None
+    if len(recent) >= _RECENT_MAX:
+        del recent[next(iter(recent))]
+    record = recent[id] = decode(_split(raw)[1])
+    return record
 
 
 def _split(raw: bytes) -> tuple[int, bytes]:

@@ -69,10 +69,11 @@ class BuiltinConfig:
 
 @dataclass(slots=True, eq=False)
 class _Order:
-    """A load that runs. `unwanted`: nobody waits for it any more; it is unloaded as soon as it is done."""
+    """A load that runs. `unwanted`: nobody waits for its outcome any more; it is unloaded as soon as it is done."""
 
     spec: ModelSpec
-    task: asyncio.Task[Loaded] | None = None
+    outcome: asyncio.Future[Loaded]
+    task: asyncio.Task[None] | None = None
     unwanted: bool = False
 
 
@@ -242,21 +243,28 @@ class BuiltinRuntime:
         self._quarantine.check(spec.id, self._clock.monotonic_s())
         if self._stopped:
             raise RuntimeUnavailable("The server stops.", model=spec.id)
-        order = _Order(spec)
+        order = _Order(spec, asyncio.get_running_loop().create_future())
         order.task = asyncio.create_task(self._fulfil(order, estimate), name=f"load {spec.id}")
         self._orders[spec.id] = order
         try:
-            return await asyncio.shield(order.task)
+            return await order.outcome
         except asyncio.CancelledError:
             order.unwanted = True
             raise
 
-    async def _fulfil(self, order: _Order, estimate: Estimate) -> Loaded:
+    async def _fulfil(self, order: _Order, estimate: Estimate) -> None:
         try:
             loaded = await self._load(order.spec, may_import=estimate.base_bytes > 0)
             if order.unwanted:
                 await self._unload(order.spec.id)
-            return loaded
+            elif not order.outcome.done():
+                order.outcome.set_result(loaded)
+        except asyncio.CancelledError:
+            order.outcome.cancel()
+            raise
+        except Exception as error:
+            if not order.outcome.done():
+                order.outcome.set_exception(error)
         finally:
             if self._orders.get(order.spec.id) is order:
                 del self._orders[order.spec.id]

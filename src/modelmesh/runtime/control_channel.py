@@ -40,14 +40,15 @@ class ControlChannel(asyncio.Protocol):
         comes)."""
         if self._transport is None or self._transport.is_closing():
             raise WorkerDied(self._name)
-        number = next(self._numbers)
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        number, loop = next(self._numbers), asyncio.get_running_loop()
+        answer: asyncio.Future[Message] = loop.create_future()
         self._waiting[number] = answer
+        self._transport.write(encode(number, command))
+        deadline = loop.call_later(timeout_s, _expire, answer)
         try:
-            self._transport.write(encode(number, command))
-            async with asyncio.timeout(timeout_s):
-                return await answer
+            return await answer
         finally:
+            deadline.cancel()
             self._waiting.pop(number, None)
 
     def fail(self) -> None:
@@ -98,3 +99,8 @@ class ControlChannel(asyncio.Protocol):
         self._lost.set_result(None)
         self._on_end()
         self.fail()
+
+
+def _expire(answer: asyncio.Future[Message]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())

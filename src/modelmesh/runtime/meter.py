@@ -71,13 +71,11 @@ class Meter:
 
     def capacity_bytes(self) -> int:
         """What models may use now: what the bases leave, less an allowance for what comes up between two readings."""
-        return self._beside_bases_bytes() - self._allowance_bytes()
+        beside_bases_bytes = self._beside_bases_bytes()
+        return beside_bases_bytes - int(beside_bases_bytes * ALLOWANCE_SHARE)
 
     def _beside_bases_bytes(self) -> int:
-        return capacity_bytes(self._budget_bytes, (seat.account for seat in self._seats()))
-
-    def _allowance_bytes(self) -> int:
-        return int(self._beside_bases_bytes() * ALLOWANCE_SHARE)
+        return capacity_bytes(self._budget_bytes, [seat.account for seat in self._seats()])
 
     def free_bytes(self) -> int:
         """What of the budget is used by nothing and reserved for no load, by the newest readings."""
@@ -103,7 +101,7 @@ class Meter:
     def unattributed_bytes(self) -> int:
         """What the workers weigh that is nobody's, free pages they keep for the most part, beyond the allowance."""
         found_bytes = unattributed_bytes(seat.account for seat in self._seats())
-        return max(0, found_bytes - self._allowance_bytes())
+        return max(0, found_bytes - int(self._beside_bases_bytes() * ALLOWANCE_SHARE))
 
     def press(self) -> None:
         """A load is short of room: have the workers give back all free pages now, not with the next reading."""

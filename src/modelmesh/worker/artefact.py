@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,37 +76,40 @@ def read_artefact(path: str) -> Artefact:
         )
     root = Path(path)
     try:
-        if root.is_file():
-            return Artefact(root.parent, (_file(root, root.name),))
-        found = _walk(root)
+        status = root.stat()
+        if stat.S_ISREG(status.st_mode):
+            return Artefact(root.parent, (_file(root.name, status),))
+        found = _walk(path)
     except OSError as error:
         raise unreadable(root, error) from error
     if not found:
         raise LoadFailed(f"The folder {root} holds no files.", code=Code.INVALID_ARGUMENT)
-    return Artefact(root, found)
+    return Artefact(root, tuple(sorted(found, key=lambda file: file.name)))
 
 
-def _walk(root: Path) -> tuple[File, ...]:
+def _walk(root: str) -> list[File]:
+    """By what the listing of a folder tells: this is done anew before each load. Raises OSError, LoadFailed."""
     files: list[File] = []
-    folders = [root]
+    folders = [(root, "")]
     while folders:
-        for entry in sorted(folders.pop().iterdir()):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append(entry)
-            elif entry.is_file():
-                files.append(_file(entry, entry.relative_to(root).as_posix()))
-                if len(files) > FILES_MAX:
-                    raise LoadFailed(
-                        f"The folder {root} holds more than {FILES_MAX:,} files and does not look like one model.",
-                        code=Code.INVALID_ARGUMENT,
-                    )
-    return tuple(sorted(files, key=lambda file: file.name))
+        folder, within = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append((entry.path, f"{within}{entry.name}/"))
+                elif entry.is_file():
+                    files.append(_file(within + entry.name, entry.stat()))
+                    if len(files) > FILES_MAX:
+                        raise LoadFailed(
+                            f"The folder {root} holds more than {FILES_MAX:,} files and does not look like one model.",
+                            code=Code.INVALID_ARGUMENT,
+                        )
+    return files
 
 
-def _file(path: Path, name: str) -> File:
-    status = path.stat()
+def _file(name: str, status: os.stat_result) -> File:
     return File(name, status.st_size, status.st_mtime_ns)
 
 
