@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import threading
@@ -244,5 +245,39 @@ def test_instances_know_each_other_by_certificates_also_by_new_ones(
     with clients([stranger]) as (client,):
         infer(client, MODELS[0])
     assert loads([stranger]) == 1, "it reaches nobody, so it loads what it is asked for"
-    assert "The instance a is not heard" in stranger.err.read_text()
-    assert "The instance stranger is not heard" in a.err.read_text()
+    assert f"The instance a at {a.peer} does not answer" in stranger.err.read_text()
+    assert f"The instance at {stranger.peer} cannot be reached" in a.err.read_text()
+
+
+def test_several_instances_serve_one_folder_and_the_same_static_models(
+    start: Start, models: Path, tmp_path: Path
+) -> None:
+    static = [
+        {"modelId": "s1", "modelInfo": {"type": "sklearn", "path": str(models / "iris")}, "vModelId": "s"}
+    ]
+    flags = ("--static-models", json.dumps(static))
+    a, b = (start(name, str(models), *flags, grace="2") for name in "ab")
+    for instance in (a, b):
+        instance.wait_ready()
+        assert [model["id"].partition("@")[0] for model in listed(instance)] == ["iris", "s1"]
+        assert httpx.get(f"{instance.ops}/vmodels/s").json()["active"] == "s1"
+    shutil.copytree(models / "iris", models / "rose")
+    for instance in (a, b):
+        until(lambda at=instance: len(listed(at)) == 3, "the new model is registered")
+    shutil.rmtree(models / "rose")
+    for instance in (a, b):
+        until(lambda at=instance: len(listed(at)) == 2, "it is unregistered")
+
+    other = tmp_path / "other"
+    other.mkdir()
+    refused = start("c", str(other))
+    assert refused.process.wait(30) != 0
+    assert f"{other} is not the folder that the service demo serves: instance" in refused.err.read_text()
+    assert len(listed(a)) == 2, "nothing was unregistered"
+    assert a.stop() == b.stop() == 0
+    start("d", str(other)).wait_ready()
+
+
+def listed(instance: Served) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{instance.ops}/models").json()["models"]
+    return sorted(found, key=lambda model: str(model["id"]))

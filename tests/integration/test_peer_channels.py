@@ -148,10 +148,14 @@ def test_what_cannot_be_used_is_a_sentence(tmp_path: Path, authority: Authority)
     encrypted = tmp_path / "encrypted.key"
     openssl("pkcs8", "-topk8", "-in", str(key), "-out", str(encrypted), "-passout", f"pass:{PASSPHRASE}")
     for pair, trust, says in (
-        ((certificate, encrypted), trusted, "The key for peers is encrypted"),
+        ((certificate, encrypted), trusted, r"encrypted.key is encrypted; give peer_tls_key_pass"),
         ((certificate, authority.issue("other")[1]), trusted, r"ours.pem cannot be used: .*MISMATCH"),
         ((certificate, key), b"none", "ours.pem cannot be used"),
         ((tmp_path / "none", key), trusted, r"none cannot be used: .*No such file"),
     ):
         with pytest.raises(SettingsError, match=says):
             MutualTls(*pair, trust, tmp_path)
+    with pytest.raises(SettingsError, match=r"ours.pem cannot be used"):
+        MutualTls(certificate, encrypted, trusted, tmp_path, "wrong")
+    MutualTls(certificate, encrypted, trusted, tmp_path, PASSPHRASE)
+    MutualTls(certificate, key, trusted, tmp_path, "not needed")

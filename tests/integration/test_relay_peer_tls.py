@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
-from certificates import Authority
+from certificates import PASSPHRASE, Authority, openssl
 from relay_face import CLIENT_OPTIONS, Face, relay_face, run
 
 from modelmesh.dataplane.protocol import DataPlaneConfig, PeerTls, Replica, Route, Target, TargetLost
@@ -134,6 +135,20 @@ def test_a_certificate_is_for_servers_and_for_clients(
                 Relay(DataPlaneConfig(control_socket="unused", peer_tls=mine))
         else:
             assert await both(tmp_path, mine, mine)
+
+    run(test())
+
+
+def test_an_encrypted_key_needs_its_passphrase(tmp_path: Path, authority: Authority) -> None:
+    async def test() -> None:
+        certificate, key = authority.issue("one")
+        sealed = tmp_path / "sealed.key"
+        openssl("pkcs8", "-topk8", "-in", str(key), "-out", str(sealed), "-passout", f"pass:{PASSPHRASE}")
+        good = replace(tls((certificate, sealed), authority), passphrase=PASSPHRASE)
+        assert await both(tmp_path, good, tls((certificate, key), authority))
+        for passphrase, told in (("", "The key is encrypted"), ("wrong", "cannot be decrypted")):
+            with pytest.raises(SettingsError, match=told):
+                Relay(DataPlaneConfig("unused", peer_tls=replace(good, passphrase=passphrase)))
 
     run(test())
 

@@ -88,6 +88,7 @@ struct PyPeerTls {
     certificate_pem: Vec<u8>,
     key_pem: Vec<u8>,
     trusted_pem: Vec<u8>,
+    passphrase: String,
 }
 
 impl PyPeerTls {
@@ -96,6 +97,7 @@ impl PyPeerTls {
             certificate_pem: &self.certificate_pem,
             key_pem: &self.key_pem,
             trusted_pem: &self.trusted_pem,
+            passphrase: &self.passphrase,
         };
         let set = relay.plane.tls.set_for_peers(&material);
         set.map_err(PyValueError::new_err)

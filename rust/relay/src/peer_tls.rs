@@ -26,10 +26,12 @@ use crate::tls::{certificates, key, mismatch, unusable};
 pub struct PeerMaterial<'a> {
     /// The certificate, then its issuers.
     pub certificate_pem: &'a [u8],
-    /// PKCS#8, PKCS#1 or SEC1.
+    /// PKCS#8, PKCS#1 or SEC1; or encrypted PKCS#8.
     pub key_pem: &'a [u8],
     /// The authorities of the others, and certificates that are trusted themselves.
     pub trusted_pem: &'a [u8],
+    /// Of an encrypted key, else empty.
+    pub passphrase: &'a str,
 }
 
 /// For both ends.
@@ -49,7 +51,7 @@ impl PeerConfigs {
     pub fn new(material: &PeerMaterial<'_>) -> Result<PeerConfigs, String> {
         let provider = Arc::new(ring::default_provider());
         let chain = certificates(material.certificate_pem, "The certificate file for peers")?;
-        let key = key(material.key_pem, "")?;
+        let key = key(material.key_pem, material.passphrase)?;
         let trusted = certificates(material.trusted_pem, "The trust list for peers")?;
         let mut roots = RootCertStore::empty();
         for root in &trusted {

@@ -270,7 +270,7 @@ def _neighbours(instance: Instance) -> list[str]:
         return []
     n, service = len(instance.mesh.fleet), instance.settings.state.service
     return [
-        f"  peers  {instance.peers.me.address}  (instance {instance.peers.me.id} of {service}, "
+        f"  peer  {instance.peers.me.address}  (instance {instance.peers.me.id} of {service}, "
         f"with {_n(n, 'other') if n else 'no other yet'})"
     ]
 

@@ -91,9 +91,11 @@ class PeerTls:
     certificate_pem: bytes
     """The certificate, then its issuers. Valid for servers and for clients."""
     key_pem: bytes = field(repr=False)
-    """PKCS#8, PKCS#1 or SEC1."""
+    """As in `Tls`."""
     trusted_pem: bytes
-    """The authorities of the others' certificates; several while one takes the place of another."""
+    """The authorities of the others' certificates, several while one takes the place of another; and certificates trusted
+    themselves, as one that all instances share."""
+    passphrase: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,9 +133,10 @@ def _is_of_this_machine(host: str) -> bool:
 class PeerCertificates:
     """Those that instances show each other: read at once, and again when the files change."""
 
-    def __init__(self, certificate: Path, key: Path, trust: Sequence[Path], socket_dir: Path) -> None:
-        """`trust`: files, or folders of them. Raises SettingsError."""
-        self._certificate, self._key, self._trust = certificate, key, trust
+    def __init__(self, certificate: Path, key: Path, peering: Peering, socket_dir: Path) -> None:
+        """Raises SettingsError."""
+        self._certificate, self._key = certificate, key
+        self._passphrase, self._trust = peering.tls_key_passphrase or "", peering.tls_trust or ()
         self._socket_dir = socket_dir
         self.tls, self._dialling = self._read()
 
@@ -156,12 +157,12 @@ class PeerCertificates:
 
     def _read(self) -> tuple[PeerTls, MutualTls]:
         certificate_pem = read_bytes(self._certificate, "peer_tls_cert")
+        key_pem = read_bytes(self._key, "peer_tls_key")
         own, end, _ = certificate_pem.partition(_END)
         trusted = [read_bytes(path, "peer_tls_trust") for path in self._trusted_files()]
-        tls = PeerTls(
-            certificate_pem, read_bytes(self._key, "peer_tls_key"), b"\n".join([own + end, *trusted])
-        )
-        return tls, MutualTls(self._certificate, self._key, tls.trusted_pem, self._socket_dir)
+        trusted_pem = b"\n".join([own + end, *trusted])
+        dialling = MutualTls(self._certificate, self._key, trusted_pem, self._socket_dir, self._passphrase)
+        return PeerTls(certificate_pem, key_pem, trusted_pem, self._passphrase), dialling
 
     def _trusted_files(self) -> list[Path]:
         found: list[Path] = []
@@ -172,9 +173,9 @@ class PeerCertificates:
 
 def _certificates(peering: Peering, socket_dir: Path) -> PeerCertificates | None:
     """None: plain text. Raises SettingsError for half of what is needed, and for what cannot be used."""
-    certificate, key, trust = peering.tls_cert, peering.tls_key, peering.tls_trust
+    certificate, key = peering.tls_cert, peering.tls_key
     if certificate is None and key is None:
-        if trust is not None:
+        if peering.tls_trust is not None:
             raise SettingsError(
                 "peer_tls_trust is given but no certificate; give peer_tls_cert and peer_tls_key too."
             )
@@ -182,4 +183,4 @@ def _certificates(peering: Peering, socket_dir: Path) -> PeerCertificates | None
     if certificate is None or key is None:
         missing = "peer_tls_cert" if certificate is None else "peer_tls_key"
         raise SettingsError(f"{missing} is missing; TLS between instances needs a certificate and its key.")
-    return PeerCertificates(certificate, key, trust or (), socket_dir)
+    return PeerCertificates(certificate, key, peering, socket_dir)

@@ -20,7 +20,7 @@ DEADLINE_S: Final = 120.0
 
 
 class Asked(Protocol):
-    """What is served. `hosted` is None until the instance has started."""
+    """What is served. `hosted` is None until the instance has started, and when it stops."""
 
     picture: Picture
     hosted: Hosted | None
@@ -56,7 +56,7 @@ class _Service:
 
     def _hosted(self) -> Hosted:
         if self._asked.hosted is None:
-            raise RuntimeUnavailable("This instance is starting.", retry_after_s=1.0)
+            raise RuntimeUnavailable("This instance is starting, or stopping.", retry_after_s=1.0)
         return self._asked.hosted
 
 

@@ -30,7 +30,7 @@ class ConnectedPeers:
     def __init__(self, store: Store, me: Member, connect: Dial = dial) -> None:
         self.picture = Picture(me.epoch)
         self.hosted: Hosted | None = None
-        """Whom the others' questions reach; None until started."""
+        """Whom the others' questions reach; None until started, and from the stop on."""
         self._me = me
         self._connect = connect
         self._members = Members(store, self._member_changed)
@@ -89,6 +89,7 @@ class ConnectedPeers:
 
     async def stop(self) -> None:
         """See `Peers.stop`."""
+        self.hosted = None
         self.picture.close()
         if self._watching is not None:
             self._watching.cancel()

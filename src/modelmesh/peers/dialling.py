@@ -61,16 +61,24 @@ async def dial(address: str) -> Connection:
 class MutualTls:
     """With certificates: files in PEM, as they are when this is made."""
 
-    def __init__(self, certificate: Path, key: Path, trusted_pem: bytes, socket_dir: Path) -> None:
+    def __init__(
+        self, certificate: Path, key: Path, trusted_pem: bytes, socket_dir: Path, passphrase: str = ""
+    ) -> None:
         """`trusted_pem`: authorities, and certificates that are trusted themselves. `socket_dir`: for this process alone. Raises
         SettingsError."""
+
+        def password() -> str:
+            if not passphrase:
+                raise SettingsError(f"The key for peers {key} is encrypted; give peer_tls_key_passphrase.")
+            return passphrase
+
         self._socket_dir = socket_dir
         self._context = context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.set_alpn_protocols(["h2"])
         try:
-            context.load_cert_chain(certificate, key, password=_encrypted)
+            context.load_cert_chain(certificate, key, password=password)
             context.load_verify_locations(cadata=trusted_pem.decode("ascii"))
         except (OSError, ValueError) as error:  # an SSLError is an OSError
             raise SettingsError(
@@ -170,9 +178,3 @@ def is_for(host: str, names: Sequence[tuple[str, str]]) -> bool:
         return not named or host.lower() in named or f"*.{host.lower().partition('.')[2]}" in named
     listed = [name for kind, name in names if kind == "IP Address"]
     return not listed or address in map(ip_address, listed)
-
-
-def _encrypted() -> str:
-    raise SettingsError(
-        "The key for peers is encrypted, and nobody asks for its passphrase: give it without one."
-    )

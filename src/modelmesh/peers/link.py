@@ -56,7 +56,7 @@ class Link:
             except ModelMeshError as error:
                 if not self._complained:
                     self._complained = True
-                    log.warning("The instance %s is not heard: %s", self.member.id, error)
+                    log.warning("%s", error)
             self._fall_silent()
             pause_s = REDIAL_S if self._sequence != before else min(2 * pause_s, REDIAL_S_MAX)
             await asyncio.sleep(pause_s)

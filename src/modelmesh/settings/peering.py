@@ -93,8 +93,18 @@ class Peering:
             "peer_tls_key",
             parsing.optional_path,
             "",
-            "Private key of that certificate (PEM), not encrypted.",
+            "Private key of that certificate (PEM).",
             "FILE",
+        ),
+    ]
+    tls_key_passphrase: Annotated[
+        str | None,
+        Setting(
+            "peer_tls_key_passphrase",
+            parsing.secret,
+            "",
+            "Passphrase of an encrypted key (PKCS#8). Others can see flags: better given by the environment.",
+            "TEXT",
         ),
     ]
     tls_trust: Annotated[

@@ -139,6 +139,8 @@ _KEY: Final = (
     "TAS_SVC_GRPC_PRIVATE_KEY_PATH",
 )
 
+_PASSPHRASE: Final = ("MM_TLS_PRIVATE_KEY_PASSPHRASE", "MM_SVC_GRPC_PRIVATE_KEY_PASSPHRASE")
+
 _POD: Final = "WKUBE_POD_NAME"
 """Set by the predecessor's manifests, and required there."""
 
@@ -239,18 +241,15 @@ TABLE: Final[tuple[Carried | Ignored | Refused, ...]] = (
     # TLS.
     Carried(_CERTIFICATE, "tls_cert", says="New files are picked up."),
     Carried(_KEY, "tls_key", says="New files are picked up."),
-    Carried(("MM_TLS_PRIVATE_KEY_PASSPHRASE", "MM_SVC_GRPC_PRIVATE_KEY_PASSPHRASE"), "tls_key_passphrase"),
+    Carried(_PASSPHRASE, "tls_key_passphrase"),
     Carried(("MM_TLS_CLIENT_AUTH",), "tls_client_auth"),
     Carried(("MM_TLS_TRUST_CERT_PATH",), "tls_trust"),
     # Between instances.
     Carried(("MM_ENABLE_SSL",), "peer_tls_cert", _plain, "false: instances speak plain text to each other."),
     Carried(("MM_ENABLE_SSL",), "peer_tls_key", _plain),
-    Carried(
-        ("MM_TLS_KEY_CERT_PATH",),
-        "peer_tls_cert",
-        says="Both sides of a connection between instances show it.",
-    ),
-    Carried(("MM_TLS_PRIVATE_KEY_PATH",), "peer_tls_key", says="An encrypted key stops the start."),
+    Carried(_CERTIFICATE, "peer_tls_cert", says="Instances show it to each other, too."),
+    Carried(_KEY, "peer_tls_key"),
+    Carried(_PASSPHRASE, "peer_tls_key_passphrase"),
     Carried(
         ("MM_INTERNAL_TRUST_CERTS", "MM_TRUST_CERTS"),
         "peer_tls_trust",
