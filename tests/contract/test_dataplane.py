@@ -21,6 +21,7 @@ from modelmesh.dataplane.protocol import (
     Replica,
     Retired,
     Route,
+    Split,
     TargetLost,
 )
 from modelmesh.errors import Code
@@ -225,6 +226,25 @@ def test_requests_beyond_the_slots_queue_and_that_is_told_as_long_as_they_do(wor
     run(test())
 
 
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 1.0])
+def test_two_models_share_the_requests_for_a_name(world: Any, share: float) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.plane.publish(
+                [Route("iris@1", (Replica(10, 1),)), Route("iris@2", (Replica(20, 2), Replica(11, 1)))]
+            )
+            w.plane.publish_names([(IRIS, Split("iris@1", "iris@2", share))])
+            answers = [await w.ask() for _ in range(200)]
+            assert {answer.code for answer in answers} == {Code.OK}
+            tried = [answer.model == "iris@2" for answer in answers]
+            assert abs(sum(tried) - 200 * share) <= 2
+            assert abs(sum(tried[:100]) - 100 * share) <= 2, "evenly spread"
+            w.plane.publish_names([(IRIS, "iris@2")])
+            assert (await w.ask()).model == "iris@2"
+
+    run(test())
+
+
 def test_who_queues_goes_to_a_replica_that_comes_and_parks_when_the_last_one_retires(world: Any) -> None:
     async def test() -> None:
         async with world() as w:
@@ -247,6 +267,57 @@ def test_who_queues_goes_to_a_replica_that_comes_and_parks_when_the_last_one_ret
             await w.event(Retired, replica_id=10, clean=True)
             w.plane.publish([Route("iris@1", (first,))])
             assert (await again).code is Code.OK
+
+    run(test())
+
+
+def test_a_canary_without_a_copy_that_can_be_asked_is_not_waited_for(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.plane.publish_names([(IRIS, Split("iris@1", "iris@2", 1.0))])
+            waiting = w.ask()
+            await w.event(Fault, model="iris@1")
+            w.plane.publish([Route("iris@1", (Replica(10, 1),))])
+            assert (await waiting)[:2] == (Code.OK, "iris@1"), "it had no route"
+            w.plane.publish([Route("iris@2", (Replica(20, 2),))])
+            assert (await w.ask()).model == "iris@2"
+            w.gone.add(20)
+            assert (await w.ask())[:2] == (Code.OK, "iris@1"), "it is not there any more"
+            assert (await w.event(NotHere)).replica_id == 20
+            w.gone.clear()
+            w.plane.publish([Route("iris@2", (Replica(21, 2),))])
+            slow = w.ask(execution_s=0.3)
+            await w.in_flight(21, 1)
+            w.plane.set_targets([], [2])
+            assert (await slow)[:2] == (Code.OK, "iris@1"), "its server died"
+            assert (await w.ask())[:2] == (Code.OK, "iris@1")
+            w.plane.publish([Route("iris@2", (Replica(12, 1),))])
+            assert (await w.ask()).model == "iris@2"
+            w.plane.retire([(12, 1)], 1000)
+            await w.event(Retired)
+            assert (await w.ask())[:2] == (Code.OK, "iris@1"), "it retires"
+            assert not [event for event in w.events if isinstance(event, Fault)]
+
+    run(test())
+
+
+def test_requests_that_wait_for_the_model_of_a_split_move_with_its_name(world: Any) -> None:
+    async def test() -> None:
+        async with world() as w:
+            w.plane.publish_names([(IRIS, "iris@1")])
+            waiting = w.ask()
+            await w.parked("iris@1", 1)
+            w.plane.publish_names([(IRIS, Split("iris@1", "iris@2", 0.5))])
+            await w.parked("iris@1", 1)
+            w.plane.publish([Route("iris@3", (Replica(10, 1),))])
+            w.plane.publish_names([(IRIS, Split("iris@3", "iris@2", 0.0))])
+            assert (await waiting)[:2] == (Code.OK, "iris@3")
+            w.plane.publish([Route("iris@3", ())])
+            waiting = w.ask()
+            await w.parked("iris@3", 1)
+            w.plane.forget_names([IRIS])
+            await w.event(Fault, model="")
+            waiting.cancel()
 
     run(test())
 

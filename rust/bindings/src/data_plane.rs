@@ -12,6 +12,7 @@ use pyo3::types::{PyBytes, PyTuple};
 use relay::config::{Config, header_names};
 use relay::data_plane::{self, NewTarget};
 use relay::event::Event;
+use relay::meaning::Meaning;
 use relay::name::{Name, NameKind};
 use relay::peer_tls::PeerMaterial;
 use relay::plane::Listed;
@@ -101,6 +102,30 @@ impl PyPeerTls {
         };
         let set = relay.plane.tls.set_for_peers(&material);
         set.map_err(PyValueError::new_err)
+    }
+}
+
+/// What a name stands for.
+#[derive(FromPyObject)]
+enum PyMeaning {
+    Model(String),
+    Split {
+        model: String,
+        canary: String,
+        share: f64,
+    },
+}
+
+impl From<PyMeaning> for Meaning {
+    fn from(meaning: PyMeaning) -> Meaning {
+        match meaning {
+            PyMeaning::Model(model) => Meaning::Model(Arc::from(model)),
+            PyMeaning::Split {
+                model,
+                canary,
+                share,
+            } => Meaning::split(&model, &canary, share),
+        }
     }
 }
 
@@ -251,17 +276,17 @@ impl DataPlane {
         Ok(())
     }
 
-    fn publish_names(&self, py: Python<'_>, names: Vec<(PyName, String)>) -> PyResult<()> {
+    fn publish_names(&self, py: Python<'_>, names: Vec<(PyName, PyMeaning)>) -> PyResult<()> {
         self.refuse_fork()?;
-        let names: Vec<(Name, String)> = names
+        let names: Vec<(Name, Meaning)> = names
             .into_iter()
-            .map(|(name, model)| Ok((known_name(&name)?, model)))
+            .map(|(name, meaning)| Ok((known_name(&name)?, meaning.into())))
             .collect::<PyResult<_>>()?;
         py.detach(|| {
             let relay = self.relay.lock();
-            names
-                .iter()
-                .for_each(|(name, model)| relay.plane.publish_name(name, model));
+            for (name, meaning) in names {
+                relay.plane.publish_name(&name, meaning);
+            }
         });
         Ok(())
     }

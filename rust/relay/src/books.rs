@@ -168,7 +168,8 @@ impl<'a> Books<'a> {
     fn model(&self) -> Option<(Option<Arc<str>>, Name)> {
         let (name, served) = self.about.take();
         let name = name?;
-        let model = served.or_else(|| self.event_loop.plane.names.get(&name));
+        let meant = || Some(self.event_loop.plane.names.get(&name)?.model().clone());
+        let model = served.or_else(meant);
         Some((model, name))
     }
 

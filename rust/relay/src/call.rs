@@ -16,6 +16,7 @@ use crate::books::Books;
 use crate::event_loop::EventLoop;
 use crate::headers;
 use crate::headers::Forwarded;
+use crate::meaning::Turn;
 use crate::method::{Class, Method};
 use crate::name::Name;
 use crate::plane::Plane;
@@ -55,6 +56,8 @@ pub struct Call<'a> {
     pub name: Name,
     /// The concrete model, when another instance sent the call on: then copies here serve it, or none.
     pub sent_on: Option<Arc<str>>,
+    /// Which model it is for, when the name stands for two.
+    pub turn: Turn,
     /// A model server said in words that it does not hold the model; the next time that is believed to be the model's answer.
     pub reloaded: bool,
     /// As the client sent them.
@@ -196,6 +199,7 @@ pub async fn answer(
         method: door.method,
         name,
         sent_on: door.sent_on.map(|forwarded| forwarded.model.clone()),
+        turn: Turn::Open,
         reloaded: door.sent_on.is_some_and(|forwarded| forwarded.reloaded),
         headers: door.headers,
         deadline: door.deadline,

@@ -1,7 +1,7 @@
 //! The data plane: listeners, names, routes, parking, balancing, limits, usage.
 //!
 //! A request comes in by `connection` and `serve` (gRPC; `several` if it names more than one model) or `dispatch` and `gather` (REST) and is led by `call`:
-//! `naming` says what it asks for, `waiting` finds it a slot,
+//! `naming` says what it asks for (`meaning` what that stands for), `waiting` finds it a slot,
 //! `infer` makes attempts (with `inject` where a model server reads the id in messages), `answer` goes back. `plane` is what all loops share and the control plane writes;
 //! `data_plane` starts and stops it all. Only `connection` and `upstream` (with `liveness`) know the HTTP/2 library.
 //!
@@ -32,6 +32,7 @@ mod heard;
 mod infer;
 mod inject;
 mod liveness;
+pub mod meaning;
 mod method;
 pub mod metrics;
 pub mod name;

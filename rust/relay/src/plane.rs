@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::config::Config;
 use crate::event::Events;
 use crate::gate::Queue;
+use crate::meaning::Meaning;
 use crate::metrics::{Counters, Histograms, Labels};
 use crate::name::Name;
 use crate::replica::{Replica, Route, Target};
@@ -27,8 +28,8 @@ use crate::tls::Tls;
 pub struct Plane {
     /// Fixed at the start.
     pub config: Config,
-    /// Names and the models they are resolved to.
-    pub names: Space<Name, Arc<str>>,
+    /// Names and what they stand for.
+    pub names: Space<Name, Meaning>,
     /// Models and their routes.
     pub models: Space<Arc<str>, Arc<Route>>,
     /// Which methods are let in, and where their messages name the model.
@@ -308,21 +309,26 @@ impl Plane {
     }
 
     /// Resolves a name. Requests that wait under what it was before resolve again.
-    pub fn publish_name(&self, name: &Name, model: &str) {
-        let before = self.names.set(name, Arc::from(model));
-        if let Some(before) = before.filter(|before| **before != *model) {
-            self.models
-                .wake_where(&before, |waiter| waiter.name == *name);
+    pub fn publish_name(&self, name: &Name, meaning: Meaning) {
+        let model = meaning.model().clone();
+        if let Some(before) = self.names.set(name, meaning)
+            && *before.model() != model
+        {
+            self.wake_named(&before, name);
         }
     }
 
     /// Forgets a name. Requests that wait under it resolve again.
     pub fn forget_name(&self, name: &Name) {
         if let Some(before) = self.names.remove(name, true) {
-            self.models
-                .wake_where(&before, |waiter| waiter.name == *name);
+            self.wake_named(&before, name);
         }
         self.names.wake(name);
+    }
+
+    fn wake_named(&self, before: &Meaning, name: &Name) {
+        self.models
+            .wake_where(before.model(), |waiter| waiter.name == *name);
     }
 
     /// Answers all that wait for a model, and for `cache` all that come.

@@ -309,16 +309,16 @@ fn usage_comes_from_a_list_of_what_was_used() {
 fn a_name_that_moves_wakes_only_its_own_waiters() {
     let plane = plane(&[]);
     let name = Name::new(crate::name::NameKind::VModelFirst, "v", "");
-    plane.publish_name(&name, "m@1");
+    plane.publish_name(&name, Meaning::Model(Arc::from("m@1")));
     let waiter = || crate::space::Waiter {
         told: Box::default(),
         name: name.clone(),
         deadline: Instant::now() + Duration::from_secs(9),
     };
     let parked = plane.models.park(&Arc::from("m@1"), waiter(), |_| true);
-    plane.publish_name(&name, "m@1");
+    plane.publish_name(&name, Meaning::Model(Arc::from("m@1")));
     assert_eq!(plane.models.waiting().len(), 1);
-    plane.publish_name(&name, "m@2");
+    plane.publish_name(&name, Meaning::Model(Arc::from("m@2")));
     assert!(plane.models.waiting().is_empty());
     drop(parked);
     let parked = plane.models.park(&Arc::from("m@2"), waiter(), |_| true);

@@ -14,6 +14,7 @@ use crate::call::{Call, Stage};
 use crate::frames::PREFIX_BYTES;
 use crate::gate::{Place, TELL_EVERY};
 use crate::headers;
+use crate::meaning::{Meaning, Turn};
 use crate::pick::{Lease, Pick, pick};
 use crate::plane::{Held, Plane};
 use crate::replica::Route;
@@ -70,6 +71,10 @@ impl Call<'_> {
                     return Ok(Found { lease, route });
                 }
                 (Pick::Nobody, _) if local => return Err(self.not_here()),
+                (Pick::Nobody, _) if self.turn == Turn::Canary => {
+                    place = None;
+                    self.turn = Turn::Model;
+                }
                 (Pick::Nobody, _) => {
                     place = None;
                     self.park_for_route(&route.model, body).await?;
@@ -87,17 +92,36 @@ impl Call<'_> {
             return route.ok_or_else(|| self.not_here());
         }
         loop {
-            let Some(model) = self.plane.names.get(&self.name) else {
+            let Some(meaning) = self.plane.names.get(&self.name) else {
                 let name = self.name.clone();
                 self.park(&self.plane.names, &name, |_| true, body, |_| true)
                     .await?;
                 continue;
             };
-            if let Some(route) = self.plane.models.get(&model) {
+            if let Some(route) = self.canary(&meaning) {
                 return Ok(route);
             }
-            self.park_for_route(&model, body).await?;
+            let model = meaning.model();
+            if let Some(route) = self.plane.models.get(model) {
+                return Ok(route);
+            }
+            self.park_for_route(model, body).await?;
         }
+    }
+
+    /// The route of the model that is tried out, when it is its turn. It is never waited for.
+    fn canary(&mut self, meaning: &Meaning) -> Option<Arc<Route>> {
+        let route = match (meaning, self.turn) {
+            (Meaning::Model(_), Turn::Open) | (_, Turn::Model) => return None,
+            (Meaning::Split(split), Turn::Open) if !split.take_turn() => None,
+            (Meaning::Split(split), _) => self.plane.models.get(split.canary()),
+            (Meaning::Model(_), Turn::Canary) => None,
+        };
+        self.turn = match route {
+            Some(_) => Turn::Canary,
+            None => Turn::Model,
+        };
+        route
     }
 
     /// What the instance is told that sent the call on: it looks elsewhere.
@@ -123,7 +147,7 @@ impl Call<'_> {
         let avoid = std::mem::take(&mut self.avoid);
         let (plane, name) = (self.plane, self.name.clone());
         // The name may have been published anew between looking and parking.
-        let still = |()| plane.names.get(&name).is_some_and(|now| now == *model);
+        let still = |()| (plane.names.get(&name)).is_some_and(|now| now.model() == model);
         self.park(
             &plane.models,
             model,

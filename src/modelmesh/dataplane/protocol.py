@@ -37,6 +37,16 @@ class Name(NamedTuple):
     version: str = ""
 
 
+class Split(NamedTuple):
+    """Two models that share the requests for a name while one of them is tried out. Of any number of requests in a row `share`
+    (0 to 1), give or take one or two, are for `canary` as long as it has a route with a copy that can be asked; the others are
+    for `model`, which is also the one that is waited for."""
+
+    model: str
+    canary: str
+    share: float
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A model server process. `id` is never reused while the data plane lives. `max_concurrency` bounds what is in flight there
@@ -326,7 +336,7 @@ class DataPlane(Protocol):
     def publish(self, routes: Sequence[Route]) -> None:
         """Swap routes; parked requests of those models resume, or keep waiting if the route is empty."""
 
-    def publish_names(self, names: Sequence[tuple[Name, str]]) -> None:
+    def publish_names(self, names: Sequence[tuple[Name, str | Split]]) -> None:
         """Resolve names to concrete models. Requests parked under an older resolution of these names resolve again."""
 
     def forget_names(self, names: Sequence[Name]) -> None:

@@ -24,6 +24,7 @@ from modelmesh.dataplane.protocol import (
     RelayStats,
     Retired,
     Route,
+    Split,
     Target,
     TargetBack,
     TargetLost,
@@ -72,7 +73,7 @@ class Relay:
     def publish(self, routes: Sequence[Route]) -> None:
         self._native.publish(routes)
 
-    def publish_names(self, names: Sequence[tuple[Name, str]]) -> None:
+    def publish_names(self, names: Sequence[tuple[Name, str | Split]]) -> None:
         self._native.publish_names(names)
 
     def forget_names(self, names: Sequence[Name]) -> None:

@@ -29,6 +29,7 @@ from modelmesh.dataplane.protocol import (
     Replica,
     Retired,
     Route,
+    Split,
     Target,
     TargetBack,
     TargetLost,
@@ -40,6 +41,8 @@ from modelmesh.errors import Code
 from modelmesh.testing.gates import Gates
 
 REFUSED_NAMES_MAX: Final = 10_000
+GOLDEN: Final = 0x9E3779B97F4A7C15
+"""As in the relay: the turns of a canary are spread as evenly as can be."""
 GIVEN_UP_S: Final = 10.0
 """After that long without a word the connection to another instance is given up."""
 
@@ -81,6 +84,8 @@ class Request:
     crashes: int = 0
     forwarded: bool = False
     """It came from another instance: it is served here or not at all."""
+    canary: bool | None = None
+    """Whether it is for the canary of a name that stands for two models; None: it has not looked."""
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     def cancel(self) -> None:
@@ -137,7 +142,11 @@ class FakeDataPlane:
         """Target -> what passes its connection once something does again."""
         self.routes: dict[str, tuple[Replica, ...]] = {}
         self._replicas: dict[int, _Replica] = {}
-        self.names: dict[Name, str] = {}
+        self.names: dict[Name, str | Split] = {}
+        self._turns: dict[Name, int] = {}
+        """How often a name that stands for two models was asked for."""
+        self.answers: Callable[[str], Code] = lambda model: Code.OK
+        """What the server of a model answers the next request."""
         self._refused_names: dict[Name, _Refusal] = {}
         self._refused_models: dict[str, _Refusal] = {}
         self._ready_s: dict[str, float] = {}
@@ -247,9 +256,9 @@ class FakeDataPlane:
         if request.forwarded:
             self._route(request)
             return
-        model = self.names.get(name)
-        if model is not None:
-            request.model = model
+        meaning = self.names.get(name)
+        if meaning is not None:
+            request.model = self._meant(request, meaning)
             self._route(request)
             return
         refusal = self._refused_names.get(name)
@@ -261,6 +270,17 @@ class FakeDataPlane:
         if name not in self._faulted:
             self._faulted.add(name)
             self._emit(self._fault(name, "", self._parked_names[name]))
+
+    def _meant(self, request: Request, meaning: str | Split) -> str:
+        """The model a request is for. Whether that is the canary is decided once; without a copy it is so no more."""
+        if isinstance(meaning, str):
+            return meaning
+        if request.canary is None:
+            turn = self._turns[request.name] = self._turns.get(request.name, -1) + 1
+            request.canary = (turn * GOLDEN + 2**63) % 2**64 < meaning.share * 2**64
+        request.model = meaning.canary
+        request.canary = request.canary and bool(self._usable(request))
+        return meaning.canary if request.canary else meaning.model
 
     def _route(self, request: Request) -> None:
         """To the replica with the fewest requests, the first of several; where all are full, it waits for a slot."""
@@ -371,10 +391,12 @@ class FakeDataPlane:
                 self._emit(NotHere(replica.model, replica_id))
             self._resolve(request)
             return
+        code = self.answers(replica.model)
         replica.requests += 1
+        replica.errors += code is not Code.OK
         replica.execution_us += round(request.execution_s * 1e6)
         replica.last_used_s = self._now_s()
-        self._finish(request, Answer(Code.OK, "", request.model))
+        self._finish(request, Answer(code, "", request.model))
 
     def _end_execution(self, request: Request) -> None:
         replica_id, request.replica_id = request.replica_id, 0
@@ -435,9 +457,10 @@ class FakeDataPlane:
                     self._route(request)
             self._kick(route.model)
 
-    def publish_names(self, names: Sequence[tuple[Name, str]]) -> None:
-        for name, model in names:
-            self.names[name] = model
+    def publish_names(self, names: Sequence[tuple[Name, str | Split]]) -> None:
+        for name, meaning in names:
+            self.names[name] = meaning
+            self._turns.pop(name, None)
             self._refused_names.pop(name, None)
             self._resolve_again(name)
 
@@ -451,7 +474,8 @@ class FakeDataPlane:
         again = list(self._parked_names.pop(name, {}).values())
         self._faulted.discard(name)
         for request in list(self._parked_by_name.get(name, {}).values()):
-            if request.model != self.names.get(name):
+            meaning = self.names.get(name)
+            if request.model != (meaning.model if isinstance(meaning, Split) else meaning):
                 self._unpark(request)
                 again.append(request)
         for request in again:
