@@ -4,6 +4,7 @@
     ├── InvalidInput            the call is wrong: fix it
     │   └── PayloadTooLarge
     ├── ModelNotFound           no such model or vmodel
+    ├── InstanceNotFound        no such instance in the mesh
     ├── AlreadyExists           registered with other attributes
     ├── FailedPrecondition      the state forbids it: a referenced model, a path outside the model root
     ├── Unsupported             this method or feature is not offered
@@ -80,6 +81,15 @@ class ModelNotFound(ModelMeshError):
         asked = f"{name}, version {version}" if version else name
         see = "modelmesh list" if what == "model" else "modelmesh vmodel list"
         return cls(f"{what} not found: {asked}; see what is registered with: {see}", model=name)
+
+
+class InstanceNotFound(ModelMeshError):
+    """No instance of the mesh has this id."""
+
+    @classmethod
+    def named(cls, id: str) -> Self:
+        """The error of an id that is no instance's."""
+        return cls(f'There is no instance "{id}" in this mesh; see who is there with: modelmesh instances')
 
 
 class AlreadyExists(ModelMeshError):
@@ -166,6 +176,7 @@ WIRE: Final[dict[type[ModelMeshError], Wire]] = {
     InvalidInput: Wire(Code.INVALID_ARGUMENT, 400, False),
     PayloadTooLarge: Wire(Code.RESOURCE_EXHAUSTED, 413, False),
     ModelNotFound: Wire(Code.NOT_FOUND, 404, False),
+    InstanceNotFound: Wire(Code.NOT_FOUND, 404, False),
     AlreadyExists: Wire(Code.ALREADY_EXISTS, 409, False),
     FailedPrecondition: Wire(Code.FAILED_PRECONDITION, 412, False),
     Unsupported: Wire(Code.UNIMPLEMENTED, 501, False),

@@ -39,6 +39,9 @@ class Did(StrEnum):
     SUSPECTED = "suspected"
     STRUCK = "struck"
     QUARANTINED = "quarantined"
+    CORDONED = "cordoned"
+    UNCORDONED = "uncordoned"
+    DRAINING = "draining"
     WORKER_STARTED = "worker started"
     WORKER_DIED = "worker died"
     WORKER_RECYCLED = "worker recycled"
@@ -97,9 +100,9 @@ class Journal:
             self._sink(entry)
         return entry
 
-    def about(self, model: str) -> list[Entry]:
-        """The entries about one model, oldest first; empty when none is remembered."""
-        return [entry for entry in self._entries if entry.model == model]
+    def about(self, *models: str) -> list[Entry]:
+        """The entries about any of these, oldest first; empty when none is remembered."""
+        return [entry for entry in self._entries if entry.model in models]
 
     def since(self, sequence: int) -> Iterator[Entry]:
         """The entries after `sequence`, oldest first. Costs what is returned, not what is remembered."""

@@ -132,7 +132,7 @@ def _sentence(response: httpx.Response) -> str:
     if isinstance(error, str):
         return error
     sentence = str(error.get("message", error))
-    if error.get("code") == "NOT_FOUND":
+    if error.get("code") == "NOT_FOUND" and "modelmesh " not in sentence:
         sentence = f"{sentence.rstrip('.')}. See what there is with: modelmesh list."
     if retry_after_s := error.get("retry_after_s"):
         sentence += f" Try again in {retry_after_s:.3g} s."

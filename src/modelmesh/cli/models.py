@@ -1,8 +1,8 @@
-"""`list`, `status`, `load`, `unload`, `unregister`: one model, or all of them."""
+"""`list`, `load`, `unload`, `unregister`: one model, or all of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -16,15 +16,21 @@ from modelmesh.cli.options import (
     ago,
     coloured,
     console,
+    laid_out,
+    per_s,
     print_json,
     table,
 )
 from modelmesh.settings.sizes import format_size
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from rich.text import Text
 
-_SHOWN = 100
+_SHOWN: Final = 100
+_COPIES_SHOWN: Final = 3
+_STATE_COLOURS: Final = {"loaded": "green", "failed": "red", "cold": "dim"}
+"""Others are on their way, and yellow."""
 
 Name = Annotated[str, typer.Argument(help="A vmodel or a model.", metavar="NAME")]
 
@@ -32,55 +38,64 @@ Name = Annotated[str, typer.Argument(help="A vmodel or a model.", metavar="NAME"
 def list_models(
     prefix: Annotated[str, typer.Argument(help="Only ids that start so.")] = "",
     state: Annotated[str, typer.Option(help="Only: cold, queued, loading, loaded, unloading, failed.")] = "",
+    instance: Annotated[
+        str, typer.Option(help="Only what this instance holds or failed to load.", metavar="ID")
+    ] = "",
+    sort: Annotated[
+        str, typer.Option(help="id; or the highest first, without cold models: rate, size, used, copies.")
+    ] = "id",
     limit: Annotated[
         int | None, typer.Option(help="At most so many. Default: 100 in tables, all in JSON.", min=1)
     ] = None,
     ops: Ops = DEFAULT_OPS,
     as_json: Json = False,
 ) -> None:
-    """List models with their states, sizes and rates."""
+    """List the models of the mesh with their states, copies, sizes and rates."""
+    query: dict[str, Any] = {"prefix": prefix, "state": state, "instance": instance, "sort": sort}
     with Client(ops) as client:
-        total = client.get("/models", prefix=prefix, state=state, limit=1)["total"]
+        total = client.get("/models", **query, limit=1)["total"]
         shown = limit if limit or as_json else _SHOWN
-        models = list(client.pages("/models", "models", shown, prefix=prefix, state=state))
+        models = list(client.pages("/models", "models", shown, **query))
+        several = not as_json and len(client.get("/instances")["instances"]) > 1
     if as_json:
         print_json({"models": models, "total": total})
         return
     if not models:
-        console().print("No models." if not (prefix or state) else "No model matches.")
+        console().print("No model matches." if prefix or state or instance or sort != "id" else "No models.")
         return
-    drawn = table("NAME", "MODEL", "TYPE", "STATE", "SIZE", "REQ/S", "LAST USED", right=("SIZE", "REQ/S"))
-    for model in models:
-        add_row(
-            drawn,
-            ", ".join(model["names"]) or "-",
-            model["id"],
-            model["type"],
-            _state(model),
-            format_size(model["size_bytes"]) if model["size_bytes"] else "-",
-            f"{model['requests_per_s']:.3g}",
-            ago(model["last_used_unix_s"]),
-        )
     terminal = console()
-    terminal.print(drawn)
+    terminal.print(model_table(models, several=several))
     if total > len(models):
         terminal.print(f"[dim]{len(models)} of {total} shown; --limit shows more.[/]")
 
 
-def status(
-    name: Annotated[
-        str, typer.Argument(help="A vmodel or a model; without it, the instance.", metavar="[NAME]")
-    ] = "",
-    ops: Ops = DEFAULT_OPS,
-    as_json: Json = False,
-) -> None:
-    """How the instance, or one model, is doing."""
-    with Client(ops) as client:
-        found = client.get(at("models", name)) if name else client.get("/instance")
-    if as_json:
-        print_json(found)
-    else:
-        console().print(_model_lines(found) if name else instance_lines(found))
+def model_table(models: list[dict[str, Any]], *, several: bool) -> Table:
+    """Models as `list` and `top` show them; with `several` instances it tells where they are."""
+    rows = [
+        {
+            "NAME": ", ".join(model["names"]) or "-",
+            "MODEL": model["id"],
+            "TYPE": model["type"],
+            "STATE": _state(model),
+            **({"COPIES": _where(model["copies"])} if several else {}),
+            "SIZE": format_size(model["size_bytes"]) if model["size_bytes"] else "-",
+            "REQ/S": per_s(model["requests_per_s"]),
+            "LAST USED": ago(model["last_used_unix_s"]),
+        }
+        for model in models
+    ]
+    return laid_out(rows, right=("SIZE", "REQ/S"), spare=("TYPE", "LAST USED"))
+
+
+def _where(copies: list[dict[str, Any]]) -> str:
+    """The instances that have it loaded, then those that are about to, then in how many it failed."""
+    told = sorted(copy["instance"] for copy in copies if copy["state"] == "loaded")
+    told += [
+        f"{copy['instance']} {copy['state']}" for copy in copies if copy["state"] not in ("loaded", "failed")
+    ]
+    more = [f"and {len(told) - _COPIES_SHOWN} more"] if len(told) > _COPIES_SHOWN else []
+    failed = sum(copy["state"] == "failed" for copy in copies)
+    return ", ".join([*told[:_COPIES_SHOWN], *more, *([f"failed in {failed}"] if failed else [])]) or "-"
 
 
 def load(name: Name, timeout: Timeout = 120.0, ops: Ops = DEFAULT_OPS, as_json: Json = False) -> None:
@@ -111,9 +126,9 @@ def _move(verb: str, name: str, timeout_s: float, ops: str, as_json: bool) -> No
         console().print(f"{model['id']} is {model['state']}.", markup=False)
 
 
-def _state(model: dict[str, Any]) -> Text:
-    colour = {"loaded": "green", "failed": "red", "cold": "dim"}.get(model["state"], "yellow")
-    return coloured(model["state"], colour)
+def _state(of: dict[str, Any]) -> Text:
+    """Of a model or a copy."""
+    return coloured(of["state"], _STATE_COLOURS.get(of["state"], "yellow"))
 
 
 def keep_of(model: dict[str, Any]) -> str:
@@ -134,7 +149,8 @@ def _copies(n: int) -> str:
     return "1 copy" if n == 1 else f"{n} copies"
 
 
-def _model_lines(model: dict[str, Any]) -> Any:
+def model_lines(model: dict[str, Any]) -> Any:
+    """One model, as `status` shows it; its copies in a table when there are several."""
     drawn = table("", "")
     drawn.show_header = False
     rows: dict[str, str | Text] = {
@@ -143,10 +159,11 @@ def _model_lines(model: dict[str, Any]) -> Any:
         "type": model["type"],
         "path": model["path"] or "-",
         "state": _state(model),
-        "size": f"{format_size(model['size_bytes'])} {'measured' if model['size_measured'] else 'estimated'}",
-        "load": f"{model['load_s']:.3g} s, {model['loads_total']} so far",
-        "requests": f"{model['requests_total']}, about {model['requests_per_s']:.3g}/s, last {ago(model['last_used_unix_s'])}",
-        "now": f"{model['replicas']} replicas, {model['in_flight']} in flight, {model['waiting']} waiting",
+        "size": _size(model),
+        "load": f"{model['load_s']:.3g} s" if model["load_s"] else "-",
+        "requests": f"about {per_s(model['requests_per_s'])}/s, last {ago(model['last_used_unix_s'])}",
+        "here": f"{model['replicas']} replicas, {model['in_flight']} in flight, {model['waiting']} waiting; "
+        f"{model['requests_total']} requests and {model['loads_total']} loads so far",
     }
     if (kept := keep_of(model)) != "as any other":
         rows["kept"] = kept
@@ -156,37 +173,29 @@ def _model_lines(model: dict[str, Any]) -> Any:
         rows["failure"] = f"{model['failure']['code']}: {model['failure']['reason']}"
     for label, value in rows.items():
         add_row(drawn, coloured(label, "bold"), value)
-    return drawn
+    if len(model["copies"]) < 2:
+        return drawn
+    from rich.console import Group
+
+    return Group(drawn, "", _copies_table(model["copies"]))
 
 
-def instance_lines(instance: dict[str, Any]) -> Any:
-    """The instance at a glance, as `status` and `top` show it."""
-    ledger, addresses = instance["ledger"], instance["addresses"]
-    condition = "draining" if instance["draining"] else "ready" if instance["ready"] else "starting"
-    drawn = table("", "")
-    drawn.show_header = False
-    rows: dict[str, str | Text] = {
-        "instance": f"{instance['id']}, version {instance['version']}, process {instance['pid']}, {condition}, "
-        f"started {ago(instance['started_unix_s'])}",
-        "addresses": f"gRPC {addresses['grpc']}, REST {addresses['rest']}, ops {addresses['ops']}",
-        "folder": instance["folder"] or "-",
-        "models": f"{instance['models_registered']} registered, {instance['models_loaded']} loaded, "
-        f"{instance['models_failed']} failed; {instance['vmodels_registered']} vmodels",
-        "memory": f"{format_size(ledger['loaded_bytes'])} of {format_size(ledger['capacity_bytes'])} used by models, "
-        f"{format_size(ledger['free_bytes'])} free; budget {format_size(instance['budget_bytes'])}",
-        "loads": f"{instance['loads_running']} running, {instance['loads_queued']} queued; "
-        f"{instance['loads_total']} so far, {instance['load_failures_total']} failed",
-        "requests": f"{instance['requests_total']} so far, {instance['in_flight']} in flight, {instance['parked']} parked; "
-        f"{instance['faults_total']} faults, {instance['refusals_total']} refusals",
-        "evictions": f"{instance['evictions_total']} so far, by {instance['eviction_policy']}",
-    }
-    for worker in instance["workers"]:
-        rows[worker["name"]] = (
-            f"{format_size(worker['pss_bytes'])} PSS: {format_size(worker['base_bytes'])} base, "
-            f"{format_size(worker['charged_bytes'])} models"
-        )
-    if instance["thrashing"]:
-        rows["thrashing"] = coloured(instance["thrashing"], "red")
-    for label, value in rows.items():
-        add_row(drawn, coloured(label, "bold"), value)
-    return drawn
+def _size(model: dict[str, Any]) -> str:
+    if not model["size_bytes"]:
+        return "-"
+    return f"{format_size(model['size_bytes'])} {'measured' if model['size_measured'] else 'estimated'}"
+
+
+def _copies_table(copies: list[dict[str, Any]]) -> Table:
+    rows = [
+        {
+            "INSTANCE": copy["instance"],
+            "STATE": _state(copy),
+            "SIZE": format_size(copy["size_bytes"]) if copy["state"] == "loaded" else "-",
+            "REQ/S": per_s(copy["requests_per_s"]) if copy["state"] == "loaded" else "-",
+            "LAST USED": ago(copy["last_used_unix_s"]) if copy["state"] == "loaded" else "-",
+            "WHY": copy["reason"] or "-",
+        }
+        for copy in copies
+    ]
+    return laid_out(rows, right=("SIZE", "REQ/S"))

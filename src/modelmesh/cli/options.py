@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _PIPED_COLUMNS = 1_000
 """Nothing is cut off for programs that read tables."""
+_GAP = 2
+"""Between two columns."""
 DEFAULT_OPS = "http://127.0.0.1:8089"
 
 Ops = Annotated[
@@ -48,6 +51,29 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return drawn
 
 
+def laid_out(
+    rows: Sequence[Mapping[str, str | Text]], *, right: tuple[str, ...] = (), spare: tuple[str, ...] = ()
+) -> Table:
+    """A table of one row or more, with equal columns; without as many of the `spare` ones as the terminal is too narrow for, the
+    first of them first."""
+    widths = {column: max(len(column), *(_width(row[column]) for row in rows)) for column in rows[0]}
+    available = console().width
+    for column in spare:
+        if sum(widths.values()) + _GAP * (len(widths) - 1) <= available:
+            break
+        widths.pop(column, None)
+    drawn = table(*widths, right=right)
+    for row in rows:
+        add_row(drawn, *(row[column] for column in widths))
+    return drawn
+
+
+def _width(cell: str | Text) -> int:
+    from rich.cells import cell_len
+
+    return cell_len(str(cell))
+
+
 def add_row(drawn: Table, *cells: str | Text) -> None:
     """A row of plain texts: what looks like markup in an id is shown as it is."""
     from rich.text import Text
@@ -70,3 +96,8 @@ def ago(unix_s: float | None) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
+
+
+def per_s(rate: float) -> str:
+    """A rate for people: three digits, and nothing of what is less than one in a quarter of an hour."""
+    return f"{rate:.3g}" if rate >= 0.001 else "0"

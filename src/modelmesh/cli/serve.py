@@ -236,6 +236,7 @@ def _listening(instance: Instance, ports: Ports) -> Listening:
 async def _greet(instance: Instance, listening: Listening) -> None:
     """What a person wants to know first, on stdout."""
     from modelmesh.cli.curl import Door, curl_line
+    from modelmesh.mesh.control import Query
 
     settings, view = instance.settings, instance.mesh.instance()
     what = _n(view.models_registered, "model") if view.models_registered else "no models yet"
@@ -248,7 +249,7 @@ async def _greet(instance: Instance, listening: Listening) -> None:
         *(f"  {name}  {url}" for name, url in listening.others.items()),
         *_neighbours(instance),
     )
-    first = instance.mesh.models(limit=_TRIED_FOR_CURL).models
+    first = (await instance.mesh.models(Query(limit=_TRIED_FOR_CURL))).models
     if first:
         names = [model.names[0] if model.names else model.id for model in first]
         certificate = settings.edges.tls_cert

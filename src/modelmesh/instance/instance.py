@@ -145,6 +145,7 @@ class Instance:
             ),
             peers=self.peers,
         )
+        self.mesh.overview.orders.on_drain = self._begin_drain
         serving = self._serving
         for runtime in runtimes:
             serving.push_async_callback(runtime.stop, 0.0)
@@ -198,11 +199,15 @@ class Instance:
 
     async def drain(self) -> None:
         """Be not ready, take no more requests, and return when those in flight are done or the grace period is over."""
+        await asyncio.shield(self._begin_drain())
+
+    def _begin_drain(self) -> asyncio.Task[None]:
         if self._drained is None:
-            self._drained = asyncio.create_task(
-                self.mesh.drain(self.settings.lifecycle.grace_s), name="drain"
-            )
-        await asyncio.shield(self._drained)
+            self._drained = asyncio.create_task(self._drain(), name="drain")
+        return self._drained
+
+    async def _drain(self) -> None:
+        await self.mesh.drain(self.settings.lifecycle.grace_s)
         self._ended.set()
 
     async def ended(self) -> bool:

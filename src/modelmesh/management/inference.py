@@ -11,7 +11,7 @@ from typing import Final
 from modelmesh import __version__
 from modelmesh.errors import InvalidInput
 from modelmesh.management.server import Context, Service, remaining_s, unary
-from modelmesh.mesh.control import ControlPlane
+from modelmesh.mesh.control import ControlPlane, Query
 from modelmesh.mesh.views import ModelView, State
 from modelmesh.wire.generated import inference_pb2 as pb
 
@@ -58,7 +58,7 @@ class InferenceControl:
         state = State.LOADED if request.ready else None
         after, more = "", True
         while more:
-            page = self._control.models(state=state, after=after, limit=_PAGE)
+            page = await self._control.models(Query(state=state, after=after, limit=_PAGE))
             for view in page.models:
                 for name in view.names or (view.id,):
                     bare, _, version = name.rpartition(":") if name in view.names else ("", "", "")

@@ -17,6 +17,8 @@ from modelmesh.wire.generated import peers_pb2 as pb
 
 DEADLINE_S: Final = 120.0
 """Of a question that came without one."""
+RECALLED_MAX: Final = 1_000
+"""Entries of the journal in one answer, whatever was asked for."""
 
 
 class Asked(Protocol):
@@ -54,6 +56,14 @@ class _Service:
         await self._hosted().unload(request.asker, request.model, request.why)
         return pb.UnloadReply()
 
+    async def recall(self, request: pb.RecallRequest, context: Context) -> pb.RecallReply:
+        limit = min(request.limit, RECALLED_MAX)
+        return messages.to_recalled(await self._hosted().recall(request.asker, list(request.names), limit))
+
+    async def order(self, request: pb.OrderRequest, context: Context) -> pb.OrderReply:
+        await self._hosted().order(request.asker, messages.from_order(request))
+        return pb.OrderReply()
+
     def _hosted(self) -> Hosted:
         if self._asked.hosted is None:
             raise RuntimeUnavailable("This instance is starting, or stopping.", retry_after_s=1.0)
@@ -85,5 +95,7 @@ def service(asked: Asked) -> Service:
             "Provide": stream(calls.provide, pb.AskRequest, pb.ProvideReply),
             "Load": unary(calls.load, pb.AskRequest, pb.Provided, _abort),
             "Unload": unary(calls.unload, pb.UnloadRequest, pb.UnloadReply, _abort),
+            "Recall": unary(calls.recall, pb.RecallRequest, pb.RecallReply, _abort),
+            "Order": unary(calls.order, pb.OrderRequest, pb.OrderReply, _abort),
         },
     )

@@ -7,6 +7,7 @@ from math import inf
 from typing import Final
 
 from modelmesh.clock import Clock
+from modelmesh.mesh.copies import Copies
 from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.usage import UsageReader
 from modelmesh.peers.protocol import Load
@@ -23,27 +24,41 @@ SMOOTHING: Final = 0.5
 
 
 class Condition:
-    """`servers` says how many model servers there are, `draining` whether the instance goes away."""
+    """`draining` says whether the instance goes away."""
 
     def __init__(
         self,
         sites: Sites,
+        copies: Copies,
         usage: UsageReader,
         clock: Clock,
         *,
-        servers: Callable[[], int],
         draining: Callable[[], bool],
     ) -> None:
         self._sites = sites
+        self._copies = copies
         self._usage = usage
         self._clock = clock
-        self._servers = servers
         self._draining = draining
+        self._cordoned = self._gave_up = False
         self._measured_s = clock.monotonic_s()
         self._requests = self._busy_s = 0.0
         self._rate_per_s = self._busyness = 0.0
         self._known: Load | None = None
         self._known_s = 0.0
+
+    @property
+    def cordoned(self) -> bool:
+        """Nothing new is to be placed here."""
+        return self._cordoned
+
+    def cordon(self, cordoned: bool) -> None:
+        """Until this process ends, or somebody takes it back."""
+        self._cordoned, self._known = cordoned, None
+
+    def give_up(self) -> None:
+        """The others were told that nothing is held here any more, whatever is still in memory."""
+        self._gave_up, self._known = True, None
 
     def load(self) -> Load:
         """As of now, give or take `FRESH_S`; rates as of the last full second."""
@@ -80,13 +95,19 @@ class Condition:
             busyness=self._busyness,
             load_queue_s=min(queues, default=0.0),
             draining=draining,
+            cordoned=self._cordoned,
+            copies=0 if self._gave_up else self._copies.n_loaded,
+            loads_running=sum(site.loads.n_running for site in self._sites),
+            loads_queued=sum(site.loads.n_queued for site in self._sites),
+            loads_total=sum(site.loads.total for site in self._sites),
+            evictions_total=sum(site.evictions.total for site in self._sites),
         )
 
     def _measure(self, now_s: float) -> None:
         passed_s = now_s - self._measured_s
         requests, busy_s = self._usage.requests_total, self._usage.busy_s
         rate_per_s = (requests - self._requests) / passed_s
-        busyness = min((busy_s - self._busy_s) / passed_s / max(self._servers(), 1), 1.0)
+        busyness = min((busy_s - self._busy_s) / passed_s / max(self._copies.routes.n_targets, 1), 1.0)
         self._rate_per_s += SMOOTHING * (rate_per_s - self._rate_per_s)
         self._busyness += SMOOTHING * (busyness - self._busyness)
         self._measured_s, self._requests, self._busy_s = now_s, requests, busy_s

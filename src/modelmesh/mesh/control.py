@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from modelmesh.errors import ModelMeshError
 from modelmesh.journal import Journal
-from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
+from modelmesh.mesh.recollection import Story
+from modelmesh.mesh.views import InstanceView, MemberView, MeshCount, ModelView, State, VModelView
+from modelmesh.peers.protocol import Order
 from modelmesh.registry.keep import AS_IT_IS, KeepChange
 
 
@@ -34,9 +37,34 @@ Admit = Callable[[Registration], Registration]
 """Checks a registration against the model root. May read the disk, so it is called in a thread; raises FailedPrecondition."""
 
 
+class Sort(StrEnum):
+    """The order of a list of models. All but the first have the highest number first, and leave out cold models."""
+
+    ID = "id"
+    RATE = "rate"
+    SIZE = "size"
+    USED = "used"
+    """The last use, the latest first."""
+    COPIES = "copies"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which models of the mesh, and in which order. With `instance` only what that one holds or failed to load, by the states
+    and numbers there. `after` is the `next_after` of the page before."""
+
+    prefix: str = ""
+    state: State | None = None
+    instance: str = ""
+    sort: Sort = Sort.ID
+    after: str = ""
+    limit: int = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Models ordered by id. `next_after` is the `after` of the next page, or empty at the end. `total` counts all matches."""
+    """`next_after` is the `after` of the next page, or empty at the end. `total` counts all matches. Where the order is by a
+    number that changes meanwhile, a model may be on two pages or on none."""
 
     models: Sequence[ModelView]
     next_after: str
@@ -84,12 +112,12 @@ class ControlPlane(Protocol):
     def model(self, name: str) -> ModelView:
         """ModelNotFound when neither a vmodel nor a model has this name."""
 
-    def models(
-        self, *, prefix: str = "", state: State | None = None, after: str = "", limit: int = 100
-    ) -> Page: ...
+    async def models(self, query: Query) -> Page:
+        """A page of a list. InvalidInput, InstanceNotFound."""
 
     def servable(self, name: str, version: str = "") -> bool:
-        """Whether it can be served: loaded, or registered with no standing failure. ModelNotFound. Loads nothing."""
+        """Whether it can be served: loaded, or registered and no failure keeps it from being tried. ModelNotFound. Loads
+        nothing."""
 
     async def set_vmodel(
         self,
@@ -117,6 +145,19 @@ class ControlPlane(Protocol):
     def vmodels(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[VModelView]: ...
 
     def instance(self) -> InstanceView: ...
+
+    def members(self) -> Sequence[MemberView]:
+        """The instances of the mesh, by id; this one too."""
+
+    async def order(self, instance: str, order: Order) -> None:
+        """Have an instance cordoned, uncordoned or drained; returns when that has begun. InstanceNotFound, FailedPrecondition,
+        RuntimeUnavailable."""
+
+    async def story(self, names: Sequence[str]) -> Story:
+        """What the journals of all instances remember of these models and vmodels."""
+
+    async def census(self) -> MeshCount | None:
+        """The whole mesh in numbers, at most ten seconds old; None where another instance is the one to export them."""
 
     def memory(self) -> Sequence[tuple[str, int, int, int]]:
         """Per worker: (name, PSS bytes, base bytes, charged bytes); empty where the runtime does not tell."""

@@ -20,15 +20,18 @@ from modelmesh.errors import (
 )
 from modelmesh.journal import Journal
 from modelmesh.mesh.asks import ASKED, TIMEOUT_S, Asks
-from modelmesh.mesh.control import Page, Registration
+from modelmesh.mesh.control import Page, Query, Registration
 from modelmesh.mesh.copies import Copies
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.others import Others
+from modelmesh.mesh.overview import Overview
+from modelmesh.mesh.recollection import Story
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.reports import Reports
-from modelmesh.mesh.views import ModelView, State, VModelView
+from modelmesh.mesh.views import MemberView, MeshCount, ModelView, State, VModelView
 from modelmesh.mesh.vmodel_rules import Setting
 from modelmesh.mesh.vmodels import VModels
+from modelmesh.peers.protocol import Order
 from modelmesh.policy.urgency import Why
 from modelmesh.registry.keep import KeepChange
 from modelmesh.registry.mirror import Mirror
@@ -51,6 +54,8 @@ class Desk(ABC):
     _others: Others | None
     _registrar: Registrar
     _reports: Reports
+    overview: Overview
+    """What is shown of the whole mesh."""
     vmodel_calls: VModels
     """Sets and deletes vmodels; the folder asks it too."""
 
@@ -108,8 +113,7 @@ class Desk(ABC):
 
     async def _have_loaded(self, model: str, hold: bool, sync: bool) -> None:
         """Start its load, which then belongs to no caller; with `sync` wait for it. Nothing while a failure stands."""
-        copies = self._reports.model(model).copies
-        if copies and all(copy.state is State.FAILED for copy in copies):
+        if not self._is_tried(model):
             return
         if self._is_for_others(model):
             load = self._spawn(self._load_quietly(model, hold), f"have {model} loaded")
@@ -166,13 +170,17 @@ class Desk(ABC):
     def model(self, name: str) -> ModelView:
         return self._reports.model(self.resolve(name))
 
-    def models(
-        self, *, prefix: str = "", state: State | None = None, after: str = "", limit: int = 100
-    ) -> Page:
-        return self._reports.models(prefix, state, after, limit)
+    async def models(self, query: Query) -> Page:
+        return await self.overview.listing.page(query)
 
     def servable(self, name: str, version: str = "") -> bool:
-        return self._reports.state(self.resolve(name, version)) is not State.FAILED
+        return self._is_tried(self.resolve(name, version))
+
+    def _is_tried(self, model: str) -> bool:
+        """Whether it is loaded, or would be: no failure stands, or other instances are tried first."""
+        if self._reports.state(model) is not State.FAILED:
+            return True
+        return self._others is not None and self._others.fails_here(model)
 
     # --- ControlPlane: vmodels ------------------------------------------------------------------------------
 
@@ -203,3 +211,17 @@ class Desk(ABC):
 
     def vmodels(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[VModelView]:
         return self.vmodel_calls.views(prefix=prefix, after=after, limit=limit)
+
+    # --- ControlPlane: the mesh -----------------------------------------------------------------------------
+
+    def members(self) -> Sequence[MemberView]:
+        return self.overview.roster.members()
+
+    async def order(self, instance: str, order: Order) -> None:
+        await self.overview.orders.give(instance, order)
+
+    async def story(self, names: Sequence[str]) -> Story:
+        return await self.overview.recollection.everywhere(names)
+
+    async def census(self) -> MeshCount | None:
+        return await self.overview.census()

@@ -39,6 +39,12 @@ class Known(NamedTuple):
     rate_per_s: float
     last_used_wall_ms: int
 
+    def rate_at(self, wall_s: float) -> float:
+        """The rate as of now: what was told is not told again while the copy is not used."""
+        if not self.last_used_wall_ms or not self.rate_per_s:
+            return self.rate_per_s
+        return min(self.rate_per_s, 1.0 / max(wall_s - self.last_used_wall_ms / 1000, 1e-6))
+
 
 class FailedThere(NamedTuple):
     """A load failure of another instance, until `expires_s` (monotonic)."""

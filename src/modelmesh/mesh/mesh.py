@@ -17,7 +17,8 @@ from typing import Any
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, Event, Name, NameKind
 from modelmesh.errors import ModelTooLarge, NoCapacity, RuntimeUnavailable
-from modelmesh.journal import Did, Journal
+from modelmesh.journal import Journal
+from modelmesh.mesh.alarm import Alarm
 from modelmesh.mesh.asks import Asks
 from modelmesh.mesh.bringing import bring
 from modelmesh.mesh.changes import Changes
@@ -36,9 +37,9 @@ from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.min_copies import MinCopies
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.others import Others
-from modelmesh.mesh.refusals import Refusals, thrashing_sentence
+from modelmesh.mesh.overview import Overview
+from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.registrar import Registrar
-from modelmesh.mesh.reports import Reports
 from modelmesh.mesh.routes import Routes
 from modelmesh.mesh.site import Shared, Site
 from modelmesh.mesh.sites import Sites
@@ -48,7 +49,7 @@ from modelmesh.mesh.upkeep import Upkeep
 from modelmesh.mesh.usage import UsageReader
 from modelmesh.mesh.views import InstanceView, State
 from modelmesh.mesh.vmodels import VModels
-from modelmesh.peers.protocol import Peers
+from modelmesh.peers.protocol import Member, Peers
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.thrash import Thrashing
 from modelmesh.policy.urgency import Why
@@ -102,7 +103,7 @@ class Mesh(Desk):
         self._id = id
         self._version = version
         self.measures = Measures(models_max=self._tuning.model_series_max, now_s=clock.monotonic_s)
-        self._thrashing = ""
+        self._started_wall_s = 0.0
         self._histories = Histories(self._tuning.histories_max)
         self._peers = peers
         self._failures = Failures(clock, rng, self._tuning.failures_max, self._tuning.failure_stands_s)
@@ -114,9 +115,6 @@ class Mesh(Desk):
         abroad = None if others is None else others.abroad
         self._copies = Copies(lambda local: Routes(dataplane, local, abroad), self._histories)
         self._names = Names(self._mirror, dataplane, self._refusals, self._tuning, self._serves_versions)
-        self._reports = Reports(
-            self._mirror, self._copies, self._failures, self._histories, clock, id, others
-        )
         self._usage = UsageReader(dataplane, self._copies, self._histories, clock, self._used)
         shared = Shared(
             dataplane, self._mirror, self._copies, self._failures, self._refusals, clock, journal, self.measures,
@@ -130,18 +128,23 @@ class Mesh(Desk):
         self._sites = Sites(
             [Site(runtime, shared) for runtime in chain], constraints or {}, self._mirror.model
         )
+        self._alarm = Alarm(self._sites, journal)
         self._faults = Faults(
             dataplane, registrar, self._copies, self._names, self._sites, self._failures,
             self._refusals, clock, journal, self.measures, self._tuning,
             spawn=self._spawn, settle=self._settle, others=others,
         )  # fmt: skip
         self._asks = Asks(self._mirror, self._copies, self._sites, settle=self._settle)
-        condition = Condition(
-            self._sites, self._usage, clock,
-            servers=lambda: self._copies.routes.n_targets, draining=lambda: self._draining,
+        self._condition = Condition(
+            self._sites, self._copies, self._usage, clock, draining=lambda: self._draining
+        )
+        self.overview = Overview(
+            self._me, self._mirror, self._copies, self._failures, self._histories, self._condition, journal, clock,
+            peers, others,
         )  # fmt: skip
+        self._reports = self.overview.reports
         if others is not None:
-            others.attach(self._copies, self._asks, condition.load)
+            others.attach(self._copies, self._asks, self._condition, self.overview)
         self._targets = Targets(self._mirror, self._copies, self._asks)
         self.vmodel_calls = VModels(
             registrar, self, clock, journal, default_owner=vmodel_owner,
@@ -170,7 +173,6 @@ class Mesh(Desk):
         self._wake_s = float("inf")
         self._settling = self._unsettled = False
         self._ready = self._draining = False
-        self._started_wall_s = 0.0
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -224,6 +226,8 @@ class Mesh(Desk):
         others.announcer.tick(at_once=True)
         await hand_over(self._copies, others, self._clock, self._journal, HANDOVER_SHARE * grace_s)
         others.announcer.give_up_all()
+        self._condition.give_up()
+        others.announcer.tick(at_once=True)
         if len(others.fleet):
             await asyncio.sleep(max(stays_until_s - self._clock.monotonic_s(), 0.0))
 
@@ -334,35 +338,15 @@ class Mesh(Desk):
 
     def tick(self) -> None:
         """Read usage, look at all that waits, and at the policies' own state."""
-        now_s = self._clock.monotonic_s()
         self._usage.read()
         self._faults.refresh()
         for site in self._sites:
             site.tick()
-        self._follow_thrash(now_s)
+        self._alarm.look(self._clock.monotonic_s())
         self._settle()
         self._announce()
         if self._others is not None:
             self._others.tick()
-
-    def _follow_thrash(self, now_s: float) -> None:
-        said: list[str] = []
-        for site in self._sites:
-            seen = site.budget.thrash.judge(now_s)
-            if seen is None:
-                continue
-            said.append(thrashing_sentence(seen))
-            if not self._thrashing:
-                self._journal.record(
-                    Did.WARNED,
-                    "",
-                    said[-1],
-                    loads=seen.loads,
-                    returns=seen.returns,
-                    lacking_bytes=seen.lacking_bytes,
-                    runtime=site.offer.name,
-                )
-        self._thrashing = " ".join(said)
 
     def _thrashing_of(self, model: str) -> Thrashing | None:
         return self._sites.thrashing(model, self._copies.get(model), self._clock.monotonic_s())
@@ -464,6 +448,7 @@ class Mesh(Desk):
             started_wall_s=self._started_wall_s,
             ready=self._ready,
             draining=self._draining,
+            cordoned=self._condition.cordoned,
             ledger=self._sites.ledger(),
             models_registered=self._mirror.n_models,
             vmodels_registered=self._mirror.n_vmodels,
@@ -476,9 +461,17 @@ class Mesh(Desk):
             evictions_total=sum(site.evictions.total for site in self._sites),
             faults_total=self._faults.total,
             refusals_total=self._refusals.total,
-            thrashing=self._thrashing,
+            thrashing=self._alarm.sentence,
             eviction_policy=", ".join(dict.fromkeys(str(site.evictions.policy) for site in self._sites)),
             runtimes=[site.view() for site in self._sites],
+        )
+
+    def _me(self) -> Member:
+        """How others know it, or would."""
+        if self._peers is not None:
+            return self._peers.me
+        return Member(
+            self._id, 0, "", version=self._version, started_wall_ms=round(self._started_wall_s * 1000)
         )
 
     def check(self) -> None:

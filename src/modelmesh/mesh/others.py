@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, NotHere
@@ -19,6 +19,7 @@ from modelmesh.errors import ModelMeshError, ModelNotFound, RuntimeUnavailable
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.announcer import Announcer
 from modelmesh.mesh.asks import TIMEOUT_S, Asks
+from modelmesh.mesh.condition import Condition
 from modelmesh.mesh.copies import Copies
 from modelmesh.mesh.failures import Failures, Standing, is_permanent
 from modelmesh.mesh.fleet import Fleet
@@ -26,7 +27,6 @@ from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.provider import PLACES, Provider
 from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.routes import Abroad
-from modelmesh.mesh.views import State
 from modelmesh.peers.protocol import (
     Ask,
     Back,
@@ -35,14 +35,19 @@ from modelmesh.peers.protocol import (
     Joined,
     Load,
     Member,
+    Order,
     Peers,
     Provided,
+    Remembered,
     Silent,
     Told,
 )
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.urgency import Why
 from modelmesh.registry.mirror import Mirror
+
+if TYPE_CHECKING:
+    from modelmesh.mesh.overview import Overview
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +68,7 @@ class _Bringing:
 
 
 class Others:
-    """Implements `peers.protocol.Hosted` and `provider.Here`. `load_of` says how this instance is doing."""
+    """Implements `peers.protocol.Hosted` and `provider.Here`."""
 
     def __init__(
         self,
@@ -102,17 +107,18 @@ class Others:
         )  # fmt: skip
         self._copies: Copies
         self._asks: Asks
-        self._load_of: Callable[[], Load]
+        self._condition: Condition
+        self._overview: Overview
         self.announcer: Announcer
         self.on_copies: Callable[[Sequence[str]], None] = lambda models: None
         """Called with the models whose holders may be others than before."""
         self.on_members: Callable[[], None] = lambda: None
         """Called when instances came, went, fell silent, take no more loads, or when all is known that one holds."""
 
-    def attach(self, copies: Copies, asks: Asks, load_of: Callable[[], Load]) -> None:
+    def attach(self, copies: Copies, asks: Asks, condition: Condition, overview: Overview) -> None:
         """The parts that need this one to be built."""
-        self._copies, self._asks, self._load_of = copies, asks, load_of
-        self.announcer = Announcer(self._peers, copies, self._failures, self._clock, load_of)
+        self._copies, self._asks, self._condition, self._overview = copies, asks, condition, overview
+        self.announcer = Announcer(self._peers, copies, self._failures, self._clock, condition.load)
         copies.on_change(self.announcer.changed)
         self._failures.told_of = self.announcer.failed
 
@@ -387,7 +393,7 @@ class Others:
 
     def load_now(self) -> Load:
         """How this instance is doing."""
-        return self._load_of()
+        return self._condition.load()
 
     def failure(self, model: str) -> ModelMeshError | None:
         standing = self._failures.standing(model)
@@ -397,9 +403,12 @@ class Others:
         return self._copies.typical_bytes()
 
     async def load_here(self, ask: Ask) -> Provided:
-        if self._load_of().draining:
+        load = self._condition.load()
+        if load.draining or (load.cordoned and self._copies.get(ask.model) is None):
+            doing = "is draining" if load.draining else "is cordoned"
             raise RuntimeUnavailable(
-                f"Instance {self._peers.me.id} is draining and loads nothing.", model=ask.model
+                f"Instance {self._peers.me.id} {doing}: model {ask.model} is not loaded there.",
+                model=ask.model,
             )
         if ask.need is Why.URGENT and (failure := self.failure(ask.model)) is not None:
             raise failure
@@ -443,6 +452,12 @@ class Others:
         with suppress(ModelNotFound):
             await self._asks.unload(model, UNLOAD_S)
 
+    async def recall(self, asker: str, names: Sequence[str], limit: int) -> Sequence[Remembered]:
+        return self._overview.recollection.here(names, limit)
+
+    async def order(self, asker: str, order: Order) -> None:
+        self._overview.orders.obey(order, asker)
+
     def loading(self, model: str) -> bool:
         """Whether a load runs or waits in another instance."""
         return bool(self.fleet.loading(model))
@@ -450,12 +465,3 @@ class Others:
     @property
     def me(self) -> Member:
         return self._peers.me
-
-    def states(self, model: str) -> list[tuple[str, State]]:
-        """What other instances hold of it."""
-        found = []
-        for peer in self.fleet:
-            known = peer.copies.get(model)
-            if known is not None and (not known.loaded or peer.holds(model)):
-                found.append((peer.id, State.LOADED if known.loaded else State.LOADING))
-        return found

@@ -116,8 +116,9 @@ class Provider:
             for peer in self._fleet
             if peer.takes_loads and (not peer.silent or self._fleet.doubts_itself)
         }
-        if not self._here.load_now().draining or not weights:
-            weights[me.id] = float(_capacity(me, self._here.load_now()))
+        here = self._here.load_now()
+        if not (here.draining or here.cordoned) or not weights:
+            weights[me.id] = float(_capacity(me, here))
         return ranked(model, weights)
 
     def keeps(self, model: str) -> bool:
@@ -379,7 +380,7 @@ class Provider:
         now_s = self._clock.monotonic_s()
         failed = {id for id, _ in self._fleet.failures(model, now_s)}
         for peer in self._fleet:
-            if peer.load is not None and peer.takes_loads and self._answers(peer):
+            if peer.load is not None and self._answers(peer):
                 rows.append((peer.member, peer.load, peer.id in failed))
         leaving = self._old_revisions()
         return [
@@ -411,7 +412,8 @@ class Provider:
             member.labels,
             member.zone,
             member.host,
-            load.draining or load.cordoned,
+            load.draining,
+            load.cordoned,
             not served or model_type.lower() in served,
             failed,
             old_revision,

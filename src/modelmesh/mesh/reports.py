@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from modelmesh.clock import Clock
-from modelmesh.errors import ModelNotFound
-from modelmesh.mesh.control import Page
+from modelmesh.errors import ModelNotFound, code_of
 from modelmesh.mesh.copies import Copies, Copy
-from modelmesh.mesh.failures import Failures
-from modelmesh.mesh.histories import Histories
-from modelmesh.mesh.others import Others
+from modelmesh.mesh.failures import Failures, is_permanent
+from modelmesh.mesh.fleet import FailedThere, Fleet
+from modelmesh.mesh.histories import Histories, History
 from modelmesh.mesh.views import CopyView, Failure, ModelView, State
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import ModelRecord
 
-_PAGE = 1000
-
 
 class Reports:
-    """Reads the mirror, the copies, the failures and the histories."""
+    """Reads the mirror, the copies, the failures and the histories, and what the others told; no fleet: there are none."""
 
     def __init__(
         self,
@@ -29,7 +24,7 @@ class Reports:
         histories: Histories,
         clock: Clock,
         instance: str = "local",
-        others: Others | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
         self._instance = instance
         self._mirror = mirror
@@ -37,21 +32,19 @@ class Reports:
         self._failures = failures
         self._histories = histories
         self._clock = clock
-        self._others = others
+        self._fleet = fleet
 
     def state(self, model: str) -> State:
-        """The state of a registered model."""
-        copy = self._copies.get(model)
-        if copy is not None and copy.state is not State.UNLOADING:
-            return copy.state
-        if self._others is not None:
-            elsewhere = {state for _, state in self._others.states(model)}
-            for state in (State.LOADED, State.LOADING):
-                if state in elsewhere:
-                    return state
+        """The best state of a registered model in any instance: loaded, loading, queued, unloading, failed, cold."""
+        copy, fleet = self._copies.get(model), self._fleet or ()
+        if (copy is not None and copy.state is State.LOADED) or any(peer.holds(model) for peer in fleet):
+            return State.LOADED
+        if any(peer.loads(model) for peer in fleet):
+            return State.LOADING
         if copy is not None:
             return copy.state
-        return State.COLD if self._failures.standing(model) is None else State.FAILED
+        failed = self._failures.standing(model) is not None or self._failed_elsewhere(model)
+        return State.FAILED if failed else State.COLD
 
     def model(self, model: str) -> ModelView:
         """Raises ModelNotFound when it is not registered."""
@@ -60,94 +53,98 @@ class Reports:
             raise ModelNotFound.named(model)
         return self._view(model, record)
 
-    def models(self, prefix: str, state: State | None, after: str, limit: int) -> Page:
-        """The page after `after`. With a state only models in it, which costs a look at those that are not cold, or, for
-        cold ones, at the mirror page by page."""
-        if state is None:
-            found = self._mirror.page(prefix, after, limit + 1)
-            total = self._mirror.count(prefix)
-        elif state is State.COLD:
-            found = self._cold(prefix, after, limit + 1)
-            total = self._mirror.count(prefix) - len(
-                self._warm(prefix, lambda state: state is not State.COLD)
-            )
-        else:
-            ids = self._warm(prefix, lambda known: known is state)
-            total = len(ids)
-            page = sorted(model for model in ids if model > after)[: limit + 1]
-            found = [(model, record) for model in page if (record := self._mirror.model(model)) is not None]
-        views = [self._view(model, record) for model, record in found[:limit]]
-        return Page(views, views[-1].id if len(found) > limit and views else "", total)
-
-    def _warm(self, prefix: str, wanted: Callable[[State], bool]) -> list[str]:
-        """Registered models that have a copy or a standing failure, and are in a wanted state."""
-        candidates = dict.fromkeys(copy.model for copy in self._copies)
-        candidates.update(dict.fromkeys(self._failures.models()))
-        return [
-            model
-            for model in candidates
-            if model.startswith(prefix)
-            and wanted(self.state(model))
-            and self._mirror.model(model) is not None
-        ]
-
-    def _cold(self, prefix: str, after: str, limit: int) -> list[tuple[str, ModelRecord]]:
-        found: list[tuple[str, ModelRecord]] = []
-        while len(found) < limit:
-            page = self._mirror.page(prefix, after, _PAGE)
-            found.extend(item for item in page if self.state(item[0]) is State.COLD)
-            if len(page) < _PAGE:
-                break
-            after = page[-1][0]
-        return found[:limit]
-
     def _view(self, model: str, record: ModelRecord) -> ModelView:
         copy = self._copies.get(model)
-        loaded = copy is not None and copy.state in (State.LOADED, State.UNLOADING)
+        loaded = copy if copy is not None and copy.state in (State.LOADED, State.UNLOADING) else None
         history = copy.history if copy is not None else self._histories.peek(model)
         now_s = self._clock.monotonic_s()
-        last_used_wall_s = record.last_used_ms / 1000
-        if history is not None and history.count:
-            last_used_wall_s = max(last_used_wall_s, self._clock.wall_s() - (now_s - history.last_s))
+        failure, elsewhere = self._failures.view(model), self._elsewhere(model)
+        copies = (*self._copy_here(copy, failure), *elsewhere)
+        served = [each for each in copies if each.state is State.LOADED]
+        if served:
+            rate_per_s = sum(each.requests_per_s for each in served)
+        else:
+            rate_per_s = history.rate_per_s(now_s) if history is not None else 0.0
+        uses_s = [record.last_used_ms / 1000, self._used_wall_s(history)]
+        uses_s += [each.last_used_wall_s for each in copies]
+        told_bytes = max((each.size_bytes for each in elsewhere), default=0) or record.size_bytes
         want = copy.want if copy is not None else None
-        failure = self._failures.view(model)
         return ModelView(
             id=model,
             names=tuple(self._mirror.names_of(model)),
             type=record.type,
             path=record.path,
             state=self.state(model),
-            size_bytes=copy.size_bytes if copy is not None and loaded else record.size_bytes,
-            size_measured=copy is not None and loaded and copy.measured,
-            load_s=copy.load_s if copy is not None and loaded else record.load_ms / 1000,
-            requests_per_s=history.rate_per_s(now_s) if history is not None else 0.0,
+            size_bytes=loaded.size_bytes if loaded is not None else told_bytes,
+            size_measured=loaded.measured if loaded is not None else bool(served and record.size_bytes),
+            load_s=loaded.load_s if loaded is not None else record.load_ms / 1000,
+            requests_per_s=rate_per_s,
             requests_total=history.requests_total if history is not None else 0,
-            last_used_wall_s=last_used_wall_s,
+            last_used_wall_s=max(uses_s),
             loads_total=history.loads_total if history is not None else 0,
             replicas=len(copy.replicas) if copy is not None else 0,
             in_flight=copy.in_flight if copy is not None else 0,
             waiting=want.waiting if want is not None else 0,
             pinned_by=", ".join(copy.holds) if copy is not None else "",
-            failure=failure,
+            failure=failure or self._failure_elsewhere(model),
             keep=record.keep,
-            copies=(*self._copy_views(copy, failure), *self._elsewhere(model)),
+            copies=copies,
         )
 
-    def _copy_views(self, copy: Copy | None, failure: Failure | None) -> tuple[CopyView, ...]:
-        """The copy here: the one there is, else the one that failed."""
+    def _used_wall_s(self, history: History | None) -> float:
+        """When it was last used here; 0: never."""
+        if history is None or not history.count:
+            return 0.0
+        return self._clock.wall_s() - (self._clock.monotonic_s() - history.last_s)
+
+    def _copy_here(self, copy: Copy | None, failure: Failure | None) -> tuple[CopyView, ...]:
+        """The copy of this instance: the one there is, else the one that failed."""
         leaving = copy is not None and copy.state is State.UNLOADING
         if copy is not None and not (leaving and copy.want is None):
-            began_wall_s = self._clock.wall_s() - (self._clock.monotonic_s() - copy.began_s)
-            return (CopyView(self._instance, State.QUEUED if leaving else copy.state, began_wall_s),)
+            now_s = self._clock.monotonic_s()
+            began_wall_s = self._clock.wall_s() - (now_s - copy.began_s)
+            if copy.state is not State.LOADED:
+                return (CopyView(self._instance, State.QUEUED if leaving else copy.state, began_wall_s),)
+            rate_per_s, used_s = copy.history.rate_per_s(now_s), self._used_wall_s(copy.history)
+            return (
+                CopyView(self._instance, State.LOADED, began_wall_s, "", copy.size_bytes, rate_per_s, used_s),
+            )
         if failure is not None:
             return (CopyView(self._instance, State.FAILED, failure.at_wall_s, failure.reason),)
         return ()
 
     def _elsewhere(self, model: str) -> list[CopyView]:
-        """The copies of other instances."""
-        if self._others is None:
-            return []
-        return [CopyView(id, state, 0.0) for id, state in self._others.states(model)]
+        """The copies of other instances, and what failed there."""
+        views: list[CopyView] = []
+        wall_s = self._clock.wall_s()
+        for peer in self._fleet or ():
+            known = peer.copies.get(model)
+            if known is not None and not known.loaded:
+                views.append(CopyView(peer.id, State.LOADING, 0.0))
+            elif known is not None and peer.holds(model):
+                rate_per_s, used_s = known.rate_at(wall_s), known.last_used_wall_ms / 1000
+                views.append(CopyView(peer.id, State.LOADED, 0.0, "", known.size_bytes, rate_per_s, used_s))
+        for id, failed in self._failed_elsewhere(model):
+            at_wall_s = wall_s - (self._clock.monotonic_s() - failed.told_s)
+            views.append(CopyView(id, State.FAILED, at_wall_s, str(failed.error)))
+        return sorted(views, key=lambda view: view.instance)
+
+    def _failed_elsewhere(self, model: str) -> list[tuple[str, FailedThere]]:
+        """The failures that stand in other instances, the newest first."""
+        return [] if self._fleet is None else self._fleet.failures(model, self._clock.monotonic_s())
+
+    def _failure_elsewhere(self, model: str) -> Failure | None:
+        for _, failed in self._failed_elsewhere(model):
+            wall_s = self._clock.wall_s() - self._clock.monotonic_s()
+            return Failure(
+                reason=str(failed.error),
+                code=code_of(failed.error),
+                at_wall_s=failed.told_s + wall_s,
+                expires_wall_s=failed.expires_s + wall_s,
+                permanent=is_permanent(failed.error),
+                count=1,
+            )
+        return None
 
     def oldest_use_wall_s(self) -> float:
         """When the least recently used loaded copy was used (loaded, if never); 0 when nothing is loaded."""

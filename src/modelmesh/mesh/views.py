@@ -11,7 +11,7 @@ from modelmesh.registry.keep import NO_KEEP, Keep
 
 
 class State(StrEnum):
-    """A model in this instance."""
+    """A model in an instance, or in the mesh: that of its best copy."""
 
     COLD = "cold"
     QUEUED = "queued"
@@ -43,12 +43,18 @@ class CopyView:
     """0 when another instance holds it, which does not tell."""
     reason: str = ""
     """Why it failed, else empty."""
+    size_bytes: int = 0
+    """0 until it is loaded."""
+    requests_per_s: float = 0.0
+    last_used_wall_s: float = 0.0
+    """0: never."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """A registered model. `names` are the vmodels whose active model it is. `size_bytes` is measured when loaded, learned
-    when known, else 0. `requests_per_s` is the expected rate; `last_used_wall_s` 0 means never."""
+    """A registered model, in the whole mesh; totals, replicas and what is in flight or waits are of this instance. `names` are
+    the vmodels whose active model it is. `size_bytes` is measured when loaded, learned when known, else 0. `requests_per_s` is
+    the expected rate; `last_used_wall_s` 0 means never."""
 
     id: str
     names: Sequence[str]
@@ -70,7 +76,7 @@ class ModelView:
     failure: Failure | None
     keep: Keep = NO_KEEP
     copies: Sequence[CopyView] = ()
-    """Those that are wanted, loading, loaded or failed, the newest first."""
+    """Those that are wanted, loading, loaded or failed: the one here, then the others' by instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,7 @@ class InstanceView:
     started_wall_s: float
     ready: bool
     draining: bool
+    cordoned: bool
     ledger: LedgerView
     models_registered: int
     vmodels_registered: int
@@ -148,3 +155,56 @@ class InstanceView:
     eviction_policy: str
     """The policy that decides now: "rate-cost" or "lru" (the shadow took over); of several runtimes the different ones."""
     runtimes: Sequence[RuntimeView] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """An instance of the mesh, as it told of itself a moment ago. Totals count since its start."""
+
+    id: str
+    here: bool
+    """It is the one that answers."""
+    address: str
+    """Of its peer port; empty where there are no others."""
+    zone: str
+    host: str
+    labels: Sequence[str]
+    version: str
+    revision: str
+    started_wall_s: float
+    capacity_bytes: int
+    free_bytes: int
+    """Negative: in overdraft, or promised to what is queued."""
+    price: float
+    """Seconds of loading per second and byte that evicting there costs; 0 while memory is free, infinite when nothing may be
+    evicted."""
+    requests_per_s: float
+    busyness: float
+    """Share of what it can serve at once, 0 to 1."""
+    load_queue_s: float
+    """Until a load asked for now would begin."""
+    copies: int
+    loads_running: int
+    loads_queued: int
+    loads_total: int
+    evictions_total: int
+    draining: bool
+    cordoned: bool
+    suspected: bool
+    """It does not answer, though its lease lives; or the data plane cannot reach it."""
+    told: bool
+    """False: it is known by its record only, and nothing of its condition is."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshCount:
+    """The whole mesh in numbers, as far as this instance knows."""
+
+    models: int
+    models_loaded: int
+    """With at least one loaded copy."""
+    models_failed: int
+    """With a standing load failure anywhere, loaded elsewhere or not."""
+    vmodels: int
+    copies: int
+    """Loaded, all together."""

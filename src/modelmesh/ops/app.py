@@ -72,11 +72,11 @@ def _metrics(parts: Parts) -> list[Route]:
 
 
 def _admin_app(parts: Parts) -> Starlette:
-    from modelmesh.ops.admin import Admin, operations
+    from modelmesh.ops.admin import operations
     from modelmesh.ops.docs import docs_page
     from modelmesh.ops.operations import Operation, openapi
 
-    admin, offered = Admin(parts), operations()
+    offered = operations(parts)
     document = openapi(offered, __version__)
 
     async def read_document(request: Request) -> Response:
@@ -85,7 +85,7 @@ def _admin_app(parts: Parts) -> Starlette:
     def route(operation: Operation) -> Route:
         async def endpoint(request: Request) -> Response:
             try:
-                return await operation.handler(admin, request)
+                return await operation.handler(request)
             except Exception as error:
                 return await answer_error(request, error)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from enum import StrEnum
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -38,12 +39,12 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call. `path` holds `{id}` where the id of a model or vmodel stands, '/' included."""
+    """One call. `path` holds `{id}` where the id of a model, vmodel or instance stands, '/' included."""
 
     method: str
     path: str
     says: str
-    handler: Callable[[Any, Request], Awaitable[Response]]
+    handler: Callable[[Request], Awaitable[Response]]
     answer: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     parameters: tuple[Parameter, ...] = ()
@@ -57,6 +58,16 @@ LIMIT: Final = Parameter("limit", "integer", 100, "Items per page, 1 to 250.")
 STATE: Final = Parameter(
     "state", "string", "", "Only models in this state: cold, queued, loading, loaded, unloading or failed."
 )
+INSTANCE: Final = Parameter(
+    "instance", "string", "", "Only models that this instance holds or failed to load, by their states there."
+)
+SORT: Final = Parameter(
+    "sort",
+    "string",
+    "id",
+    "id; or, the highest first, rate, size, used (the last use) or copies: these leave out cold models, and what changes "
+    "while pages are read may be on two of them or on none.",
+)
 OWNER: Final = Parameter("owner", "string", "", "Only if this is the owner.")
 TIMEOUT: Final = Parameter("timeout_s", "number", 120.0, "How long to wait, in seconds.")
 SINCE: Final = Parameter("since", "integer", 0, "Only entries after this sequence number.")
@@ -67,6 +78,18 @@ FOLLOW: Final = Parameter(
     False,
     "Keep the answer open and send entries as they come: text/event-stream or, if accepted, application/x-ndjson.",
 )
+
+
+K = TypeVar("K", bound=StrEnum)
+
+
+def one_of(kind: type[K], parameter: Parameter, request: Request) -> K | None:
+    """The value of a parameter that is one of several words; None for an empty one. Raises InvalidInput."""
+    raw = parameter.read(request)
+    try:
+        return kind(raw) if raw else None
+    except ValueError as error:
+        raise InvalidInput(f'{parameter.name}: "{raw}" is none of {", ".join(kind)}.') from error
 
 
 def openapi(operations: tuple[Operation, ...], version: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from modelmesh.journal import Entry
 from modelmesh.mesh.control import Page, Registration
-from modelmesh.mesh.views import InstanceView, ModelView, State, VModelView
+from modelmesh.mesh.recollection import Happened
+from modelmesh.mesh.views import CopyView, ModelView, State, VModelView
 from modelmesh.registry.keep import PRIORITY_MAX, PRIORITY_MIN, KeepChange
 
 FORCE: Final = "Register it also when no runtime here serves the type."
@@ -38,18 +39,46 @@ class Failure(Answer):
     count: int
 
 
+class Copy(Answer):
+    """A copy of a model in one instance, or a failure to make one."""
+
+    instance: str
+    state: State = Field(
+        description="queued, loading, loaded or failed; others' queued copies are told as loading."
+    )
+    size_bytes: int = Field(description="0 until it is loaded.")
+    requests_per_s: float = Field(description="The expected rate of this copy.")
+    last_used_unix_s: float | None = Field(description="Null: never.")
+    at_unix_s: float | None = Field(
+        description="When it was wanted, or failed; null: another instance, which does not tell."
+    )
+    reason: str = Field(description="Why it failed, else empty.")
+
+    @classmethod
+    def of(cls, view: CopyView) -> Copy:
+        return cls.model_construct(
+            instance=view.instance,
+            state=view.state,
+            size_bytes=view.size_bytes,
+            requests_per_s=view.requests_per_s,
+            last_used_unix_s=view.last_used_wall_s or None,
+            at_unix_s=view.at_wall_s or None,
+            reason=view.reason,
+        )
+
+
 class Model(Answer):
-    """A registered model, as it is in this instance."""
+    """A registered model, in the whole mesh. Totals, replicas and what is in flight or waits are of the instance that answers."""
 
     id: str
     names: Sequence[str] = Field(description="The vmodels that point at it.")
     type: str
     path: str
-    state: State
+    state: State = Field(description="Of its best copy.")
     size_bytes: int = Field(description="In memory; 0 when unknown.")
     size_measured: bool
     load_s: float = Field(description="Learned duration of a load; 0 when unknown.")
-    requests_per_s: float = Field(description="The expected rate.")
+    requests_per_s: float = Field(description="The expected rate, of all copies.")
     requests_total: int
     last_used_unix_s: float | None = Field(description="Null: never.")
     loads_total: int
@@ -57,11 +86,12 @@ class Model(Answer):
     in_flight: int
     waiting: int
     pinned_by: str = Field(description="Why it is held against eviction, else empty.")
-    failure: Failure | None
+    failure: Failure | None = Field(description="The one of this instance, else the newest elsewhere.")
     min_copies: int = Field(description="So many are kept loaded, as far as there are instances.")
     max_copies: int = Field(description="More are not made; 0: no bound.")
     pin: bool = Field(description="Once loaded, it is not evicted.")
     priority: float = Field(description="How much its waiting counts; 1: as of any other.")
+    copies: Sequence[Copy] = Field(description="This instance's first.")
 
     @classmethod
     def of(cls, view: ModelView) -> Model:
@@ -95,11 +125,12 @@ class Model(Answer):
             max_copies=view.keep.max_copies,
             pin=view.keep.pin,
             priority=view.keep.priority,
+            copies=[Copy.of(copy) for copy in view.copies],
         )
 
 
 class Models(Answer):
-    """A page of models, by id. The next page starts with `after=<next_after>`; empty at the end."""
+    """A page of models. The next page starts with `after=<next_after>`; empty at the end."""
 
     models: Sequence[Model]
     next_after: str
@@ -231,102 +262,6 @@ class SetVModel(Body):
     update_only: bool = Field(False, description="Refuse when the vmodel does not exist.")
 
 
-class Ledger(Answer):
-    """The account of bytes of models."""
-
-    capacity_bytes: int
-    loaded_bytes: int
-    loading_bytes: int
-    unloading_bytes: int
-    unattributed_bytes: int = Field(description="Memory of the workers that belongs to no model.")
-    free_bytes: int = Field(description="Negative: in overdraft, nothing is admitted.")
-
-
-class Worker(Answer):
-    """One worker process."""
-
-    name: str
-    pss_bytes: int = Field(description="Proportional set size, what it really uses.")
-    base_bytes: int = Field(description="What it weighs without models.")
-    charged_bytes: int = Field(description="What its models are charged.")
-
-
-class Addresses(Answer):
-    """Where the instance listens; empty: not at all."""
-
-    grpc: str = Field(description="host:port")
-    rest: str = Field(description="URL")
-    ops: str = Field(description="URL")
-
-
-class Instance(Answer):
-    """The instance at a glance. Totals count since its start."""
-
-    id: str
-    version: str
-    pid: int
-    started_unix_s: float
-    ready: bool
-    draining: bool
-    addresses: Addresses
-    folder: str = Field(description="The folder served, or empty.")
-    budget_bytes: int = Field(description="What the workers may use in all.")
-    ledger: Ledger
-    workers: Sequence[Worker]
-    models_registered: int
-    vmodels_registered: int
-    models_loaded: int
-    models_failed: int
-    loads_queued: int
-    loads_running: int
-    loads_total: int
-    load_failures_total: int
-    evictions_total: int
-    faults_total: int
-    refusals_total: int
-    requests_total: int
-    in_flight: int
-    parked: int = Field(description="Requests that wait for a model.")
-    thrashing: str = Field(description="A sentence when the working set does not fit, else empty.")
-    eviction_policy: str
-
-    @classmethod
-    def of(
-        cls,
-        view: InstanceView,
-        memory: Sequence[tuple[str, int, int, int]],
-        addresses: Addresses,
-        **more: Any,
-    ) -> Instance:
-        ledger = view.ledger
-        return cls.model_construct(
-            addresses=addresses,
-            ledger=Ledger.model_construct(
-                capacity_bytes=ledger.capacity_bytes,
-                loaded_bytes=ledger.loaded_bytes,
-                loading_bytes=ledger.loading_bytes,
-                unloading_bytes=ledger.unloading_bytes,
-                unattributed_bytes=ledger.unattributed_bytes,
-                free_bytes=ledger.free_bytes,
-            ),
-            workers=[
-                Worker.model_construct(name=name, pss_bytes=pss, base_bytes=base, charged_bytes=charged)
-                for name, pss, base, charged in memory
-            ],
-            started_unix_s=view.started_wall_s,
-            **_same_in_view(view),
-            **more,
-        )
-
-
-def _same_in_view(view: InstanceView) -> dict[str, Any]:
-    return {
-        name: getattr(view, name)
-        for name in InstanceView.__slots__
-        if name in Instance.model_fields and name != "ledger"
-    }
-
-
 class JournalEntry(Answer):
     """One decision, with the numbers it was taken on."""
 
@@ -356,14 +291,43 @@ class JournalPage(Answer):
     next_since: int
 
 
+class StoryEntry(JournalEntry):
+    """A decision of one instance of the mesh. `sequence` counts within that instance."""
+
+    instance: str
+
+    @classmethod
+    def told(cls, happened: Happened) -> StoryEntry:
+        entry = happened.entry
+        return cls.model_construct(
+            sequence=entry.sequence,
+            at_unix_s=entry.wall_s,
+            did=entry.did,
+            model=entry.model,
+            reason=entry.reason,
+            numbers=dict(entry.numbers),
+            instance=happened.instance,
+        )
+
+
+class Unanswered(Answer):
+    """An instance that could not be asked."""
+
+    instance: str
+    reason: str
+
+
 class Story(Answer):
-    """What happened to a model and why."""
+    """What happened to a model and why, in all instances, by time. Their clocks may differ."""
 
     name: str = Field(description="What was asked for.")
     model: Model | None = Field(description="Null when it is not registered any more, or never was.")
     vmodel: VModel | None = Field(description="The vmodel of that name, if there is one.")
     now: str = Field(description="How it stands, in one sentence.")
-    entries: Sequence[JournalEntry]
+    entries: Sequence[StoryEntry]
+    answered: Sequence[str] = Field(description="The instances whose journals are in it.")
+    unanswered: Sequence[Unanswered] = Field(description="Instances whose part is missing.")
+    cut: bool = Field(description="There is more, which is older.")
 
 
 def described(kind: type[BaseModel]) -> dict[str, Any]:

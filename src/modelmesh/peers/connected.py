@@ -13,7 +13,20 @@ from modelmesh.peers.dialling import Dial, dial
 from modelmesh.peers.link import Link
 from modelmesh.peers.members import Members, encode
 from modelmesh.peers.picture import Picture
-from modelmesh.peers.protocol import Ask, Failed, Gone, Held, Hosted, Joined, Load, Member, News, Provided
+from modelmesh.peers.protocol import (
+    Ask,
+    Failed,
+    Gone,
+    Held,
+    Hosted,
+    Joined,
+    Load,
+    Member,
+    News,
+    Order,
+    Provided,
+    Remembered,
+)
 from modelmesh.store.presence import Presence
 from modelmesh.store.protocol import Store
 
@@ -180,7 +193,17 @@ class ConnectedPeers:
         """See `Peers.unload`."""
         await self._link(id, model).unload(model, why)
 
-    def _link(self, id: str, model: str) -> Link:
+    async def recall(
+        self, id: str, names: Sequence[str], limit: int, deadline_s: float
+    ) -> Sequence[Remembered]:
+        """See `Peers.recall`."""
+        return await self._link(id).recall(names, limit, deadline_s)
+
+    async def order(self, id: str, order: Order) -> None:
+        """See `Peers.order`."""
+        await self._link(id).order(order)
+
+    def _link(self, id: str, model: str = "") -> Link:
         link = self._links.get(id)
         if link is None:
             raise RuntimeUnavailable(f"The instance {id} is not known here, or gone.", model=model)

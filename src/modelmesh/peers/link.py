@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from modelmesh.errors import Code, ModelMeshError, RuntimeUnavailable
 from modelmesh.peers import messages
 from modelmesh.peers.dialling import Connection, Dial, dial
-from modelmesh.peers.protocol import Ask, Back, Gone, Member, News, Provided, Silent, Told
+from modelmesh.peers.protocol import (
+    Ask,
+    Back,
+    Gone,
+    Member,
+    News,
+    Order,
+    Provided,
+    Remembered,
+    Silent,
+    Told,
+)
 from modelmesh.wire.generated import peers_pb2 as pb
 
 if TYPE_CHECKING:
@@ -23,6 +34,7 @@ UNLOAD_S: Final = 30.0
 DEAD_S: Final = 3.0
 """A connection that is silent for so long is dialled anew. It may be dead: where packets were lost for a while it carries nothing
 for about as long again, because its pauses between tries have grown, and a new one works at once."""
+ORDER_S: Final = 5.0
 REDIAL_S: Final = 0.1
 REDIAL_S_MAX: Final = 2.0
 log = logging.getLogger(__name__)
@@ -167,6 +179,16 @@ class Link:
         """See `Peers.unload`."""
         request = pb.UnloadRequest(asker=self._me, model=model, why=why)
         await self._unary("Unload", request, pb.UnloadReply, UNLOAD_S, model)
+
+    async def recall(self, names: Sequence[str], limit: int, deadline_s: float) -> list[Remembered]:
+        """See `Peers.recall`."""
+        request = pb.RecallRequest(asker=self._me, names=names, limit=limit)
+        return messages.from_recalled(await self._unary("Recall", request, pb.RecallReply, deadline_s, ""))
+
+    async def order(self, order: Order) -> None:
+        """See `Peers.order`."""
+        request = pb.OrderRequest(asker=self._me, order=order)
+        await self._unary("Order", request, pb.OrderReply, ORDER_S, "")
 
     async def close(self) -> None:
         """Cancel all calls. Idempotent."""

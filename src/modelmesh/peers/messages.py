@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import Final
 
-from modelmesh.errors import WIRE, Code, LoadFailed, ModelMeshError, Quarantined, RuntimeUnavailable
-from modelmesh.peers.protocol import Ask, Failed, Held, Load, Provided, Update
+from modelmesh.errors import (
+    WIRE,
+    Code,
+    InvalidInput,
+    LoadFailed,
+    ModelMeshError,
+    Quarantined,
+    RuntimeUnavailable,
+)
+from modelmesh.peers.protocol import Ask, Failed, Held, Load, Order, Provided, Remembered, Update
 from modelmesh.policy.urgency import Why
 from modelmesh.wire.generated import peers_pb2 as pb
 
 SERVICE: Final = "modelmesh.peers.v1.Peers"
 KIND: Final = "mm-error"
 """The trailer that names the class of an error."""
+_WHOLE_MAX: Final = 1 << 63
 _KINDS: Final = {kind.__name__: kind for kind in WIRE}
 
 
@@ -104,6 +114,49 @@ def to_provided(provided: Provided) -> pb.Provided:
 
 def from_provided(message: pb.Provided) -> Provided:
     return Provided(message.holder, message.epoch, message.sequence)
+
+
+def to_recalled(entries: Sequence[Remembered]) -> pb.RecallReply:
+    reply = pb.RecallReply()
+    for entry in entries:
+        told = reply.entries.add(
+            sequence=entry.sequence,
+            wall_s=entry.wall_s,
+            did=entry.did,
+            model=entry.model,
+            reason=entry.reason,
+        )
+        for name, value in entry.numbers.items():
+            number = told.numbers.add(name=name)
+            if isinstance(value, str):
+                number.text = value
+            elif isinstance(value, int) and abs(value) < _WHOLE_MAX:
+                number.whole = value
+            else:
+                number.real = value
+    return reply
+
+
+def from_recalled(reply: pb.RecallReply) -> list[Remembered]:
+    return [
+        Remembered(
+            entry.sequence,
+            entry.wall_s,
+            entry.did,
+            entry.model,
+            entry.reason,
+            {number.name: getattr(number, number.WhichOneof("value") or "whole") for number in entry.numbers},
+        )
+        for entry in reply.entries
+    ]
+
+
+def from_order(message: pb.OrderRequest) -> Order:
+    """Raises InvalidInput for one of a later version."""
+    try:
+        return Order(message.order)
+    except ValueError as error:
+        raise InvalidInput(f'This version knows no order "{message.order}".') from error
 
 
 def error_of(kind: str, code: Code, message: str, model: str, retry_after_s: float | None) -> ModelMeshError:

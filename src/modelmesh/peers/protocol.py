@@ -8,8 +8,9 @@ gone *and* its connection is silent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from math import inf
 from typing import NamedTuple, Protocol
 
@@ -80,6 +81,12 @@ class Load:
     draining: bool = False
     cordoned: bool = False
     """Nothing new is placed there; what it holds is served."""
+    copies: int = 0
+    """Loaded there. These and what follows are told to people only; totals count since its start."""
+    loads_running: int = 0
+    loads_queued: int = 0
+    loads_total: int = 0
+    evictions_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,27 @@ class Provided:
     sequence: int
 
 
+class Order(StrEnum):
+    """What an operator asks of an instance. Repeating one is harmless."""
+
+    CORDON = "cordon"
+    """Nothing new is placed there; what it holds is served."""
+    UNCORDON = "uncordon"
+    DRAIN = "drain"
+    """Hand over what it alone holds, then take no more requests: what comes before a stop. Cannot be taken back."""
+
+
+class Remembered(NamedTuple):
+    """An entry of the journal of an instance. `did` is a word of `journal.Did`, or of a later version's."""
+
+    sequence: int
+    wall_s: float
+    did: str
+    model: str
+    reason: str
+    numbers: Mapping[str, float | int | str]
+
+
 class Peers(Protocol):
     """The others. One owner, the event loop it was started on. Every ask has a deadline and raises RuntimeUnavailable when
     the other cannot be reached or does not answer in time, else what the other raised, with its code."""
@@ -198,6 +226,14 @@ class Peers(Protocol):
     async def unload(self, id: str, model: str, why: str) -> None:
         """Ask an instance to give its copy up, when its requests are done."""
 
+    async def recall(
+        self, id: str, names: Sequence[str], limit: int, deadline_s: float
+    ) -> Sequence[Remembered]:
+        """Ask an instance what its journal remembers of these models and vmodels: the newest, oldest first."""
+
+    async def order(self, id: str, order: Order) -> None:
+        """Have an instance cordoned, uncordoned or drained. It has begun when this returns."""
+
     async def update_member(self, **changes: object) -> None:
         """Change this instance's record (capacity, labels)."""
 
@@ -216,3 +252,9 @@ class Hosted(Protocol):
 
     async def unload(self, asker: str, model: str, why: str) -> None:
         """Give the copy up. No error when there is none."""
+
+    async def recall(self, asker: str, names: Sequence[str], limit: int) -> Sequence[Remembered]:
+        """What the journal here remembers of them: the newest, oldest first."""
+
+    async def order(self, asker: str, order: Order) -> None:
+        """Begin what is ordered."""

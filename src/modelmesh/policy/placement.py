@@ -62,6 +62,8 @@ class Candidate:
     zone: str = ""
     host: str = ""
     draining: bool = False
+    cordoned: bool = False
+    """Somebody wants nothing new there."""
     serves: bool = True
     """Its runtimes serve the type of the model."""
     failed: bool = False
@@ -147,6 +149,8 @@ def _bar(wanted: Wanted, candidate: Candidate) -> str:
     """Why the instance may not hold the model; empty when it may."""
     if candidate.draining:
         return "is draining"
+    if candidate.cordoned:
+        return "is cordoned"
     if not candidate.serves:
         return "does not serve its type"
     if wanted.size_bytes > candidate.capacity_bytes:

@@ -6,30 +6,35 @@ what it does not do: memory, workers, waiting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from modelmesh.errors import (
     AlreadyExists,
     Code,
     FailedPrecondition,
+    InstanceNotFound,
     InvalidInput,
     LoadFailed,
     ModelMeshError,
     ModelNotFound,
 )
 from modelmesh.journal import Did, Journal
-from modelmesh.mesh.control import Page, Registration
+from modelmesh.mesh.control import Page, Query, Registration, Sort
+from modelmesh.mesh.recollection import Happened, Mute, Story
 from modelmesh.mesh.views import (
     CopyView,
     Failure,
     InstanceView,
     LedgerView,
+    MemberView,
+    MeshCount,
     ModelView,
     RuntimeView,
     State,
     VModelView,
 )
+from modelmesh.peers.protocol import Order, Remembered
 from modelmesh.registry.keep import KeepChange
 
 
@@ -61,6 +66,11 @@ class FakeControlPlane:
         self.draining = False
         self.loads_total = 0
         self.served: tuple[str, ...] = ()
+        self.others: list[MemberView] = []
+        """Other instances of the mesh, and which of all are cordoned."""
+        self.cordoned: set[str] = set()
+        self.remembered: dict[str, list[Remembered]] = {}
+        """What the journals of other instances remember; of those that are not here, nothing can be learned."""
 
     @property
     def journal(self) -> Journal:
@@ -195,17 +205,36 @@ class FakeControlPlane:
         names = tuple(v.id for v in self.names.values() if v.active == model)
         return replace(view, names=names, copies=copies)
 
-    def models(
-        self, *, prefix: str = "", state: State | None = None, after: str = "", limit: int = 100
-    ) -> Page:
-        matches = [
-            id
-            for id, view in sorted(self.registered.items())
-            if id.startswith(prefix) and state in (None, view.state)
-        ]
-        rest = [id for id in matches if id > after]
-        shown = [self.model(id) for id in rest[:limit]]
-        return Page(shown, shown[-1].id if len(rest) > limit else "", len(matches))
+    async def models(self, query: Query) -> Page:
+        self._check_instance(query.instance)
+        numbers: dict[Sort, Callable[[ModelView], float]] = {
+            Sort.COPIES: lambda view: float(view.state is State.LOADED),
+            Sort.RATE: lambda view: view.requests_per_s,
+            Sort.SIZE: lambda view: float(view.size_bytes),
+            Sort.USED: lambda view: view.last_used_wall_s,
+        }
+        number = numbers.get(query.sort)
+        with_copies = bool(query.instance) or query.sort is not Sort.ID
+        keys = sorted(
+            (0.0 if number is None else -number(view), id)
+            for id, view in self.registered.items()
+            if id.startswith(query.prefix)
+            and query.state in (None, view.state)
+            and not (with_copies and view.state is State.COLD)
+        )
+        if query.sort is Sort.ID:
+            rest = [key for key in keys if key[1] > query.after]
+        else:
+            negated, _, id = query.after.partition(" ")
+            rest = [key for key in keys if not id or key > (float(negated), id)]
+        shown = [self.model(id) for _, id in rest[: query.limit]]
+        last = rest[len(shown) - 1] if len(rest) > query.limit else None
+        after = "" if last is None else last[1] if query.sort is Sort.ID else f"{last[0]} {last[1]}"
+        return Page(shown, after, len(keys))
+
+    def _check_instance(self, instance: str) -> None:
+        if instance not in ("", *(member.id for member in self.members())):
+            raise InstanceNotFound.named(instance)
 
     def servable(self, name: str, version: str = "") -> bool:
         return self.model(f"{name}:{version}" if version else name).failure is None
@@ -265,6 +294,7 @@ class FakeControlPlane:
             started_wall_s=self.clock.wall_s(),
             ready=self.ready,
             draining=self.draining,
+            cordoned="fake" in self.cordoned,
             ledger=ledger,
             models_registered=len(states),
             vmodels_registered=len(self.names),
@@ -286,3 +316,56 @@ class FakeControlPlane:
 
     def memory(self) -> Sequence[tuple[str, int, int, int]]:
         return (("worker 0", 60 << 20, 45 << 20, self.instance().ledger.loaded_bytes),)
+
+    def members(self) -> Sequence[MemberView]:
+        views = [member_view("fake", here=True, copies=self.instance().models_loaded), *self.others]
+        return [
+            replace(view, cordoned=view.id in self.cordoned) for view in sorted(views, key=lambda v: v.id)
+        ]
+
+    async def order(self, instance: str, order: Order) -> None:
+        self._check_instance(instance)
+        match order:
+            case Order.CORDON:
+                self.cordoned.add(instance)
+            case Order.UNCORDON:
+                self.cordoned.discard(instance)
+            case Order.DRAIN:
+                self.draining = self.draining or instance == "fake"
+
+    async def story(self, names: Sequence[str]) -> Story:
+        own = [
+            Remembered(entry.sequence, entry.wall_s, str(entry.did), entry.model, entry.reason, entry.numbers)
+            for entry in self._journal.about(*names)
+        ]
+        told = [Happened("fake", entry) for entry in own]
+        mute = []
+        for other in self.others:
+            if other.id in self.remembered:
+                told += [
+                    Happened(other.id, entry) for entry in self.remembered[other.id] if entry.model in names
+                ]
+            else:
+                mute.append(Mute(other.id, f"The instance {other.id} does not answer."))
+        answered = ["fake", *(other.id for other in self.others if other.id in self.remembered)]
+        return Story(sorted(told, key=lambda happened: happened.entry.wall_s), sorted(answered), mute, False)
+
+    async def census(self) -> MeshCount | None:
+        view = self.instance()
+        return MeshCount(
+            view.models_registered,
+            view.models_loaded,
+            view.models_failed,
+            view.vmodels_registered,
+            view.models_loaded,
+        )
+
+
+def member_view(id: str, *, here: bool = False, copies: int = 0) -> MemberView:
+    """An instance that is well."""
+    return MemberView(
+        id=id, here=here, address=f"{id}:8080", zone="z1", host=f"host-{id}", labels=("cpu",), version="0",
+        revision="r1", started_wall_s=1_700_000_000.0, capacity_bytes=1 << 30, free_bytes=1 << 29, price=0.0,
+        requests_per_s=2.5, busyness=0.25, load_queue_s=0.0, copies=copies, loads_running=1, loads_queued=2, loads_total=3,
+        evictions_total=4, draining=False, cordoned=False, suspected=False, told=True,
+    )  # fmt: skip

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from modelmesh.errors import RuntimeUnavailable
 from modelmesh.peers.protocol import (
@@ -27,7 +27,9 @@ from modelmesh.peers.protocol import (
     Load,
     Member,
     News,
+    Order,
     Provided,
+    Remembered,
     Silent,
     Told,
     Update,
@@ -39,6 +41,9 @@ ACKNOWLEDGE_S: Final = 0.25
 SILENT_S: Final = 0.75
 """Three pings missed."""
 LEASE_S: Final = 10.0
+ORDER_S: Final = 5.0
+
+T = TypeVar("T")
 
 
 class Network:
@@ -297,17 +302,37 @@ class FakePeers:
     # --- asking ---------------------------------------------------------------------------------------------
 
     async def provide(self, id: str, ask: Ask) -> Provided:
-        provided: Provided = await self._asks("provide", id, ask, ACKNOWLEDGE_S)
-        return provided
+        return await self._asks(
+            "provide", id, ask, lambda theirs: theirs.provide(self.me.id, ask), ACKNOWLEDGE_S
+        )
 
     async def load(self, id: str, ask: Ask) -> Provided:
-        provided: Provided = await self._asks("load", id, ask, ask.deadline_s)
-        return provided
+        return await self._asks("load", id, ask, lambda theirs: theirs.load(self.me.id, ask), ask.deadline_s)
 
     async def unload(self, id: str, model: str, why: str) -> None:
-        await self._asks("unload", id, Ask(model, 30.0, Why.ASKED, why), 30.0)
+        ask = Ask(model, 30.0, Why.ASKED, why)
+        await self._asks("unload", id, ask, lambda theirs: theirs.unload(self.me.id, model, why), 30.0)
 
-    async def _asks(self, kind: str, id: str, ask: Ask, patience_s: float) -> Any:
+    async def recall(
+        self, id: str, names: Sequence[str], limit: int, deadline_s: float
+    ) -> Sequence[Remembered]:
+        ask = Ask("", deadline_s, Why.ASKED, "")
+        return await self._asks(
+            "recall", id, ask, lambda theirs: theirs.recall(self.me.id, names, limit), deadline_s
+        )
+
+    async def order(self, id: str, order: Order) -> None:
+        ask = Ask("", ORDER_S, Why.ASKED, order)
+        await self._asks("order", id, ask, lambda theirs: theirs.order(self.me.id, order), ORDER_S)
+
+    async def _asks(
+        self,
+        kind: str,
+        id: str,
+        ask: Ask,
+        call: Callable[[Hosted], Coroutine[Any, Any, T]],
+        patience_s: float,
+    ) -> T:
         await asyncio.sleep(self._network.delay())
         reached = await self._network.reached(self.me.id, id, min(patience_s, ask.deadline_s))
         other = self._network.instances.get(id)
@@ -315,7 +340,9 @@ class FakePeers:
             raise RuntimeUnavailable(f"Instance {id} cannot be reached.", model=ask.model)
         if not reached:
             raise RuntimeUnavailable(f"Instance {id} does not answer.", model=ask.model)
-        task = asyncio.get_running_loop().create_task(other._answer(kind, self.me.id, ask))
+        assert other._hosted is not None
+        other.asked.append((kind, self.me.id, ask))
+        task = asyncio.get_running_loop().create_task(call(other._hosted))
         other._tasks[task] = None
         task.add_done_callback(other._tasks.pop)
         try:
@@ -326,12 +353,3 @@ class FakePeers:
         if task.cancelled() or not task.done() or not self._network.reaches(self.me.id, id):
             raise RuntimeUnavailable(f"Instance {id} did not answer in time.", model=ask.model)
         return task.result()
-
-    async def _answer(self, kind: str, asker: str, ask: Ask) -> Any:
-        assert self._hosted is not None
-        self.asked.append((kind, asker, ask))
-        if kind == "unload":
-            return await self._hosted.unload(asker, ask.model, ask.why)
-        if kind == "provide":
-            return await self._hosted.provide(asker, ask)
-        return await self._hosted.load(asker, ask)

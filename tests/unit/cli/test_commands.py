@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -17,9 +17,10 @@ import pytest
 
 from modelmesh.cli import main as cli
 from modelmesh.cli.exits import Exit
-from modelmesh.ops import schemas
+from modelmesh.ops import instance_schemas, schemas
+from modelmesh.peers.protocol import Remembered
 from modelmesh.registry.keep import Keep
-from modelmesh.testing.control import FakeControlPlane
+from modelmesh.testing.control import FakeControlPlane, member_view
 from modelmesh.testing.ops import parts_over, served_ops
 
 
@@ -317,6 +318,70 @@ def test_status_and_top_show_the_instance(run: Run) -> None:
     assert [model["id"] for model in run("top", "--json").json["busiest"]] == ["m"]
 
 
+def test_a_mesh_is_shown_from_any_instance(run: Run, control: FakeControlPlane) -> None:
+    control.others = [
+        replace(member_view("b"), zone="z2", draining=True, price=2e-9),
+        replace(member_view("c"), suspected=True),
+    ]
+    run("register", "m", "--type", "onnx", "--path", "/m")
+    run("load", "m")
+    control.registered["m"] = replace(control.registered["m"], requests_per_s=3.0)
+    listed = rows(run("list", "--instance", "fake", "--sort", "rate").out)
+    assert listed[0][4] == "COPIES"
+    assert listed[1][3:7] == ["loaded", "fake", "1.00 MiB", "3"]
+    shown = rows(run("instances").out)
+    assert shown[0][:3] == ["INSTANCE", "ZONE", "CONDITION"]
+    assert [row[:3] for row in shown[1:]] == [
+        ["b", "z2", "draining"],
+        ["c", "z1", "no answer"],
+        ["fake *", "z1", "ok"],
+    ]
+    assert shown[1][3:] == [
+        "0", "1.00 GiB", "512 MiB", "7.55 s/h/MiB", "25%", "2.5", "1+2, 0 s", "3", "4", shown[1][-1]
+    ]  # fmt: skip
+    assert "draining" in run("status").out and "draining" in run("top", "--once").out
+    assert [each["id"] for each in run("top", "--json").json["instances"]] == ["b", "c", "fake"]
+    assert [each["zone"] for each in run("instances", "--json").json["instances"]] == ["z2", "z1", "z1"]
+    unknown = run("list", "--instance", "nobody")
+    assert (unknown.exit_code, unknown.err) == (
+        Exit.REFUSED,
+        'There is no instance "nobody" in this mesh; see who is there with: modelmesh instances\n',
+    )
+
+
+def test_instances_are_cordoned_by_way_of_any_other(run: Run, control: FakeControlPlane) -> None:
+    control.others = [member_view("b")]
+    assert run("cordon", "b").out.startswith("b is cordoned: ")
+    assert run("cordon").out.startswith("fake is cordoned: ")
+    assert [row[1] for row in rows(run("instances").out)[1:]] == ["cordoned", "cordoned"]
+    assert "ready, cordoned" in run("status").out
+    assert run("uncordon", "b").out == "b takes models again.\n"
+    assert control.cordoned == {"fake"}
+    assert run("drain", "fake").exit_code == Exit.OK
+    assert control.draining
+    assert run("drain").exit_code == Exit.USAGE
+    assert run("cordon", "nobody").exit_code == Exit.REFUSED
+
+
+def test_a_story_is_told_by_all_instances(run: Run, control: FakeControlPlane) -> None:
+    control.others = [member_view("b"), member_view("c")]
+    at_s = control.clock.wall_s() - 60
+    control.remembered["b"] = [Remembered(7, at_s, "placed", "m", "Placed at fake.", {"cost_s": 0.5})]
+    run("register", "m", "--type", "onnx", "--path", "/m")
+    run("load", "m")
+    text = run("explain", "m").out
+    assert text.startswith('Model "m" is loaded in fake: 1.00 MiB measured')
+    assert "Instance c could not be asked: The instance c does not answer." in text
+    told = rows(text)
+    assert [row[1:3] for row in told[-3:]] == [["b", "placed"], ["fake", "registered"], ["fake", "loaded"]]
+    assert told[-3][3] == "Placed at fake. (cost 0.5 s)"
+    assert [entry["instance"] for entry in run("explain", "m", "--json").json["entries"]] == [
+        "b",
+        "fake",
+        "fake",
+    ]
+
+
 def test_markup_in_ids_is_shown_as_it_is(run: Run) -> None:
     run("register", "[red]m[/]", "--type", "onnx", "--path", "/m")
     assert "[red]m[/]" in run("list").out
@@ -346,8 +411,11 @@ def test_the_page_lists_commands_exits_and_schemas() -> None:
     assert {name: int(code) for code, name in exits} == {each.name: each.value for each in Exit}
     fields = dict(re.findall(r"^\| (\w+) \| (`id`.*|`\w+`(?:, `\w+`)+) \|$", page, re.MULTILINE))
     for name, listed in fields.items():
-        assert re.findall(r"`(\w+)`", listed) == list(getattr(schemas, name).model_fields)
-    assert set(fields) >= {"Model", "Instance", "Story", "VModel"}
+        schema = (
+            getattr(instance_schemas, name) if hasattr(instance_schemas, name) else getattr(schemas, name)
+        )
+        assert re.findall(r"`(\w+)`", listed) == list(schema.model_fields)
+    assert set(fields) >= {"Model", "Copy", "Instance", "MeshInstance", "Story", "StoryEntry", "VModel"}
 
 
 @pytest.fixture(autouse=True)

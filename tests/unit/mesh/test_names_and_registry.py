@@ -8,7 +8,7 @@ import random
 from modelmesh.dataplane.protocol import Fault, Name, NameKind, Route
 from modelmesh.errors import Code, LoadFailed, ModelNotFound, RuntimeUnavailable
 from modelmesh.journal import Did
-from modelmesh.mesh.control import Registration
+from modelmesh.mesh.control import Query, Registration
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
@@ -256,19 +256,18 @@ def test_pages_of_models_by_state() -> None:
             await stage.register("other")
             for index in (1, 3, 5):
                 await stage.mesh.load(f"m{index}")
-            page = stage.mesh.models(prefix="m", limit=3)
+            page = await stage.mesh.models(Query(prefix="m", limit=3))
             assert [view.id for view in page.models] == ["m0", "m1", "m2"]
             assert (page.next_after, page.total) == ("m2", 7)
-            last = stage.mesh.models(prefix="m", after="m5", limit=3)
+            last = await stage.mesh.models(Query(prefix="m", after="m5", limit=3))
             assert [view.id for view in last.models] == ["m6"] and last.next_after == ""
-            loaded = stage.mesh.models(state=State.LOADED, limit=2)
+            loaded = await stage.mesh.models(Query(state=State.LOADED, limit=2))
             assert [view.id for view in loaded.models] == ["m1", "m3"] and loaded.total == 3
-            assert [
-                view.id for view in stage.mesh.models(state=State.LOADED, after=loaded.next_after).models
-            ] == ["m5"]
-            cold = stage.mesh.models(prefix="m", state=State.COLD, limit=2)
+            rest = await stage.mesh.models(Query(state=State.LOADED, after=loaded.next_after))
+            assert [view.id for view in rest.models] == ["m5"]
+            cold = await stage.mesh.models(Query(prefix="m", state=State.COLD, limit=2))
             assert [view.id for view in cold.models] == ["m0", "m2"] and cold.total == 4
-            assert stage.mesh.models(state=State.FAILED).total == 0
+            assert (await stage.mesh.models(Query(state=State.FAILED))).total == 0
             assert isinstance(await raised(stage.mesh.load("nobody")), ModelNotFound)
 
     run(scene())

@@ -69,7 +69,7 @@ class Failed(_message.Message):
     def __init__(self, model: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., permanent: _Optional[bool] = ..., expires_in_ms: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("capacity_bytes", "free_bytes", "price", "rate_per_s", "busyness", "load_queue_s", "draining", "cordoned")
+    __slots__ = ("capacity_bytes", "free_bytes", "price", "rate_per_s", "busyness", "load_queue_s", "draining", "cordoned", "copies", "loads_running", "loads_queued", "loads_total", "evictions_total")
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PRICE_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,11 @@ class Load(_message.Message):
     LOAD_QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     CORDONED_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    LOADS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    LOADS_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    LOADS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     capacity_bytes: int
     free_bytes: int
     price: float
@@ -86,7 +91,12 @@ class Load(_message.Message):
     load_queue_s: float
     draining: bool
     cordoned: bool
-    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., price: _Optional[float] = ..., rate_per_s: _Optional[float] = ..., busyness: _Optional[float] = ..., load_queue_s: _Optional[float] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ...) -> None: ...
+    copies: int
+    loads_running: int
+    loads_queued: int
+    loads_total: int
+    evictions_total: int
+    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., price: _Optional[float] = ..., rate_per_s: _Optional[float] = ..., busyness: _Optional[float] = ..., load_queue_s: _Optional[float] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ..., copies: _Optional[int] = ..., loads_running: _Optional[int] = ..., loads_queued: _Optional[int] = ..., loads_total: _Optional[int] = ..., evictions_total: _Optional[int] = ...) -> None: ...
 
 class AskRequest(_message.Message):
     __slots__ = ("asker", "model", "need", "why", "rate_per_s", "last_used_wall_ms", "tried", "hops", "until_used", "suspicion", "copies", "worth_s", "execution_s")
@@ -147,5 +157,61 @@ class UnloadRequest(_message.Message):
     def __init__(self, asker: _Optional[str] = ..., model: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class UnloadReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RecallRequest(_message.Message):
+    __slots__ = ("asker", "names", "limit")
+    ASKER_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    asker: str
+    names: _containers.RepeatedScalarFieldContainer[str]
+    limit: int
+    def __init__(self, asker: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class RecallReply(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[Remembered]
+    def __init__(self, entries: _Optional[_Iterable[_Union[Remembered, _Mapping]]] = ...) -> None: ...
+
+class Remembered(_message.Message):
+    __slots__ = ("sequence", "wall_s", "did", "model", "reason", "numbers")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    DID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    wall_s: float
+    did: str
+    model: str
+    reason: str
+    numbers: _containers.RepeatedCompositeFieldContainer[Number]
+    def __init__(self, sequence: _Optional[int] = ..., wall_s: _Optional[float] = ..., did: _Optional[str] = ..., model: _Optional[str] = ..., reason: _Optional[str] = ..., numbers: _Optional[_Iterable[_Union[Number, _Mapping]]] = ...) -> None: ...
+
+class Number(_message.Message):
+    __slots__ = ("name", "whole", "real", "text")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    REAL_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    whole: int
+    real: float
+    text: str
+    def __init__(self, name: _Optional[str] = ..., whole: _Optional[int] = ..., real: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
+
+class OrderRequest(_message.Message):
+    __slots__ = ("asker", "order")
+    ASKER_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    asker: str
+    order: str
+    def __init__(self, asker: _Optional[str] = ..., order: _Optional[str] = ...) -> None: ...
+
+class OrderReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -1,25 +1,18 @@
-"""`explain`: how a model stands now, in one sentence, and the journal entries that led there."""
+"""How a model stands now, in a sentence or two: what `explain` begins with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from modelmesh.journal import Entry, Journal
 from modelmesh.mesh.views import ModelView, State, VModelView
 from modelmesh.settings.sizes import format_size
 
 
-def entries_about(journal: Journal, names: Iterable[str]) -> list[Entry]:
-    """What the journal remembers of any of these names, oldest first."""
-    wanted = frozenset(names) - {""}
-    return [entry for entry in journal.since(0) if entry.model in wanted]
-
-
-def standing(name: str, model: ModelView | None, vmodel: VModelView | None, now_wall_s: float) -> str:
-    """How it stands, in one or two sentences."""
+def standing(
+    name: str, model: ModelView | None, vmodel: VModelView | None, now_wall_s: float, *, several: bool = False
+) -> str:
+    """How it stands, in one or two sentences; with `several` instances they are named."""
     if model is None:
         return f'"{name}" is not registered; register it with: modelmesh register "{name}" --type FORMAT --path PATH.'
-    sentence = _standing_of_model(model, now_wall_s)
+    sentence = _standing_of_model(model, now_wall_s, several)
     if vmodel is None:
         return sentence
     sentence = f'Vmodel "{vmodel.id}" points at "{vmodel.active}". {sentence}'
@@ -30,10 +23,12 @@ def standing(name: str, model: ModelView | None, vmodel: VModelView | None, now_
     return sentence
 
 
-def _standing_of_model(model: ModelView, now_wall_s: float) -> str:
+def _standing_of_model(model: ModelView, now_wall_s: float, several: bool) -> str:
     subject = f'Model "{model.id}"'
+    where = _where(model) if several else ""
     if model.state is State.LOADED:
-        return f"{subject} is loaded: {_weight(model)}, {_use(model, now_wall_s)}{_pin(model)}."
+        replicas = "" if several else f", {model.replicas} replica{'' if model.replicas == 1 else 's'}"
+        return f"{subject} is loaded{where}: {_weight(model)}{replicas}, {_use(model, now_wall_s, several)}{_pin(model)}."
     if model.state is State.FAILED and model.failure:
         wait_s = max(0.0, model.failure.expires_wall_s - now_wall_s)
         reason = model.failure.reason.rstrip(".")
@@ -43,24 +38,34 @@ def _standing_of_model(model: ModelView, now_wall_s: float) -> str:
         )
     if model.state in (State.QUEUED, State.LOADING):
         doing = "waits to be loaded" if model.state is State.QUEUED else "is being loaded"
-        return f"{subject} {doing}; {model.waiting} requests wait for it."
+        return f"{subject} {doing}{where}; {model.waiting} requests wait for it."
     if model.state is State.UNLOADING:
         return f"{subject} is being unloaded; {model.in_flight} requests are in flight."
     duration = f", which takes about {model.load_s:.3g} s" if model.load_s else ""
     return f"{subject} is registered but not loaded; the next request loads it{duration}."
 
 
+def _where(model: ModelView) -> str:
+    """The instances that make up its state."""
+    ids = [copy.instance for copy in model.copies if copy.state is model.state]
+    if not ids:
+        return ""
+    return f" in {', '.join(ids[:-1])} and {ids[-1]}" if len(ids) > 1 else f" in {ids[0]}"
+
+
 def _weight(model: ModelView) -> str:
     how = "measured" if model.size_measured else "estimated"
-    replicas = "1 replica" if model.replicas == 1 else f"{model.replicas} replicas"
-    return f"{format_size(model.size_bytes)} {how}, {replicas}"
+    return f"{format_size(model.size_bytes)} {how}"
 
 
-def _use(model: ModelView, now_wall_s: float) -> str:
+def _use(model: ModelView, now_wall_s: float, several: bool) -> str:
     if not model.last_used_wall_s:
         return "never used"
     ago_s = max(0.0, now_wall_s - model.last_used_wall_s)
-    return f"{model.requests_total} requests, about {model.requests_per_s:.3g}/s, last used {ago_s:.0f} s ago"
+    requests = (
+        "" if several else f"{model.requests_total} requests, "
+    )  # they are counted where they were served
+    return f"{requests}about {model.requests_per_s:.3g}/s, last used {ago_s:.0f} s ago"
 
 
 def _pin(model: ModelView) -> str:
