@@ -50,9 +50,10 @@ class Admission:
         running = self._loads.running()
         ordered = self._loads.ordered()
         ready_s = ready_in_s(
-            [copy.load_s for copy in ordered], self._loads.slots, [left_s for _, left_s in running]
+            [copy.load_s for copy in ordered], self._loads.slots, [one.left_s for one in running]
         )
-        for copy, ready_in in [*running, *zip(ordered, ready_s, strict=True)]:
+        soon = [(one.copy, one.left_s) for one in running]
+        for copy, ready_in in [*soon, *zip(ordered, ready_s, strict=True)]:
             if (only is None or copy.model in only) and copy.load_s > 0.0:
                 self._expect(copy, ready_in)
 

@@ -84,7 +84,8 @@ class Condition:
             if free < FULL_SHARE * usable_bytes:
                 worth = site.budget.residents.sample(Policy.RATE_COST, now_s).values
                 prices.append(min(worth, default=inf))
-            running_s = [left_s for _, left_s in site.loads.running()]
+            # One that takes longer than ever (its framework is imported first, the storage is slow) may take as long again.
+            running_s = [one.left_s or one.ran_s for one in site.loads.running()]
             queued_s = [copy.load_s for copy in site.loads.waiting()]
             queues.append(ready_in_s([*queued_s, 0.0], max(site.loads.slots, 1), running_s)[-1])
         return Load(

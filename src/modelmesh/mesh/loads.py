@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from itertools import islice
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 from modelmesh.clock import Clock
 from modelmesh.errors import (
@@ -41,6 +41,14 @@ from modelmesh.policy.urgency import Claim, Why, startable
 from modelmesh.registry.records import ModelRecord
 from modelmesh.runtime.protocol import Estimate, Loaded, ModelSpec, Runtime
 from modelmesh.settings.sizes import format_size
+
+
+class Running(NamedTuple):
+    """A load under way: what it is expected to need still, 0 when that is unknown or over; and how long it has run."""
+
+    copy: Copy
+    left_s: float
+    ran_s: float
 
 
 class Loads:
@@ -523,14 +531,14 @@ class Loads:
 
     # --- for admission and the tick --------------------------------------------------------------------------
 
-    def running(self) -> list[tuple[Copy, float]]:
-        """The copies being loaded, with the seconds each is expected to need still; 0 when unknown or overdue."""
+    def running(self) -> list[Running]:
+        """The copies being loaded."""
         now_s = self._clock.monotonic_s()
         rows = []
         for model, (_, began_s, _) in self._running.items():
             copy = self._copies.get(model)
             if copy is not None:
-                rows.append((copy, max(copy.load_s - (now_s - began_s), 0.0)))
+                rows.append(Running(copy, max(copy.load_s - (now_s - began_s), 0.0), now_s - began_s))
         return rows
 
     def waiting(self) -> list[Copy]:

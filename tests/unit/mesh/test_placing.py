@@ -43,6 +43,25 @@ def test_a_keeper_does_not_count_for_ever_what_it_placed_at_itself() -> None:
     run(scene())
 
 
+def test_nothing_is_placed_behind_a_load_that_takes_longer_than_expected() -> None:
+    """A worker that was started again imports a framework first, while others have it."""
+
+    async def scene() -> None:
+        async with Theatre(2, max_loads=1) as theatre:
+            await theatre.register("first", Artefact(load_s=5.0))
+            slow = asyncio.create_task(theatre["a"].mesh._asks.load("first", "a test", False, 10.0))
+            await asyncio.sleep(2.0)
+            for index in range(10):
+                await theatre.register(f"m{index}", Artefact(load_s=0.01))
+                asked_s = theatre["a"].clock.monotonic_s()
+                assert (await theatre["ab"[index % 2]].ask(f"m{index}").answer).code is Code.OK
+                assert theatre["a"].clock.monotonic_s() < asked_s + 0.1
+                assert theatre.holders(f"m{index}") == ["b"]
+            await slow
+
+    run(scene())
+
+
 def test_what_was_used_elsewhere_is_known_where_it_comes_back() -> None:
     async def scene() -> None:
         async with Theatre(3) as theatre:
