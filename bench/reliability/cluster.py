@@ -25,7 +25,7 @@ from bench.traffic import Clients
 from modelmesh.testing.etcd import Etcd, Place
 
 START_S = 60.0
-STOP_S = 40.0
+STOP_S = 60.0
 SERVICE = "reliability"
 
 
@@ -38,7 +38,7 @@ class Shape:
     etcd_bytes: int = 16 << 20
     memory: str = "256MiB"
     workers: int = 1
-    grace_s: float = 10.0
+    grace_s: float = 30.0
     flags: tuple[str, ...] = ()
 
 
@@ -59,6 +59,7 @@ class Member:
     def start(self, revision: str) -> None:
         """Returns at once; `wait_ready` waits."""
         self._started += 1
+        self._product = None
         scratch = self._folder / f"{self.machine.name}-{self._started}"
         scratch.mkdir(parents=True)
         self.log, self._ready = scratch / "log.txt", scratch / "ready.json"
@@ -85,13 +86,18 @@ class Member:
 
     @property
     def product(self) -> Product:
-        """What it became when it was ready, also after it ended."""
+        """What it is since it was ready, also after it ended."""
         assert self._product is not None
         return self._product
 
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def started(self) -> bool:
+        """Whether it was ready once."""
+        return self._product is not None
 
     @property
     def address(self) -> str:
@@ -126,7 +132,7 @@ class Member:
 
     def is_ready(self) -> bool:
         """As a load balancer finds out: /ready answers 200 within a second."""
-        if self._product is None or not self.running:
+        if not self.started or not self.running:
             return False
         with contextlib.suppress(httpx.HTTPError):
             return httpx.get(f"{self.product.ops}/ready", timeout=1).status_code == 200
@@ -186,7 +192,8 @@ class Cluster:
 
     @property
     def running(self) -> list[Member]:
-        return [member for member in self.members if member.running]
+        """Those that run and have been ready."""
+        return [member for member in self.members if member.running and member.started]
 
     def ready(self) -> list[str]:
         """Addresses of the gRPC ports of those that are ready."""

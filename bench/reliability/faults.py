@@ -233,7 +233,7 @@ FAULTS = (
     Fault("etcd-compacted", "etcd compacted while an instance cannot follow", etcd_compacted),
     Fault("etcd-slow", "etcd stands still for four fifths of the time", etcd_slow),
     Fault("etcd-full", "etcd full (quota exceeded), then emptied", etcd_full),
-    Fault("storage-lost", "the models' files gone, and back", storage_lost),
+    Fault("storage-lost", "the models' files gone, and back", storage_lost, failures_max=BOUNDED),
     Fault("all-replaced", "all instances replaced, one by one", all_replaced),
     Fault("scaled-in", "an instance fewer (SIGTERM)", scaled_in),
 )
