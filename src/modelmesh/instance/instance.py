@@ -144,6 +144,7 @@ class Instance:
                 model_series_max=_model_series_max(settings),
             ),
             peers=self.peers,
+            fill=settings.models.fill_memory,
         )
         self.mesh.overview.orders.on_drain = self._begin_drain
         serving = self._serving

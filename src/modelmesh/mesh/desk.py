@@ -22,6 +22,7 @@ from modelmesh.journal import Journal
 from modelmesh.mesh.asks import ASKED, TIMEOUT_S, Asks
 from modelmesh.mesh.control import Page, Query, Registration
 from modelmesh.mesh.copies import Copies
+from modelmesh.mesh.filling import Filling
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.others import Others
 from modelmesh.mesh.overview import Overview
@@ -48,6 +49,7 @@ class Desk(ABC):
     _asks: Asks
     _clock: Clock
     _copies: Copies
+    _filling: Filling
     _journal: Journal
     _mirror: Mirror
     _names: Names
@@ -162,6 +164,7 @@ class Desk(ABC):
 
     async def unload(self, name: str, *, timeout_s: float | None = None) -> ModelView:
         model = self.resolve(name)
+        self._filling.leave(model)
         if self._others is not None:
             await self._others.unload_elsewhere(model, ASKED)
         await self._asks.unload(model, timeout_s)

@@ -27,6 +27,7 @@ from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
 from modelmesh.mesh.desk import Desk
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.faults import Faults
+from modelmesh.mesh.filling import Filling
 from modelmesh.mesh.fleet import Fleet
 from modelmesh.mesh.handover import hand_over
 from modelmesh.mesh.histories import Histories
@@ -38,6 +39,7 @@ from modelmesh.mesh.min_copies import MinCopies
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.others import Others
 from modelmesh.mesh.overview import Overview
+from modelmesh.mesh.recovery import Recovery
 from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.routes import Routes
@@ -49,6 +51,7 @@ from modelmesh.mesh.upkeep import Upkeep
 from modelmesh.mesh.usage import UsageReader
 from modelmesh.mesh.views import InstanceView, State
 from modelmesh.mesh.vmodels import VModels
+from modelmesh.mesh.whole import Whole
 from modelmesh.peers.protocol import Member, Peers
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.thrash import Thrashing
@@ -92,8 +95,10 @@ class Mesh(Desk):
         vmodel_owner: str = "",
         constraints: Mapping[str, Constraint] | None = None,
         peers: Peers | None = None,
+        fill: bool = False,
     ) -> None:
-        """`peers`: the other instances; None: there are none, and nothing is done for them."""
+        """`peers`: the other instances; None: there are none, and nothing is done for them. `fill`: load models that were used
+        lately into memory that is free."""
         self._dataplane = dataplane
         self._registrar = registrar
         self._journal = journal
@@ -153,7 +158,10 @@ class Mesh(Desk):
         if others is not None:
             others.on_members = self._members_changed
             others.on_copies = lambda models: self._upkeep.changed_abroad(models)
-        self.keeping = Keeping(clock, rng, lambda model: others is None or others.provider.keeps(model))
+        self._whole = Whole(
+            self._mirror, self._copies, self._sites, self._failures, self._asks, self._condition.load, others
+        )
+        self.keeping = Keeping(clock, rng, self._whole.keeps)
         self.keeping.add(
             MinCopies(
                 self._mirror, self._copies, others, self._failures, clock, journal,
@@ -166,6 +174,17 @@ class Mesh(Desk):
             self._mirror, self._copies, self._sites, self._failures, self._histories, self._names, self._upkeep,
             settle=self._settle,
         )  # fmt: skip
+        self._recovery = Recovery(
+            self._whole, self._mirror, clock, journal, note=self.keeping.note, spawn=self._spawn
+        )
+        self.keeping.add(self._recovery)
+        self._refusals.on_failure = self._recovery.refused
+        self._filling = Filling(self._whole, self._mirror, self._histories, clock)
+        self._fills = fill
+        if others is not None:
+            others.on_lost = self._recovery.lost
+            others.on_unload = self._filling.leave
+            others.provider.on_refused = self._recovery.refused
         self._group: asyncio.TaskGroup | None = None
         self._owner: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -194,6 +213,8 @@ class Mesh(Desk):
         self._targets.start()
         self.vmodel_calls.start()
         self._spawn(self.keeping.run(), "keeping")
+        if self._fills:
+            self._spawn(self._filling.run(), "filling")
         self._ready = ready
 
     def be_ready(self) -> None:

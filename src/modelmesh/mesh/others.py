@@ -22,7 +22,7 @@ from modelmesh.mesh.asks import TIMEOUT_S, Asks
 from modelmesh.mesh.condition import Condition
 from modelmesh.mesh.copies import Copies
 from modelmesh.mesh.failures import Failures, Standing, is_permanent
-from modelmesh.mesh.fleet import Fleet
+from modelmesh.mesh.fleet import Fleet, Known
 from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.provider import PLACES, Provider
 from modelmesh.mesh.refusals import Refusals
@@ -112,6 +112,10 @@ class Others:
         self.announcer: Announcer
         self.on_copies: Callable[[Sequence[str]], None] = lambda models: None
         """Called with the models whose holders may be others than before."""
+        self.on_lost: Callable[[str, Mapping[str, Known]], None] = lambda id, copies: None
+        """Called with what an instance held that is gone."""
+        self.on_unload: Callable[[str], None] = lambda model: None
+        """Called when another instance was asked to have a model unloaded."""
         self.on_members: Callable[[], None] = lambda: None
         """Called when instances came, went, fell silent, take no more loads, or when all is known that one holds."""
 
@@ -130,6 +134,7 @@ class Others:
             members = self._members()
             for news in await self._peers.next_news():
                 new = isinstance(news, Joined) and self._is_new(news.member)
+                before = self.fleet.get(news.member.id if isinstance(news, Joined) else news.id)
                 changed = self.fleet.apply(news, self._clock.monotonic_s())
                 match news:
                     case Joined(member) if new:
@@ -150,6 +155,8 @@ class Others:
                             self.provider.told_load(id)
                     case Back(id):
                         self._journal.record(Did.REVIVED, "", f"Instance {id} answers again.")
+                if before is not None and self.fleet.get(before.id) is not before:
+                    self.on_lost(before.id, before.copies)
                 self._copies.routes.changed_abroad(changed)
                 self.on_copies(changed)
             self.abroad.follow()
@@ -377,10 +384,13 @@ class Others:
         self._settle()
 
     async def unload_elsewhere(self, model: str, why: str) -> None:
-        """Have every other instance give its copy up. Who cannot be reached keeps it, and says so later."""
-        holders = [peer.id for peer in self.fleet if model in peer.copies]
-        calls = [self._peers.unload(id, model, why) for id in holders]
-        for id, answer in zip(holders, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+        """Have every other instance give its copy up, and the keeper know. Who cannot be reached keeps it, and says so later."""
+        told = [peer.id for peer in self.fleet if model in peer.copies]
+        keeper = self.provider.keepers(model)[0]
+        if keeper not in (*told, self._peers.me.id):
+            told.append(keeper)
+        calls = [self._peers.unload(id, model, why) for id in told]
+        for id, answer in zip(told, await asyncio.gather(*calls, return_exceptions=True), strict=True):
             if isinstance(answer, ModelMeshError):
                 log.warning("Instance %s did not unload %s: %s", id, model, answer)
             elif isinstance(answer, BaseException):
@@ -449,6 +459,7 @@ class Others:
         return await self.load_here(ask)
 
     async def unload(self, asker: str, model: str, why: str) -> None:
+        self.on_unload(model)
         with suppress(ModelNotFound):
             await self._asks.unload(model, UNLOAD_S)
 

@@ -25,7 +25,7 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.fleet import Fleet, Peer
 from modelmesh.peers.protocol import Ask, Load, Member, Peers, Provided
 from modelmesh.policy.keeper import ranked
-from modelmesh.policy.placement import Candidate, Refusal, Wanted, may_hold, place, worth_s
+from modelmesh.policy.placement import Candidate, Refusal, Wanted, may_hold, place, spare_bytes, worth_s
 from modelmesh.policy.revisions import Life, old
 from modelmesh.policy.runtimes import DEFAULT, Constraint
 from modelmesh.policy.urgency import Why
@@ -105,6 +105,8 @@ class Provider:
         """How this instance was doing when it was last looked at."""
         self._changed_s = clock.monotonic_s()
         """When an instance came, went or drained."""
+        self.on_refused: Callable[[str, ModelMeshError], None] = lambda model, error: None
+        """Called when a model that requests wait for could not be provided."""
 
     # --- asking ---------------------------------------------------------------------------------------------
 
@@ -181,6 +183,8 @@ class Provider:
             except ModelMeshError as error:
                 outcome.set_exception(error)
                 outcome.exception()  # those who asked may be gone
+                if ask.need is Why.URGENT:
+                    self.on_refused(ask.model, error)
             finally:
                 outcome.cancel()
                 self._end(ask.model, flight)
@@ -274,7 +278,7 @@ class Provider:
         if beside:
             candidates = self._less(candidates, beside)
         if ask.need is Why.PREWARM:
-            candidates = [one for one in candidates if one.free_bytes >= wanted.size_bytes]
+            candidates = [one for one in candidates if _is_spare(wanted, one)]
         chosen = place(wanted, candidates)
         if isinstance(chosen, Refusal):
             return None
@@ -462,6 +466,12 @@ class Provider:
         if task.cancelled():
             raise RuntimeUnavailable(f"Instance {id} does not answer any more.")
         return task.result()
+
+
+def _is_spare(wanted: Wanted, candidate: Candidate) -> bool:
+    """Whether a guess is in nobody's way there."""
+    spare = spare_bytes(candidate.free_bytes, candidate.capacity_bytes) >= wanted.size_bytes
+    return spare and candidate.queue_s <= 0.0
 
 
 def _capacity(member: Member, load: Load | None) -> int:

@@ -35,6 +35,8 @@ class Refusals:
         self._thrashing = thrashing
         self._tuning = tuning
         self.total = 0
+        self.on_failure: Callable[[str, ModelMeshError], None] = lambda model, error: None
+        """Called when requests are refused because of a failure that stands."""
 
     def model(self, model: str, error: ModelMeshError, standing: Standing | None, waiting: int) -> None:
         """Refuse all that wait for a model. While a failure stands, those that come are refused without asking again."""
@@ -55,6 +57,8 @@ class Refusals:
             model, code_of(error), text, retry_after_ms, round(cache_s * 1000), http_status_of(error)
         )
         self._count(waiting)
+        if waiting and standing is not None:
+            self.on_failure(model, standing.error)
         if waiting:
             when = {} if retry_after_s is None else {"retry_after_s": retry_after_s}
             self._journal.record(

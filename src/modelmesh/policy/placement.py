@@ -25,6 +25,8 @@ NEAR_TIE: Final = 0.25
 TIE_S: Final = 1e-3
 """Costs below a millisecond of waiting are all the same."""
 OLD_REVISION: Final = 2.0
+SPARE_SHARE: Final = 0.1
+"""Of the memory is left free by guesses, so that the next load that is wanted need not evict first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,11 @@ class Refusal(NamedTuple):
 
     reason: str
     unsuited: bool
+
+
+def spare_bytes(free_bytes: int, capacity_bytes: int) -> int:
+    """What may be filled on a guess; negative when too little is free."""
+    return free_bytes - round(SPARE_SHARE * capacity_bytes)
 
 
 def worth_s(wanted: Wanted) -> float:

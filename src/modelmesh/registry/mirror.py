@@ -6,6 +6,7 @@ revision kept with each record decides, so that applying is idempotent and never
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
@@ -18,6 +19,7 @@ from modelmesh.registry.records import REGISTRY, VMODELS, ModelRecord, VModelRec
 _PAIR = "\x02"
 _MIN_COPIES = b'"minCopies":'
 """Only in the records of models that have some."""
+_LAST_USED: Final = re.compile(rb'"lu": ?([0-9]+)')
 _RECENT_MAX: Final = 512
 
 Record = TypeVar("Record", ModelRecord, VModelRecord)
@@ -141,6 +143,17 @@ class Mirror:
         return [
             (id, VModelRecord.decode(_split(raw)[1])) for id, raw in self._vmodels.scan(prefix, after, limit)
         ]
+
+    def used_since(self, since_ms: int, after: str, n: int) -> tuple[list[tuple[str, ModelRecord]], str]:
+        """Of the next `n` models above `after`, those last used (Unix epoch) at `since_ms` or later; and where to go on, empty at
+        the end. Only the records of those are decoded."""
+        found, last, looked_at = [], "", 0
+        for id, raw in self._models.scan(after=after, limit=n):
+            looked_at, last = looked_at + 1, id
+            used = _LAST_USED.search(raw)
+            if used is not None and int(used[1]) >= since_ms:
+                found.append((id, ModelRecord.decode(_split(raw)[1])))
+        return found, last if looked_at == n else ""
 
     def count(self, prefix: str = "") -> int:
         """How many models have this prefix."""

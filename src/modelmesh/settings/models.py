@@ -58,6 +58,17 @@ class Models:
             "vmodel_owner", parsing.text, "", "Owner of vmodels created without one. Default: none.", "NAME"
         ),
     ]
+    fill_memory: Annotated[
+        bool,
+        Setting(
+            "fill_memory",
+            parsing.truth,
+            "true",
+            "Load models used in the last week into memory that is free, those expected to be used soonest first, so that they "
+            "are back after a restart before they are asked for; false: load on request only.",
+            "BOOL",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,8 +54,10 @@ class Stage:
         member: Member | None = None,
         store: MemoryStore | None = None,
         artefacts: dict[str, Artefact] | None = None,
+        fill: bool = False,
     ) -> None:
-        """One of several instances: with the network, its member record, and the store and artefacts they share."""
+        """One of several instances: with the network, its member record, and the store and artefacts they share. `fill`: see
+        `Mesh`."""
         self.artefacts: dict[str, Artefact] = {} if artefacts is None else artefacts
         self.clock = LoopClock(WALL_START_S)
         self.journal = Journal(self.clock, sink=sink)
@@ -92,6 +94,7 @@ class Stage:
             constraints=constraints,
             id="local" if member is None else member.id,
             peers=self.peers,
+            fill=fill,
         )
         self.dataplane.wake = lambda: self.mesh.handle_events(self.dataplane.take_events())
 

@@ -207,3 +207,16 @@ def test_memory_per_model_with_its_vmodel_is_bounded() -> None:
         sys.getsizeof(part) for map in packed for parts in (map._blocks, map._firsts) for part in parts
     )
     assert total / 5000 < 350
+
+
+def test_what_was_used_since_is_found_a_stretch_at_a_time() -> None:
+    mirror = Mirror(ROOT)
+    records = {f"m{index:02}": ModelRecord("sklearn", last_used_ms=index * 100) for index in range(30)}
+    records["m05"] = ModelRecord("sklearn", 'a "lu":99999 in the path', last_used_ms=500)
+    mirror.apply([model(id, 1, record) for id, record in records.items()])
+    found, after = list[str](), ""
+    for _ in range(4):
+        used, after = mirror.used_since(2_500, after, 10)
+        found += [id for id, record in used if record == records[id]]
+    assert found == ["m25", "m26", "m27", "m28", "m29"]
+    assert after == ""
