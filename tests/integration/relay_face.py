@@ -57,11 +57,15 @@ class Wire:
         self._writers -= ends
 
     async def cut(self) -> None:
+        for _ in range(
+            5
+        ):  # a connection accepted just now is lost, and complained of, when its server closes first
+            await asyncio.sleep(0)
         if self._server is not None:
             self._server.close()
             self._server = None
         self.path.unlink(missing_ok=True)
-        for _ in range(10):  # what was accepted just now begins to pass, what is aborted closes its socket
+        for _ in range(3):  # what was accepted just now begins to pass, what is aborted closes its socket
             for writer in list(self._writers):
                 writer.transport.abort()
             if self._passing:

@@ -73,6 +73,39 @@ def test_many_clients_share_few_slots(tmp_path: Path) -> None:
     run(test())
 
 
+def test_large_requests_of_one_connection_take_turns(tmp_path: Path) -> None:
+    """Those that wait are taken in: left on their connection, they would take the room that the one with a slot needs."""
+
+    async def test() -> None:
+        async with relay_face(tmp_path) as face:
+            face.upstreams[0].serve = lambda request, context: asyncio.sleep(0.001, request[:1])
+            face.serve("iris", Replica(1, 1, max_concurrency=1))
+            replies = await asyncio.gather(*(face.ask(message=b"x" * 2_000_000) for _ in range(30)))
+            assert {(reply.code, reply.message) for reply in replies} == {(Code.OK, b"x")}
+            assert face.plane.stats().parked_bytes == 0
+
+    run(test())
+
+
+def test_large_requests_that_wait_for_a_slot_are_bounded(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with relay_face(tmp_path, parked_bytes_max=5_000_000) as face:
+            doors = Doors()
+            face.upstreams[0].serve = doors.serve
+            face.serve("iris", Replica(1, 1, max_concurrency=1))
+            asked = [face.ask(message=b"x" * 2_000_000) for _ in range(8)]
+            await face.until(lambda: sum(task.done() for task in asked) == 5)
+            for _ in range(3):
+                await doors.let_out(face)
+            replies = await asyncio.gather(*asked)
+            refused = [reply for reply in replies if reply.code != Code.OK]
+            assert {reply.code for reply in refused} == {Code.RESOURCE_EXHAUSTED} and len(refused) == 5
+            assert "held in memory" in refused[0].details and "grpc-retry-pushback-ms" in refused[0].trailers
+            await face.until(lambda: face.plane.stats().parked_bytes == 0)
+
+    run(test())
+
+
 def test_a_full_queue_refuses_with_pushback(tmp_path: Path) -> None:
     async def test() -> None:
         async with relay_face(tmp_path, gate_queue_max=2) as face:

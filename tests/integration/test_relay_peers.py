@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from relay_face import CLIENT_OPTIONS, METHOD, Context, Face, echo, relay_face, run
 
@@ -23,6 +24,7 @@ from modelmesh.dataplane.protocol import (
     Target,
     TargetLost,
 )
+from modelmesh.wire.generated import inference_pb2 as pb
 
 Code = grpc.StatusCode
 THERE = 101
@@ -95,6 +97,58 @@ def test_the_other_hears_what_was_asked_for(tmp_path: Path) -> None:
             assert reply.code == Code.OK
             asked = {(row.model, row.vmodel) for row in there.plane.histograms()}
             assert asked == {("größe-1", "größe")}
+
+    run(test())
+
+
+def test_payload_processors_hear_of_it_where_the_client_called(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with two(tmp_path) as (here, there):
+            here.serve("iris", IRIS)
+            there.serve("iris", Replica(1, 1))
+            for face in (here, there):
+                face.plane.set_payload_filters([("", "")], 9, 1 << 20)
+            assert (await here.ask()).code == Code.OK
+            heard = [await asyncio.to_thread(here.plane.take_payload, 5_000) for _ in range(2)]
+            assert [payload.data for payload in heard if payload] == [b"hello", b"hello"]
+            assert there.plane.take_payload(0) is None
+
+    run(test())
+
+
+def test_parts_of_a_request_go_where_their_models_are(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with two(tmp_path) as (here, there):
+            here.serve("iris", IRIS)
+            here.serve("rose", Replica(1, 1))
+            there.serve("iris", Replica(1, 1))
+            for face, said in ((here, b"here "), (there, b"there ")):
+                face.upstreams[0].serve = lambda request, context, said=said: asyncio.sleep(0, said)
+            reply = await here.ask(headers=(("mm-model-id", "rose"), ("mm-model-id", "iris")))
+            assert (reply.code, reply.message) == (Code.OK, b"here there ")
+
+    run(test())
+
+
+def test_a_call_over_rest_goes_there_too(tmp_path: Path) -> None:
+    async def infer(request: bytes, context: Context) -> bytes:
+        asked = pb.ModelInferRequest.FromString(request)
+        answer = pb.ModelInferResponse(model_name="iris-1", id=asked.id)
+        answer.outputs.add(name="y", datatype="INT64", shape=[1]).contents.int64_contents.append(7)
+        return answer.SerializeToString()
+
+    async def test() -> None:
+        async with two(tmp_path, rest_port=0) as (here, there):
+            here.serve("iris-1", IRIS, name="iris")
+            there.serve("iris-1", Replica(1, 1))
+            there.upstreams[0].serve = infer
+            body = {"id": "a", "inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [1]}]}
+            async with httpx.AsyncClient(base_url=f"http://{here.rest}") as client:
+                answer = await client.post("/v2/models/iris/infer", json=body)
+            assert answer.status_code == 200 and answer.json()["outputs"][0]["data"] == [7]
+            assert answer.headers["mm-model-id"] == "iris-1"
+            got, _ = there.upstreams[0].requests.pop()
+            assert got["mm-model-id"] == "iris-1"
 
     run(test())
 
@@ -206,6 +260,36 @@ def test_who_waits_for_a_slot_there_waits(tmp_path: Path) -> None:
             replies = await asyncio.gather(*(here.ask() for _ in range(20)))
             assert {reply.code for reply in replies} == {Code.OK}
             assert there.upstreams[0].running_max == 1
+
+    run(test())
+
+
+def test_large_requests_that_wait_there_hold_nobody_up(tmp_path: Path) -> None:
+    """All of a loop's requests share a connection: what waits for a slot at its end must not use up its window."""
+
+    async def test() -> None:
+        async with two(tmp_path, threads=1) as (here, there):
+            release = asyncio.Event()
+
+            async def wait(request: bytes, context: Context) -> bytes:
+                await release.wait()
+                return request[:1]
+
+            there.upstreams[0].serve = wait
+            here.serve("large", IRIS)
+            there.serve("large", Replica(1, 1, max_concurrency=1))
+            large = [here.ask("large", message=b"x" * 2_000_000) for _ in range(30)]
+            await here.until(lambda: sent_on(here)[0] == 30)
+            there.upstreams[0].serve = echo
+            here.serve("small", Replica(1001, THERE))
+            there.serve("small", Replica(2, 1))
+            async with grpc.aio.insecure_channel(here.address, options=CLIENT_OPTIONS) as channel:
+                for _ in range(20):
+                    assert (await here.ask("small", timeout_s=5.0, channel=channel)).code == Code.OK
+            release.set()
+            assert {(reply.code, reply.message[:1]) for reply in await asyncio.gather(*large)} == {
+                (Code.OK, b"x")
+            }
 
     run(test())
 

@@ -14,6 +14,7 @@ use crate::body::Body;
 use crate::call::Door;
 use crate::headers::{self, Private};
 use crate::pick::Lease;
+use crate::replica::Replica;
 use crate::status::{Code, NotHere, Status};
 use crate::upstream::{Failure, Head};
 
@@ -179,13 +180,13 @@ impl Answer {
     }
 
     fn sentence(&self, broken: Broken) -> Status {
-        let model = self
-            .server
-            .as_ref()
-            .map(|server| &*server.lease.replica.model);
-        match broken {
-            Broken::Client(status) => status,
-            Broken::Upstream(failure) => broke_off(&failure, model.unwrap_or("the control plane")),
+        match (broken, &self.server) {
+            (Broken::Client(status), _) => status,
+            (Broken::Upstream(failure), Some(server)) => broke_off(&failure, &server.lease.replica),
+            (Broken::Upstream(_), None) => Status::new(
+                Code::Unavailable,
+                "The control plane went away while it had the request; send the request again.",
+            ),
         }
     }
 
@@ -226,28 +227,30 @@ impl Answer {
 }
 
 /// What the client is told when nothing can be done about a failure.
-pub fn broke_off(failure: &Failure, model: &str) -> Status {
-    let again = "send the request again";
+pub fn broke_off(failure: &Failure, replica: &Replica) -> Status {
+    let who = if replica.target.peer {
+        "instance that has"
+    } else {
+        "model server of"
+    };
+    let (who, again) = (format!("{who} {}", replica.model), "send the request again");
     match failure {
         Failure::Unreachable => Status::new(
             Code::Unavailable,
-            format!("The model server of {model} cannot be reached; {again}."),
+            format!("The {who} cannot be reached; {again}."),
         ),
         Failure::Lost(why) => {
-            let sentence = format!(
-                "The model server of {model} went away while it had the request ({why}); {again}."
-            );
+            let sentence =
+                format!("The {who} went away while it had the request ({why}); {again}.");
             Status::new(Code::Unavailable, sentence)
         }
         Failure::Reset(Code::Cancelled) => Status::new(
             Code::Unavailable,
-            format!("The model server of {model} dropped the request; {again}."),
+            format!("The {who} dropped the request; {again}."),
         ),
         Failure::Reset(code) => Status::new(
             *code,
-            format!(
-                "The model server of {model} broke the request off without a reason; see its log."
-            ),
+            format!("The {who} broke the request off without a reason; see its log."),
         ),
     }
 }

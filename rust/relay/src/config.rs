@@ -28,7 +28,7 @@ pub struct Config {
     pub header_bytes_max: u32,
     /// Requests that may be parked at once.
     pub parked_requests_max: usize,
-    /// Body bytes that parked requests may hold.
+    /// Body bytes that requests may hold which are parked or wait for a slot.
     pub parked_bytes_max: usize,
     /// Largest body kept for a replay.
     pub kept_body_bytes_max: usize,

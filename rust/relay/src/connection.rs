@@ -16,7 +16,7 @@ use crate::headers;
 use crate::plane::Held;
 use crate::status::Status;
 use crate::stream::Stream;
-use crate::upstream::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+use crate::upstream::{PEER_WINDOWS, WINDOWS};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -39,9 +39,13 @@ pub async fn serve(stream: Stream, event_loop: Rc<EventLoop>, origin: Origin) {
     };
     let config = &plane.config;
     let counted = plane.clone();
-    let (streams_max, age_max) = match origin {
-        Origin::Client => (config.streams_per_connection_max, config.connection_age),
-        Origin::Peer => (PEER_STREAMS_MAX, None),
+    let (streams_max, windows, age_max) = match origin {
+        Origin::Client => (
+            config.streams_per_connection_max,
+            WINDOWS,
+            config.connection_age,
+        ),
+        Origin::Peer => (PEER_STREAMS_MAX, PEER_WINDOWS, None),
     };
     let stream = Watched::new(
         stream,
@@ -50,8 +54,8 @@ pub async fn serve(stream: Stream, event_loop: Rc<EventLoop>, origin: Origin) {
     );
     let mut builder = h2::server::Builder::new();
     builder
-        .initial_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_window_size(windows.stream_bytes)
+        .initial_connection_window_size(windows.connection_bytes)
         .max_concurrent_streams(streams_max)
         .max_header_list_size(
             config

@@ -105,7 +105,7 @@ impl Call<'_> {
                     replica.usage.errors.fetch_add(1, Ordering::Relaxed);
                     tries.crashes += 1;
                     if tries.crashes > 1 || !body.is_whole() {
-                        return Err(broke_off(&failure, &replica.model));
+                        return Err(broke_off(&failure, &replica));
                     }
                     self.plane.counters.replays.add(1);
                     found = self.find(body).await?;
@@ -233,7 +233,7 @@ impl Call<'_> {
             Broken::Client(status) => Tried::Refused(status),
             Broken::Upstream(Failure::Reset(code)) => {
                 replica.usage.errors.fetch_add(1, Ordering::Relaxed);
-                Tried::Refused(broke_off(&Failure::Reset(code), &replica.model))
+                Tried::Refused(broke_off(&Failure::Reset(code), replica))
             }
             Broken::Upstream(failure) => Tried::Lost(failure),
         }

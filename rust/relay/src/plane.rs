@@ -66,7 +66,7 @@ pub struct Gauges {
     pub in_flight: AtomicUsize,
     /// Requests that wait for a name or a route.
     pub parked_requests: AtomicUsize,
-    /// The bytes of their bodies, and of messages held to put an id into them.
+    /// The bytes of their bodies, of those that wait for a slot, and of messages held to put an id into them.
     pub parked_bytes: AtomicUsize,
     /// Bytes of bodies kept for a replay.
     pub kept_bytes: AtomicUsize,

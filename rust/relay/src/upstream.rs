@@ -28,10 +28,25 @@ use crate::stream::Stream;
 /// The way to send on a connection, what is known of its other end, and what keeps it going until it is over.
 type Connected<Running> = (SendRequest<Bytes>, Rc<Liveness>, Running);
 
+/// How much may be under way to one end of a connection.
+pub struct Windows {
+    /// On one stream.
+    pub stream_bytes: u32,
+    /// On all together.
+    pub connection_bytes: u32,
+}
+
 /// Large windows: a body is limited by memory rules, not by round trips.
-pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// For all streams of a connection.
-pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+pub const WINDOWS: Windows = Windows {
+    stream_bytes: 1 << 20,
+    connection_bytes: 16 << 20,
+};
+
+/// Between instances one connection carries what many clients ask and get: 256 large bodies that nobody takes hold up no other.
+pub const PEER_WINDOWS: Windows = Windows {
+    stream_bytes: 256 << 10,
+    connection_bytes: 64 << 20,
+};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
@@ -200,10 +215,15 @@ impl Upstream {
         plane: &Plane,
     ) -> io::Result<Connected<impl Future<Output = ()> + use<>>> {
         let stream = self.reach(plane).await?;
+        let windows = if self.target.peer {
+            PEER_WINDOWS
+        } else {
+            WINDOWS
+        };
         let mut builder = h2::client::Builder::new();
         builder
-            .initial_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_window_size(windows.stream_bytes)
+            .initial_connection_window_size(windows.connection_bytes)
             .max_header_list_size(HEADER_BYTES_MAX)
             .enable_push(false);
         let liveness = Rc::new(Liveness::default());

@@ -55,7 +55,7 @@ impl Call<'_> {
                 place = Some(self.place(&route)?);
             }
             if let Some(waits) = place.as_mut().filter(|place| !place.may_go()) {
-                self.queue(waits, &route).await?;
+                self.queue(waits, &route, body).await?;
                 continue;
             }
             let (now_ms, random) = (self.plane.now_ms(), self.event_loop.random());
@@ -79,7 +79,7 @@ impl Call<'_> {
                     place = None;
                     self.park_for_route(&route.model, body).await?;
                 }
-                (Pick::Full, Some(waits)) => self.queue(waits, &route).await?,
+                (Pick::Full, Some(waits)) => self.queue(waits, &route, body).await?,
                 // With a place it looks once more: a slot may have become free in between.
                 (Pick::Full, None) => place = Some(self.place(&route)?),
             }
@@ -181,10 +181,11 @@ impl Call<'_> {
             Held::none(&gauges.parked_requests),
             Held::none(&gauges.parked_bytes),
         );
-        if !requests.try_add(1, config.parked_requests_max)
-            || !bytes.try_add(body.held(), config.parked_bytes_max)
-        {
+        if !requests.try_add(1, config.parked_requests_max) {
             return Err(self.parking_full());
+        }
+        if !bytes.try_add(body.held(), config.parked_bytes_max) {
+            return Err(self.held_full());
         }
         if !still(()) {
             return Ok(());
@@ -212,20 +213,36 @@ impl Call<'_> {
             Poll::Ready(Wake::Refused(status)) => return Poll::Ready(Err(status)),
             Poll::Pending => {}
         }
-        // What the client sends meanwhile counts: unread, it would fill buffers that nobody counts.
-        while body.held() < self.plane.config.message_bytes_max + PREFIX_BYTES {
+        if let Poll::Ready(failed) = self.poll_held(cx, body, bytes) {
+            return Poll::Ready(failed);
+        }
+        self.poll_timer(cx, timer)
+    }
+
+    /// Takes in what the client sends while its request waits, and counts it: unread, it would fill buffers that nobody counts, and
+    /// take the room on its connection that the rest of a request needs which does not wait. Resolves with a failure only.
+    fn poll_held(
+        &self,
+        cx: &mut Context<'_>,
+        body: &mut Body<'_>,
+        bytes: &mut Held<'_>,
+    ) -> Poll<Result<(), Status>> {
+        let config = &self.plane.config;
+        while body.held() < config.message_bytes_max + PREFIX_BYTES {
             match body.poll_fill(cx) {
-                Poll::Ready(Some(Ok(more)))
-                    if !bytes.try_add(more, self.plane.config.parked_bytes_max) =>
-                {
-                    return Poll::Ready(Err(self.parking_full()));
+                Poll::Ready(Some(Ok(more))) if !bytes.try_add(more, config.parked_bytes_max) => {
+                    return Poll::Ready(Err(self.held_full()));
                 }
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(status))) => return Poll::Ready(Err(status)),
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }
-        self.poll_timer(cx, timer)
+        Poll::Pending
+    }
+
+    fn held_full(&self) -> Status {
+        no_room(self.plane, &format!("the request for {}", self.name.name))
     }
 
     fn place(&self, route: &Route) -> Result<Place, Status> {
@@ -240,7 +257,16 @@ impl Call<'_> {
         })
     }
 
-    async fn queue(&mut self, place: &mut Place, route: &Route) -> Result<(), Status> {
+    async fn queue(
+        &mut self,
+        place: &mut Place,
+        route: &Route,
+        body: &mut Body<'_>,
+    ) -> Result<(), Status> {
+        let mut bytes = Held::none(&self.plane.gauges.parked_bytes);
+        if !bytes.try_add(body.held(), self.plane.config.parked_bytes_max) {
+            return Err(self.held_full());
+        }
         self.stage.set(Stage::Queued);
         let since = Instant::now();
         let mut timer = self.timer();
@@ -249,6 +275,9 @@ impl Call<'_> {
         let waited = poll_fn(|cx| {
             if kicked.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
+            }
+            if let Poll::Ready(failed) = self.poll_held(cx, body, &mut bytes) {
+                return Poll::Ready(failed);
             }
             // As long as it waits, the control plane hears of the queue.
             while ticks.poll_tick(cx).is_ready() {

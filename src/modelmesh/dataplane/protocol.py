@@ -270,6 +270,7 @@ class DataPlaneConfig:
     header_bytes_max: int = 16 * 1024
     parked_requests_max: int = 20_000
     parked_bytes_max: int = 64 * 1024 * 1024
+    """Of bodies of requests that are parked or wait at a gate."""
     kept_body_bytes_max: int = 1024 * 1024
     kept_bytes_max: int = 64 * 1024 * 1024
     park_timeout_ms: int = 120_000

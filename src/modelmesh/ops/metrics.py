@@ -157,7 +157,7 @@ _OURS: Final = (
     Family("modelmesh_relay_connections", "gauge", "Client connections."),
     Family("modelmesh_relay_in_flight", "gauge", "Requests in flight."),
     Family("modelmesh_relay_parked_requests", "gauge", "Requests that wait for a model."),
-    Family("modelmesh_relay_parked_bytes", "gauge", "Bodies of parked requests."),
+    Family("modelmesh_relay_parked_bytes", "gauge", "Bodies of requests that wait for a model or its slots."),
     Family("modelmesh_relay_kept_bytes", "gauge", "Bodies kept to be sent again should a copy be lost."),
     Family("modelmesh_relay_routes", "gauge", "Models with a route."),
     Family("modelmesh_relay_names", "gauge", "Resolved names."),
