@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -15,7 +16,7 @@ from between import Between
 
 from modelmesh.errors import Code, LoadFailed, ModelNotFound, NoCapacity, Quarantined, RuntimeUnavailable
 from modelmesh.management.peers import service
-from modelmesh.peers import link
+from modelmesh.peers import connected, link, messages
 from modelmesh.peers.connected import ConnectedPeers
 from modelmesh.peers.dialling import Dial, dial
 from modelmesh.peers.protocol import (
@@ -157,6 +158,34 @@ def test_members_find_and_tell_each_other(tmp_path: Path) -> None:
             )
             c = Node(MemoryStore(), tmp_path, "c")
             assert c.peers.me.id == "c"
+
+    asyncio.run(scenario())
+
+
+def test_a_start_waits_for_its_address_and_not_for_those_that_are_not_there(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with nodes(tmp_path, "a", "b") as (store, (_, b)):
+            await b.deafen()
+            c = Node(store, tmp_path, "c")
+            address = c.peers.me.address
+            c.peers = ConnectedPeers(store, replace(c.peers.me, address=""))
+            begun_s = time.monotonic()
+            starting = asyncio.create_task(c.start())
+            await asyncio.sleep(0.1)
+            assert not starting.done()
+            c.peers.reachable_at(address)
+            await starting
+            assert time.monotonic() - begun_s < connected.HEAR_S / 2, "b is known to be away at once"
+            assert {member.id for member in c.peers.others} == {"a", "b"}
+
+            await c.peers.stop()
+            there = await dial(address)
+            load = there.channel.unary_unary(f"/{messages.SERVICE}/Load")
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await load(messages.to_ask("a", ASK).SerializeToString())
+            assert refused.value.details() == "This instance is starting, or stopping."
+            await there.close()
+            await c.stop()
 
     asyncio.run(scenario())
 

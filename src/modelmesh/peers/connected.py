@@ -32,7 +32,7 @@ from modelmesh.store.protocol import Store
 
 LEASE_S: Final = 10.0
 HEAR_S: Final = 5.0
-"""How long a start waits until all others were heard."""
+"""How long a start waits until all others were heard, or turn out not to be there."""
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class ConnectedPeers:
         await self._members.read()
         await self._presence.start({self._members.key(self._me.id): encode(self._me)})
         self._watching = asyncio.create_task(self._members.follow(), name="members")
-        hearing = [asyncio.create_task(link.heard.wait()) for link in self._links.values()]
+        hearing = [asyncio.create_task(link.met.wait()) for link in self._links.values()]
         if hearing:
             await asyncio.wait(hearing, timeout=HEAR_S)
         for task in hearing:

@@ -45,8 +45,8 @@ class Link:
 
     def __init__(self, me: str, member: Member, tell: Callable[[News], None], connect: Dial = dial) -> None:
         self.member = member
-        self.heard = asyncio.Event()
-        """It was heard completely, once."""
+        self.met = asyncio.Event()
+        """It was heard completely, or could not be reached, once."""
         self.silent = True
         """It does not answer now."""
         self._me = me
@@ -66,6 +66,7 @@ class Link:
                 if await self._follow():
                     return
             except ModelMeshError as error:
+                self.met.set()
                 if not self._complained:
                     self._complained = True
                     log.warning("%s", error)
@@ -107,7 +108,9 @@ class Link:
                 self._fall_silent()
                 done, _ = await asyncio.wait({reading}, timeout=DEAD_S - SILENT_S)
             if not done:
-                raise RuntimeUnavailable(f"nothing was heard from {self.member.address} for {DEAD_S:g} s")
+                raise RuntimeUnavailable(
+                    f"Nothing was heard from the instance {self.member.id} for {DEAD_S:g} s."
+                )
             message = reading.result()
         except grpc.aio.AioRpcError as error:
             raise self._failed(error, "") from error
@@ -132,7 +135,7 @@ class Link:
         if update.begins or update.held or update.failed or update.load is not None:
             self._tell(Told(self.member.id, update))
         if update.complete:
-            self.heard.set()
+            self.met.set()
 
     def _fall_silent(self) -> None:
         if not self.silent:

@@ -206,7 +206,8 @@ class Peers(Protocol):
         """This instance, as the others know it."""
 
     async def start(self, hosted: Hosted) -> None:
-        """Become a member and follow the others; returns when those that are members now were heard, or 5 s later."""
+        """Become a member and follow the others; returns when those that are members now were heard or cannot be
+        reached, or 5 s later."""
 
     async def next_news(self) -> list[News]:
         """Wait for at least one; return all that wait, in order."""
