@@ -60,7 +60,7 @@ types: $(VENV)/.dev  ## mypy, strict
 wire: $(VENV)/.dev  ## Generate code from the .proto files; the result is checked in
 	$(BIN)/python -m modelmesh.wire.generate
 
-bench: $(VENV)/.dev  ## Measure beside references: make bench ARGS="--only relay --quick"
+bench: $(VENV)/.dev $(VENV)/.etcd  ## Measure beside references: make bench ARGS="--only relay --quick"
 	$(BIN)/python -m bench $(ARGS)
 
 soak: $(VENV)/.dev  ## Thousands of models in a fraction of their memory, every answer checked

@@ -13,12 +13,26 @@ from dataclasses import asdict
 import grpc
 from rich.console import Console
 
-from bench import density, miss, page, payloads, peer, policy, relay, report, spi, stacks
+from bench import (
+    density,
+    miss,
+    page,
+    payloads,
+    peer,
+    policy,
+    provided,
+    registrations,
+    relay,
+    report,
+    spi,
+    stacks,
+)
 from bench.procs import end_by_exception, installed
 from bench.report import Row, Skipped, show
+from modelmesh.testing import etcd
 
 STACKS = tuple(stacks.MODELS)
-GROUPS = ("relay", "peer", "payloads", *STACKS, "miss", "spi", "density", "policy")
+GROUPS = ("relay", "peer", "payloads", *STACKS, "miss", "spi", "density", "etcd", "mesh", "policy")
 NEEDS = {
     "relay": (("h2load", "nghttp2-client"), ("nghttpx", "nghttp2-proxy"), ("taskset", "util-linux")),
     **dict.fromkeys(("peer", "payloads", *STACKS), (("h2load", "nghttp2-client"), ("taskset", "util-linux"))),
@@ -28,6 +42,8 @@ NEEDS = {
 def missing(group: str) -> str | None:
     """The sentence that says what must be installed first, or None."""
     sentences = [installed(program, package) for program, package in NEEDS.get(group, ())]
+    if group in ("etcd", "mesh"):
+        sentences.append(etcd.missing())
     return "; ".join(sentence for sentence in sentences if sentence) or None
 
 
@@ -47,6 +63,8 @@ def plan(groups: Sequence[str], quick: bool) -> list[tuple[str, Callable[[], lis
         *(("density", functools.partial(density.folder, count)) for count in counts),
         ("density", functools.partial(density.registered, counts[-1])),
         *(("density", functools.partial(density.resident, count)) for count in counts),
+        ("etcd", lambda: registrations.compare(quick=quick)),
+        ("mesh", lambda: provided.compare(quick=quick)),
         ("policy", lambda: policy.compare(quick=quick)),
     ]
     return [(group, measure) for group, measure in todo if group in groups or (group == "stacks" and names)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -30,6 +31,7 @@ class Miss:
     """One cold request. `answer_s` is what the client waited beyond a hit; the others are the journal's. `sizing_s` is what the
     worker took to measure a model that it did not know."""
 
+    model: str
     answer_s: float
     queue_s: float
     load_s: float
@@ -49,19 +51,23 @@ def tiny_request(name: str) -> bytes:
     return message.SerializeToString()
 
 
-def misses(product: Product, bodies: Bodies) -> list[Miss]:
-    """Ask each model cold, then at once again hot. Raises grpc.RpcError when one is not answered."""
+def misses(product: Product, bodies: Bodies, others: Sequence[Product] = ()) -> list[Miss]:
+    """Ask each model cold, then at once again hot. `others` are the instances beside this one that may load it. Raises
+    grpc.RpcError when one is not answered."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(product.grpc, options=options) as channel:
         call = channel.unary_unary(INFER, request_serializer=None, response_deserializer=None)
         timed = {name: (_timed_s(call, body), _timed_s(call, body)) for name, body in bodies.items()}
     hit_s = statistics.median(hot_s for _, hot_s in timed.values())
-    queued_s, loads_s = journal_figures(product)
-    return [
-        Miss(cold_s - hit_s, queued_s.get(name, 0.0), *loads_s[name])
-        for name, (cold_s, _) in timed.items()
-        if name in loads_s
-    ]
+    found = {}
+    for instance in (product, *others):
+        for entry in journal(instance):
+            name, numbers = entry["model"].partition("@")[0], entry["numbers"]
+            if entry["did"] == "loading":
+                found[name] = numbers["queued_s"], 0.0, 0.0
+            elif entry["did"] == "loaded":
+                found[name] = found.get(name, (0.0,))[0], numbers["load_s"], numbers["sizing_s"]
+    return [Miss(name, cold_s - hit_s, *found[name]) for name, (cold_s, _) in timed.items() if name in found]
 
 
 def misses_again(product: Product, bodies: Bodies) -> list[Miss]:
@@ -80,21 +86,14 @@ def _timed_s(call: Callable[..., bytes], body: bytes) -> float:
     return time.perf_counter() - started_s
 
 
-def journal_figures(product: Product) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Seconds queued, and seconds loading and measuring, by the model's name, of its last load."""
-    queued_s: dict[str, float] = {}
-    loads_s: dict[str, tuple[float, float]] = {}
+def journal(product: Product) -> Iterator[dict[str, Any]]:
+    """All entries, oldest first."""
     since = 0
     while True:
         page = product.get("/journal", since=since, limit=250)
-        for entry in page["entries"]:
-            name = entry["model"].partition("@")[0]
-            if entry["did"] == "loading":
-                queued_s[name] = entry["numbers"]["queued_s"]
-            elif entry["did"] == "loaded":
-                loads_s[name] = entry["numbers"]["load_s"], entry["numbers"]["sizing_s"]
+        yield from page["entries"]
         if not page["entries"]:
-            return queued_s, loads_s
+            return
         since = page["next_since"]
 
 

@@ -58,6 +58,15 @@ ABOUT = {
         "Density",
         "What one model more costs. Instance memory is resident size; that of workers the proportional set size.",
     ),
+    "etcd": (
+        "Registrations through etcd",
+        "One etcd, one instance that registers, one that follows, and one that is started afterwards. ModelMesh's figures were "
+        "measured on another day.",
+    ),
+    "mesh": (
+        "Cold models in a mesh",
+        "Instances of one worker each on one etcd and one machine, each asked as a client would ask it.",
+    ),
     "policy": (
         "Policies",
         "Synthetic traces replayed in virtual time through the policies that serve, beside LRU on the same requests and memory.",

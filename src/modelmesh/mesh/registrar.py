@@ -33,8 +33,10 @@ from modelmesh.registry.mirror import Changed, ChangedIds, Mirror
 from modelmesh.registry.records import ModelRecord
 from modelmesh.store.protocol import Batch, Change, Compacted, Entry, Revision, Snapshot, Store, Txn
 
-PAGE_ENTRIES: Final = 500
-"""Entries read at once when mirroring; also the most that is applied in one step of the event loop."""
+READ_ENTRIES: Final = 2_000
+"""Entries read at once when mirroring. etcd counts all that follow a page, so many small pages cost it the square."""
+APPLY_ENTRIES: Final = 500
+"""The most that is applied in one step of the event loop."""
 BATCH_RECORDS: Final = 500
 """Records written in one transaction, if the store takes as many."""
 ATTEMPTS: Final = 16
@@ -319,29 +321,37 @@ class Registrar:
     async def _resync(self) -> Revision:
         """Bring the mirror in line with the store, a page at a time, the next one being read while one is applied. Returns the
         revision to watch from."""
-        page = await self._store.snapshot(self._root, limit=PAGE_ENTRIES)
+        page = await self._store.snapshot(self._root, limit=READ_ENTRIES)
         first, after = page.revision, ""
-        while len(page.entries) == PAGE_ENTRIES:
+        while len(page.entries) == READ_ENTRIES:
             last = page.entries[-1].key
-            ahead = asyncio.ensure_future(self._store.snapshot(self._root, after=last, limit=PAGE_ENTRIES))
+            ahead = asyncio.ensure_future(self._store.snapshot(self._root, after=last, limit=READ_ENTRIES))
             try:
-                await asyncio.sleep(0)
-                self._apply_page(page, after, last)
+                await self._apply_page(page, after, last)
             finally:
                 page, after = await ahead, last
-        self._apply_page(page, after, self._root + "\U0010ffff")
+        await self._apply_page(page, after, self._root + "\U0010ffff")
         self._apply((), first)
         return first
 
-    def _apply_page(self, page: Snapshot, after: str, last: str) -> None:
-        """Take in what is stored with after < key ≤ last; what is mirrored there and not stored any more is gone."""
-        present = {entry.key for entry in page.entries}
+    async def _apply_page(self, page: Snapshot, after: str, last: str) -> None:
+        """Take in what is stored with after < key ≤ last, a piece at a time."""
+        for start in range(0, max(len(page.entries), 1), APPLY_ENTRIES):
+            piece = page.entries[start : start + APPLY_ENTRIES]
+            end = piece[-1].key if start + APPLY_ENTRIES < len(page.entries) else last
+            await asyncio.sleep(0)
+            self._apply_piece(piece, page.revision, after, end)
+            after = end
+
+    def _apply_piece(self, entries: Sequence[Entry], revision: Revision, after: str, last: str) -> None:
+        """What is mirrored there and not stored any more is gone."""
+        present = {entry.key for entry in entries}
         gone = [
-            Change(key, None, page.revision)
-            for key, revision in self._mirror.keys_between(after, last)
-            if key not in present and revision < page.revision
+            Change(key, None, revision)
+            for key, known in self._mirror.keys_between(after, last)
+            if key not in present and known < revision
         ]
-        self._apply(page.entries)
+        self._apply(entries)
         self._apply(gone)
 
     async def _follow(self, after: Revision) -> None:
@@ -366,11 +376,11 @@ class Registrar:
                 await asyncio.sleep(RETRY_S)
 
     async def _apply_batch(self, batch: Batch) -> None:
-        for start in range(0, len(batch.changes), PAGE_ENTRIES):
+        for start in range(0, len(batch.changes), APPLY_ENTRIES):
             await asyncio.sleep(0)
             if batch.revision <= self._mirror.revision:
                 return  # our own commits come back by the watch; who waited for one has applied it
-            self._apply(batch.changes[start : start + PAGE_ENTRIES])
+            self._apply(batch.changes[start : start + APPLY_ENTRIES])
         self._apply((), batch.revision)
 
     def _apply(self, changes: Sequence[Changed], complete_to: int = 0) -> None:

@@ -21,9 +21,10 @@ from modelmesh.errors import (
     StoreUnavailable,
 )
 from modelmesh.journal import Did, Journal
+from modelmesh.mesh import registrar
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
-from modelmesh.mesh.registrar import BATCH_RECORDS, PAGE_ENTRIES, Registrar
+from modelmesh.mesh.registrar import BATCH_RECORDS, READ_ENTRIES, Registrar
 from modelmesh.registry.keep import Keep, KeepChange
 from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.registry.records import ModelRecord, VModelRecord
@@ -357,11 +358,11 @@ def test_a_draft_that_reads_what_it_wrote_commits_once() -> None:
 def test_the_start_reads_every_page() -> None:
     async def main() -> None:
         store = Counting()
-        for number in range(2 * PAGE_ENTRIES + 10):
+        for number in range(2 * READ_ENTRIES + 10):
             await put(store, f"m{number:05}", ModelRecord("x"))
         await MemoryStore.commit(store, Txn(puts={"elsewhere": b"?"}))
         house = await furnish(store)
-        assert house.mirror.n_models == 2 * PAGE_ENTRIES + 10
+        assert house.mirror.n_models == 2 * READ_ENTRIES + 10
         await put(store, "m00001", None)
         await house.registrar.wait_current()
         assert house.mirror.model("m00001") is None
@@ -370,7 +371,11 @@ def test_the_start_reads_every_page() -> None:
     run(main())
 
 
-def test_a_watch_that_lost_track_begins_again() -> None:
+@pytest.mark.parametrize(("read", "apply"), [(2000, 500), (40, 7)])
+def test_a_watch_that_lost_track_begins_again(read: int, apply: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registrar, "READ_ENTRIES", read)
+    monkeypatch.setattr(registrar, "APPLY_ENTRIES", apply)
+
     async def scenario(house: House) -> None:
         await house.registrar.register_many([Registration(f"m{n:03}", "x") for n in range(30)])
         house.store.flowing.clear()
