@@ -230,6 +230,7 @@ def test_instances_know_each_other_by_certificates_also_by_new_ones(
     trust = tmp_path / "trust"
     trust.mkdir()
     shutil.copy(before.certificate, trust)
+    (trust / "README").write_text("Who may be an instance.")
 
     def certified(name: str, authority: Authority, names: str = "") -> tuple[str, ...]:
         """The flags; the files get a new certificate."""

@@ -83,6 +83,7 @@ class Instance:
         self._drained: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
         self._keeper: FolderKeeper | None = None
+        self._following = False
 
     async def start(self) -> None:
         """Returns when ready: the store is read, the workers run, the folder has been looked through. Raises SettingsError,
@@ -166,17 +167,16 @@ class Instance:
             edges += neighbours.watched(self.dataplane, self.journal)
         for watched in [*edges, *constraints.watched(self.journal)]:
             await stack.enter_async_context(beside(watched.run(), "watched files"))
-        closed = bool(static_models) and self.peers is None
-        if closed:  # they are there before anybody can ask
-            await starting
-            self._follow_dataplane()
+        if static_models and neighbours is None:  # they are there before anybody can ask
+            await self._begin(starting)
             await register_static_models(self.mesh, static_models, self.admit, self.clock)
         self.addresses = self.dataplane.start()
         if neighbours is not None:
             neighbours.open_at(self.addresses.peer)
-        if neighbours is not None and settings.models.folder is not None:
-            await starting
+            await self._begin(starting)
             neighbours.check_folder()
+            # One of the others may load them, so these had to be met first.
+            await register_static_models(self.mesh, static_models, self.admit, self.clock)
         if settings.models.folder is not None:
             self._keeper = FolderKeeper(
                 _scanner(settings.models.folder),
@@ -187,11 +187,7 @@ class Instance:
             )
             serving.push_async_callback(self._keeper.stop)
             await self._keeper.start()
-        await starting
-        if not closed:
-            self._follow_dataplane()
-        if static_models and not closed:  # one of the others may load them, so they had to be met first
-            await register_static_models(self.mesh, static_models, self.admit, self.clock)
+        await self._begin(starting)
         self.mesh.be_ready()
 
     async def wait(self) -> None:
@@ -237,7 +233,12 @@ class Instance:
         finally:
             self._ended.set()
 
-    def _follow_dataplane(self) -> None:
+    async def _begin(self, starting: asyncio.Task[None]) -> None:
+        """The mesh has started: from now on it hears what happens in the data plane. Idempotent."""
+        await starting
+        if self._following:
+            return
+        self._following = True
         loop, descriptor = asyncio.get_running_loop(), self.dataplane.fileno()
         self._stack.callback(loop.remove_reader, descriptor)
         loop.add_reader(descriptor, self._handle_events)

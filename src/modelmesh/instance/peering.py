@@ -6,6 +6,7 @@ Instances that share a store form one mesh. A store that is this machine's alone
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import uuid
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from modelmesh.settings.files import read_bytes
 from modelmesh.settings.tree import Peering, Settings
 from modelmesh.store.protocol import Store
 
-_END: Final = b"-----END CERTIFICATE-----"
+_CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 _log = logging.getLogger("modelmesh")
 
@@ -158,16 +159,20 @@ class PeerCertificates:
     def _read(self) -> tuple[PeerTls, MutualTls]:
         certificate_pem = read_bytes(self._certificate, "peer_tls_cert")
         key_pem = read_bytes(self._key, "peer_tls_key")
-        own, end, _ = certificate_pem.partition(_END)
-        trusted = [read_bytes(path, "peer_tls_trust") for path in self._trusted_files()]
-        trusted_pem = b"\n".join([own + end, *trusted])
+        trusted = _CERTIFICATE.findall(certificate_pem)[:1]
+        for path in self._trusted_files():
+            trusted += _CERTIFICATE.findall(read_bytes(path, "peer_tls_trust"))
+        trusted_pem = b"\n".join(trusted)
         dialling = MutualTls(self._certificate, self._key, trusted_pem, self._socket_dir, self._passphrase)
         return PeerTls(certificate_pem, key_pem, trusted_pem, self._passphrase), dialling
 
     def _trusted_files(self) -> list[Path]:
         found: list[Path] = []
         for path in self._trust:
-            found += sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+            try:
+                found += sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]
+            except OSError as error:
+                raise SettingsError(f"peer_tls_trust: {path} cannot be read: {error.strerror}.") from error
         return found
 
 

@@ -100,7 +100,12 @@ class MutualTls:
             said = ", ".join(name for _, name in names)
             raise RuntimeUnavailable(f"The certificate shown at {address} is for others: {said}.")
         relayed = Relayed(reader, writer)
-        return Connection(address, f"unix:{await relayed.listen(self._socket_dir)}", relayed)
+        try:
+            target = f"unix:{await relayed.listen(self._socket_dir)}"
+        except OSError as error:
+            await relayed.close()
+            raise RuntimeUnavailable(f"The instance at {address} cannot be dialled: {error}.") from error
+        return Connection(address, target, relayed)
 
 
 class Relayed:
