@@ -180,6 +180,29 @@ def test_an_idle_worker_is_small() -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_prepared_is_imported_before_a_load_asks_for_it(iris: tuple[Path, Any]) -> None:
+    async def scenario() -> None:
+        async with serving(n_workers=2) as served:
+            await served.runtime.prepare({"SKlearn", "unheard of"})
+            await served.runtime.prepare({"sklearn"})
+            assert len(notes(served, Did.IMPORTED)) == 1
+            assert (await served.runtime.estimate(ModelSpec("iris", "sklearn", str(iris[0])))).base_bytes == 0
+            loaded = await served.load("iris", "sklearn", iris[0])
+            assert loaded.capacity_bytes < served.info.capacity_bytes - 20 * MIB, "the base is nobody's model"
+            assert not notes(served, Did.IMPORTED, "iris")
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_prepared_that_memory_does_not_hold() -> None:
+    async def scenario() -> None:
+        async with serving(budget_mib=60) as served:
+            await served.runtime.prepare({"sklearn"})
+            assert not notes(served, Did.IMPORTED)
+
+    asyncio.run(scenario())
+
+
 def test_one_of_many_first_loads_pays_for_the_import(iris: tuple[Path, Any]) -> None:
     async def scenario() -> None:
         async with serving(n_workers=2) as served:

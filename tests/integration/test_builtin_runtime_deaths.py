@@ -41,6 +41,22 @@ async def _dies(served: Served, model: str) -> None:
         await served.infer(model, TROUBLE)
 
 
+def test_a_worker_that_was_started_again_imports_what_it_had(strange: Save) -> None:
+    async def scenario() -> None:
+        async with serving() as served:
+            await served.load("calm", "strange", strange("calm"))
+            assert not notes(served, Did.IMPORTED)
+            os.kill(served.pid_of("calm"), signal.SIGKILL)
+            await served.until(lambda: bool(notes(served, Did.IMPORTED)), "it is imported again")
+            (told,) = notes(served, Did.IMPORTED)
+            assert told.startswith("worker-0 imported strange, in")
+            await served.load("calm", "strange", strange("calm"))
+            assert await answers(served, "calm")
+            assert len(notes(served, Did.IMPORTED, "calm")) == 1, "the first time only"
+
+    asyncio.run(scenario())
+
+
 def test_a_worker_killed_from_outside_blames_nobody(strange: Save) -> None:
     async def scenario() -> None:
         async with serving() as served:

@@ -41,6 +41,7 @@ class Condition:
         self._clock = clock
         self._draining = draining
         self._cordoned = self._gave_up = False
+        self._prepared = True
         self._measured_s = clock.monotonic_s()
         self._requests = self._busy_s = 0.0
         self._rate_per_s = self._busyness = 0.0
@@ -55,6 +56,10 @@ class Condition:
     def cordon(self, cordoned: bool) -> None:
         """Until this process ends, or somebody takes it back."""
         self._cordoned, self._known = cordoned, None
+
+    def prepare(self, prepared: bool) -> None:
+        """Nothing is to be placed here before it is prepared."""
+        self._prepared, self._known = prepared, None
 
     def give_up(self) -> None:
         """The others were told that nothing is held here any more, whatever is still in memory."""
@@ -96,7 +101,7 @@ class Condition:
             busyness=self._busyness,
             load_queue_s=min(queues, default=0.0),
             draining=draining,
-            cordoned=self._cordoned,
+            cordoned=self._cordoned or not self._prepared,
             copies=0 if self._gave_up else self._copies.n_loaded,
             loads_running=sum(site.loads.n_running for site in self._sites),
             loads_queued=sum(site.loads.n_queued for site in self._sites),

@@ -64,6 +64,8 @@ from modelmesh.runtime.protocol import (
 log = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.02
+PREPARE_S = 60.0
+"""A start waits no longer for what others have in use to be prepared here."""
 HANDOVER_SHARE = 0.6
 """Of the grace period; the rest is for requests that are under way."""
 STAY_SHARE = 0.2
@@ -206,8 +208,10 @@ class Mesh(Desk):
         if self._peers is not None and self._others is not None:
             capacity_bytes = self._others.load_now().capacity_bytes
             await self._peers.update_member(capacity_bytes=capacity_bytes)
-            await self._peers.start(self._others)
+            self._condition.prepare(False)
             self._spawn(self._others.run(), "hear other instances")
+            await self._peers.start(self._others)
+            await self._prepare(self._others)
         self._registrar.on_change(self._targets.follow)
         self._registrar.on_change(self._changes.follow)
         self._targets.start()
@@ -216,6 +220,14 @@ class Mesh(Desk):
         if self._fills:
             self._spawn(self._filling.run(), "filling")
         self._ready = ready
+
+    async def _prepare(self, others: Others) -> None:
+        """What is in use in other instances is soon asked for here: nobody shall wait until its framework is imported."""
+        if types := others.types():
+            preparing = self._spawn(self._sites.prepare(types), "prepare")
+            await asyncio.wait({preparing}, timeout=PREPARE_S)
+        self._condition.prepare(True)
+        others.announcer.tick(at_once=True)
 
     def be_ready(self) -> None:
         """All that had to be there before the first request is there."""

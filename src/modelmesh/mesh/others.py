@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,6 +56,8 @@ SUSPECT_S: Final = 1.0
 """Whose only holder is silent, waits so long for it to answer, then has it loaded elsewhere."""
 BRINGS_MAX: Final = 20_000
 """Models that requests of this instance may wait for while others see to them."""
+TYPES_OF: Final = 1_000
+"""Copies of an instance that are looked at for their types."""
 UNLOAD_S: Final = 60.0
 
 
@@ -206,6 +209,12 @@ class Others:
         self.fleet.deny(id, model)
         self._copies.routes.mark(model)
         return True
+
+    def types(self) -> set[str]:
+        """Model types in use in other instances, as a look at some of the copies in each shows."""
+        copies = (model for peer in self.fleet for model in islice(peer.copies, TYPES_OF))
+        records = (self._mirror.model(model) for model in copies)
+        return {record.type for record in records if record is not None}
 
     # --- requests that wait here ----------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from modelmesh.errors import (
@@ -68,6 +68,10 @@ class Sites:
         except BaseException:
             await asyncio.gather(*(site.cancel() for site in self._sites))
             raise
+
+    async def prepare(self, model_types: Collection[str]) -> None:
+        """See `Runtime.prepare`: by those that run."""
+        await asyncio.gather(*(site.runtime.prepare(model_types) for site in self._sites if site.running))
 
     # --- which ----------------------------------------------------------------------------------------------
 

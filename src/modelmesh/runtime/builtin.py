@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -101,8 +101,9 @@ class BuiltinRuntime:
         self._clock = LoopClock()
         self._facts = await asyncio.to_thread(Facts, config.facts_path)
         self._supervisor = Supervisor(
-            config.workers, self._facts, self._quarantine, self._events, self._tell, self._blamed, config.ids
-        )
+            config.workers, self._facts, self._quarantine, self._events, self._tell, self._blamed, self._again,
+            config.ids,
+        )  # fmt: skip
         self._loader = Loader(
             self._examinations, self._sizes, self._facts, self._events, config.load_timeout_s, config.ids
         )
@@ -165,6 +166,41 @@ class BuiltinRuntime:
         """A worker died of it: its other replicas go, before they do the same. It runs alone from now on."""
         if any(model in seat.models for seat in self._supervisor.seats):
             self._supervisor.spawn(self._unload(model), f"unload {model}")
+
+    # --- before it is asked for ---------------------------------------------------------------------------------------
+
+    async def prepare(self, model_types: Collection[str]) -> None:
+        """See `Runtime.prepare`: imports what they need into one worker each, as far as memory is free."""
+        known = formats()
+        wanted = {model_type.lower() for model_type in model_types}
+        for format in [known[name] for name in sorted(wanted & known.keys())]:
+            seats = [seat for seat in self._regular_seats() if seat.ready]
+            if any(format in seat.formats_soon for seat in seats):
+                continue
+            place = self._choose(seats, format)
+            if place is not None:
+                await self._import(seats[place], format)
+
+    def _again(self, seat: Seat) -> None:
+        """A worker took the place of one that died: what that had imported is needed again, by the models that were there."""
+        if seat.former:
+            self._supervisor.spawn(self._import_again(seat, seat.former), f"{seat.name} imports")
+
+    async def _import_again(self, seat: Seat, former: Sequence[Format]) -> None:
+        for format in former:
+            await self._import(seat, format)
+
+    async def _import(self, seat: Seat, format: Format) -> None:
+        if self._facts.base_bytes(format, seat.formats) > self._meter.free_bytes():
+            return
+        try:
+            await self._loader.prepare(seat, format)
+        except (LoadFailed, WorkerDied) as error:
+            log.warning("%s could not import %s before it is needed: %s", seat.name, format.name, error)
+        except Hung as hung:
+            self._replacing.hung(seat, f"the import of {format.name} never ended")
+            log.warning("%s could not import %s: %s", seat.name, format.name, hung)
+        self._tell(f"{seat.name} imported {format.name}")
 
     # --- estimates ---------------------------------------------------------------------------------------------------
 

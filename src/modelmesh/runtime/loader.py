@@ -89,16 +89,32 @@ class Loader:
                 seat.loading = seat.importing = None
                 seat.account.reserved_bytes = 0
 
+    async def prepare(self, seat: Seat, format: Format) -> None:
+        """Import a format that no load waits for. Raises LoadFailed; WorkerDied; Hung after its timeout."""
+        async with seat.turn:
+            if not seat.ready or format in seat.formats:
+                return
+            seat.importing = format
+            try:
+                await self._import(seat, format, "")
+            finally:
+                seat.importing = None
+                seat.account.reserved_bytes = 0
+
     async def _import(self, seat: Seat, format: Format, model: str) -> None:
-        """Import a format into a worker; what that weighs becomes its base. Told of the model that waits for it."""
+        """Import a format into a worker; what that weighs becomes its base. Told of the model that waits for it, if one does."""
         assert seat.worker is not None
         worker, imported, account = seat.worker, tuple(seat.formats), seat.account
         account.reserved_bytes = self._facts.base_bytes(format, imported)
         before, begun_s = await _reading(worker.pid), time.monotonic()
-        await self._ask(seat, Import(format.name), seat.loading, loading=False)
+        await self._ask(seat, Import(format.name), model, loading=False)
         import_s, after = time.monotonic() - begun_s, await _reading(worker.pid)
         self._events.put(
-            Noted(Did.IMPORTED, model, f"{seat.name} imported {format.name} first, in {import_s:.1f} s.")
+            Noted(
+                Did.IMPORTED,
+                model,
+                f"{seat.name} imported {format.name}{' first' if model else ''}, in {import_s:.1f} s.",
+            )
         )
         if before is not None and after is not None:
             self._facts.learn_base(format, imported, account.base_grew(before, after))
@@ -116,7 +132,7 @@ class Loader:
         settled = self._sizes.settled(format, content)
         size_bytes = 0 if settled is None else settled.size_bytes
         command = Load(spec.id, replica.id, format.name, spec.path, content, size_bytes, examined.fingerprint)
-        done = await self._ask(seat, command, spec, loading=True)
+        done = await self._ask(seat, command, spec.id, loading=True)
         if isinstance(done, Changed):
             raise FilesChanged(spec.id)
         if not isinstance(done, LoadDone):
@@ -138,21 +154,22 @@ class Loader:
         account.base_anon_bytes += done.base_bytes
         return placed, measured
 
-    async def _ask(self, seat: Seat, command: Message, spec: ModelSpec | None, *, loading: bool) -> Message:
-        assert seat.worker is not None and spec is not None
+    async def _ask(self, seat: Seat, command: Message, model: str, *, loading: bool) -> Message:
+        assert seat.worker is not None
         started_s = time.monotonic()
         try:
             timeout_s = self._timeout_s if loading else max(self._timeout_s, IMPORT_TIMEOUT_S)
             answer = await seat.worker.ask(command, timeout_s)
         except TimeoutError as error:
             what = "loading" if loading else "importing its framework"
+            who = f"Model {model}" if model else seat.name
             timeout = LoadTimeout(
-                f"Model {spec.id} was still {what} after {time.monotonic() - started_s:.0f} s and was given up.",
-                model=spec.id,
+                f"{who} was still {what} after {time.monotonic() - started_s:.0f} s and was given up.",
+                model=model,
             )
             raise Hung(timeout, loading=loading) from error
         if isinstance(answer, Refused):
-            raise LoadFailed(answer.reason, code=Code(answer.code), model=spec.id)
+            raise LoadFailed(answer.reason, code=Code(answer.code), model=model)
         return answer
 
     async def unload(self, seat: Seat, model: str) -> None:

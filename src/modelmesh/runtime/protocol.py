@@ -6,7 +6,7 @@ by events what happens without being asked. All bytes are of memory (PSS), never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -140,6 +140,10 @@ class Runtime(Protocol):
 
     async def start(self) -> RuntimeInfo:
         """Start the servers. Raises RuntimeUnavailable, after which it may be called again, or SettingsError, with a sentence."""
+
+    async def prepare(self, model_types: Collection[str]) -> None:
+        """Do now what the first load of a model of these types would wait for beside the load itself. Types it does not serve are
+        passed over. What cannot be done is left to that load; raises nothing."""
 
     async def estimate(self, spec: ModelSpec) -> Estimate:
         """Quick and without side effects. Raises LoadFailed when the artefact is plainly unusable (missing, unknown

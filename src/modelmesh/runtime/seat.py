@@ -43,6 +43,8 @@ class Seat:
     models: dict[str, Placed] = field(default_factory=dict)
     formats: list[Format] = field(default_factory=list)
     """Imported, in that order."""
+    former: tuple[Format, ...] = ()
+    """What the process before had imported."""
     importing: Format | None = None
     """Being imported now."""
     account: Account = field(default_factory=Account)
@@ -94,6 +96,7 @@ class Seat:
         self.worker = None
         self.reached = True
         self.models.clear()
+        self.former = tuple(self.formats)
         self.formats.clear()
         self.account = Account(base_anon_bytes=0 if self.closed or self.alone_for else next_base_bytes)
         self.busy_s = self.busy = 0.0

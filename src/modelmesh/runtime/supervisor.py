@@ -38,7 +38,7 @@ process is stopped or stuck, for the thread that accepts does nothing else."""
 
 class Supervisor:
     """All seats of the runtime. `on_change` is called when bases came or went, `on_blamed` for a model that a
-    worker died of: the mesh is told that it is lost, wherever else it is."""
+    worker died of: the mesh is told that it is lost, wherever else it is; `on_again` for a seat that has a worker again."""
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class Supervisor:
         events: Events,
         on_change: Callable[[str], None],
         on_blamed: Callable[[str], None],
+        on_again: Callable[[Seat], None],
         ids: Ids,
     ) -> None:
         self.seats: list[Seat] = []
@@ -58,6 +59,7 @@ class Supervisor:
         self._events = events
         self._on_change = on_change
         self._on_blamed = on_blamed
+        self._on_again = on_again
         self._clock = LoopClock()
         self._ids = ids
         self._names = itertools.count(0)
@@ -266,6 +268,7 @@ class Supervisor:
                 log.warning("%s cannot be started again: %s", seat.name, error)
                 continue
             self._on_change(f"{seat.name} was started again")
+            self._on_again(seat)
             return
 
     async def wait_ready(self, timeout_s: float) -> None:

@@ -6,7 +6,7 @@ It accounts for its memory as a real one does, from its own books, so that a tes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,6 +80,9 @@ class FakeRuntime:
         self._n_targets = targets
         self._offer = offer
         self._ids = ids or Ids()
+        self.prepare_s = 0.0
+        """What preparing takes."""
+        self.prepared: set[str] = set()
         self.start_error: ModelMeshError | None = None
         """Starting fails with it."""
         self._events: list[RuntimeEvent] = []
@@ -117,6 +120,10 @@ class FakeRuntime:
             self.load_timeout_s,
             self.serves_versions,
         )
+
+    async def prepare(self, model_types: Collection[str]) -> None:
+        await asyncio.sleep(self.prepare_s)
+        self.prepared.update(model_types)
 
     def estimate_now(self, spec: ModelSpec) -> Estimate | None:
         """Of what was loaded before."""

@@ -76,8 +76,8 @@ class Theatre:
         """Each has heard how all others are doing."""
         await asyncio.sleep(1.5)
 
-    async def begin(self, id: str) -> Stage:
-        """Start an instance, in a new life if it lived before."""
+    async def begin(self, id: str, *, prepare_s: float = 0.0) -> Stage:
+        """Start an instance, in a new life if it lived before. `prepare_s`: what it takes to prepare its runtimes."""
         epoch = next(self._epochs)
         capacity_bytes = self._stage_options["budget_bytes"]
         assert isinstance(capacity_bytes, int)
@@ -89,6 +89,8 @@ class Theatre:
             seed=self._rng.randrange(2**32), network=self.network, member=member, store=self.store,
             artefacts=self.artefacts, offers=offers, **self._stage_options,
         )  # fmt: skip
+        for runtime in stage.runtimes:
+            runtime.prepare_s = prepare_s
         await stage.start()
         self.stages[id] = stage
         return stage

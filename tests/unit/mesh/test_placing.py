@@ -62,6 +62,43 @@ def test_nothing_is_placed_behind_a_load_that_takes_longer_than_expected() -> No
     run(scene())
 
 
+def test_who_joins_prepares_for_what_others_have_in_use_before_anything_is_placed_there() -> None:
+    async def scene() -> None:
+        async with Theatre(3) as theatre:
+            for index in range(10):
+                await theatre.register(f"m{index}")
+                assert (await theatre["a"].ask(f"m{index}").answer).code is Code.OK
+            await theatre.end("c")
+            await theatre.settled()
+            starting = asyncio.create_task(theatre.begin("c", prepare_s=3.0))
+            await asyncio.sleep(2.0)
+            for index in range(10, 20):
+                await theatre.register(f"m{index}")
+                asked_s = theatre["a"].clock.monotonic_s()
+                assert (await theatre["a"].ask(f"m{index}").answer).code is Code.OK
+                assert theatre["a"].clock.monotonic_s() < asked_s + 0.1
+            assert not starting.done()
+            joined = await starting
+            assert joined.runtime.prepared == {"fake"} and not joined.runtime.loads
+            await theatre.settled()
+            for index in range(20, 40):
+                await theatre.register(f"m{index}")
+                assert (await theatre["a"].ask(f"m{index}").answer).code is Code.OK
+            assert joined.runtime.loads
+
+    run(scene())
+
+
+def test_the_first_of_all_has_nothing_to_prepare() -> None:
+    async def scene() -> None:
+        async with Theatre(2) as theatre:
+            assert not any(stage.runtime.prepared for stage in theatre)
+            await theatre.register("iris")
+            assert (await theatre["a"].ask("iris").answer).code is Code.OK
+
+    run(scene())
+
+
 def test_what_was_used_elsewhere_is_known_where_it_comes_back() -> None:
     async def scene() -> None:
         async with Theatre(3) as theatre:

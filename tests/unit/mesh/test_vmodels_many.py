@@ -98,9 +98,10 @@ def test_the_target_has_as_many_copies_before_it_takes_over(n: int) -> None:
             await copies(theatre, "m1", n)
             async with Clients(theatre, "v") as clients:
                 await theatre["c"].mesh.set_vmodel("v", "m2")
-                await theatre.until(lambda: len(theatre.holders("m2")) == n)
+                await asyncio.sleep(1.0)
                 assert holds(theatre, "m1") == [(VMODEL_ACTIVE,)] * 4
                 assert holds(theatre, "m2") == [(VMODEL_TARGET,)] * 4
+                await theatre.until(lambda: len(theatre.holders("m2")) == n)
                 assert "m2" not in clients.served
                 await theatre.until(lambda: theatre["d"].mesh.vmodel("v").active == "m2")
                 await asyncio.sleep(1.0)

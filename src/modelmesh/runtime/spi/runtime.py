@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -337,6 +337,9 @@ class SpiRuntime:
         self._events.put(CapacityChanged(life.status.capacity_bytes, sum(self._stray.values()), reason))
 
     # --- the rest ---------------------------------------------------------------------------------------------------
+
+    async def prepare(self, model_types: Collection[str]) -> None:
+        """See `Runtime.prepare`. Nothing is known of what the server does at the first load of a type."""
 
     def target_reached(self, target_id: int, reached: bool) -> None:
         """The connection of the management calls tells what has to be known, and the process is not ours. See
