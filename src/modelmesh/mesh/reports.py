@@ -35,16 +35,18 @@ class Reports:
         self._fleet = fleet
 
     def state(self, model: str) -> State:
-        """The best state of a registered model in any instance: loaded, loading, queued, unloading, failed, cold."""
+        """The best state of a registered model in any instance: loaded, loading, queued, failed, unloading, cold."""
         copy, fleet = self._copies.get(model), self._fleet or ()
         if (copy is not None and copy.state is State.LOADED) or any(peer.holds(model) for peer in fleet):
             return State.LOADED
         if any(peer.loads(model) for peer in fleet):
             return State.LOADING
-        if copy is not None:
+        # What is left of a load that failed is unloaded, too.
+        if copy is not None and not (copy.state is State.UNLOADING and copy.want is None):
             return copy.state
-        failed = self._failures.standing(model) is not None or self._failed_elsewhere(model)
-        return State.FAILED if failed else State.COLD
+        if self._failures.standing(model) is not None or self._failed_elsewhere(model):
+            return State.FAILED
+        return State.COLD if copy is None else copy.state
 
     def model(self, model: str) -> ModelView:
         """Raises ModelNotFound when it is not registered."""
