@@ -71,8 +71,8 @@ class Peering:
             "revision",
             parsing.text,
             "",
-            "Revision of the deployment: while a newer one takes over, instances of older ones get new copies only where that is "
-            "much cheaper. Default: none.",
+            "Revision of the deployment: while a newer one takes over, new copies cost twice as much at instances of older ones. "
+            "Default: none.",
             "NAME",
         ),
     ]
