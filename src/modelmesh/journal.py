@@ -39,6 +39,7 @@ class Did(StrEnum):
     SUSPECTED = "suspected"
     STRUCK = "struck"
     QUARANTINED = "quarantined"
+    CONFIGURED = "configured"
     CORDONED = "cordoned"
     UNCORDONED = "uncordoned"
     DRAINING = "draining"

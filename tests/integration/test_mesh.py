@@ -300,3 +300,59 @@ def test_several_instances_serve_one_folder_and_the_same_static_models(
 def listed(instance: Served) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = httpx.get(f"{instance.ops}/models").json()["models"]
     return sorted(found, key=lambda model: str(model["id"]))
+
+
+def test_any_instance_shows_the_mesh_and_passes_orders_on(start: Start, models: Path) -> None:
+    a, b, c = [start(name, "--zone", f"z{name}").wait_ready() for name in "abc"]
+    register(a, models)
+
+    def members(instance: Served) -> dict[str, dict[str, Any]]:
+        answer = httpx.get(f"{instance.ops}/instances", timeout=30).json()
+        return {each["id"]: each for each in answer["instances"]}
+
+    def listed(asked: Served, **query: str) -> dict[str, list[str]]:
+        found = httpx.get(f"{asked.ops}/models", params={"state": "loaded", **query}, timeout=30).json()[
+            "models"
+        ]
+        return {model["id"]: sorted(copy["instance"] for copy in model["copies"]) for model in found}
+
+    until(lambda: list(members(a)) == ["a", "b", "c"], "all are known")
+    ask_for_all([a, b, c])
+    everywhere = listed(a)
+    assert set(everywhere) == set(MODELS)
+    until(lambda: listed(b) == listed(c) == listed(a), "all show the same copies")
+    assert {model for model, holders in everywhere.items() if "b" in holders} == set(listed(c, instance="b"))
+    assert [model["id"] for model in b.cli_json("list", "--state", "loaded")["models"]] == sorted(MODELS)
+
+    assert a.cli("cordon", "c").returncode == 0
+    until(lambda: members(b)["c"]["cordoned"], "it is told")
+    assert not members(c)["b"]["cordoned"]
+    held = listed(a, instance="c")
+    for n in range(6):
+        body = {"type": "strange", "path": str(models / "iris")}
+        assert httpx.put(f"{b.ops}/models/later-{n}", json=body).is_success
+        answer = httpx.post(f"{c.rest}/v2/models/later-{n}/infer", json=BODY, timeout=30)
+        assert answer.is_success, answer.text
+    assert listed(a, instance="c") == held
+
+    (holder,) = listed(a)["later-0"]
+    story = c.cli_json("explain", "later-0")
+    assert story["answered"] == ["a", "b", "c"] and not story["unanswered"]
+    assert ("loaded", holder) in [(entry["did"], entry["instance"]) for entry in story["entries"]]
+
+    b.process.send_signal(signal.SIGSTOP)
+    try:
+        until(lambda: members(a)["b"]["suspected"], "it is suspected")
+        assert [each["instance"] for each in a.cli_json("explain", "later-0")["unanswered"]] == ["b"]
+    finally:
+        b.process.send_signal(signal.SIGCONT)
+    until(lambda: not members(a)["b"]["suspected"] and not members(c)["b"]["suspected"], "it answers again")
+
+    assert a.cli("uncordon", "c").returncode == 0
+    assert a.cli("config", "set", "log_level", "debug").returncode == 0
+    until(lambda: "log_level is debug now" in c.err.read_text(), "the setting arrives")
+    assert c.cli("drain", "b").returncode == 0
+
+    until(lambda: members(a)["b"]["draining"] and not members(a)["b"]["copies"], "it has handed over")
+    for model in MODELS:
+        assert httpx.post(f"{a.rest}/v2/models/{model}/infer", json=BODY, timeout=30).is_success

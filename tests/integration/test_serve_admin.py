@@ -118,3 +118,15 @@ def test_top_once(instance: Served) -> None:
     done = instance.cli("top", "--once")
     assert done.returncode == 0, done.stderr
     assert "worker-0" in done.stdout
+
+
+def test_settings_change_while_it_runs(instance: Served) -> None:
+    assert instance.cli("config", "set", "log_level", "debug").returncode == 0
+    assert "log_level is debug now, by config/log_level in the store." in instance.err.read_text()
+    assert instance.cli("config", "unset", "log_level").returncode == 0
+    assert instance.cli("config", "get", "log_level").stdout == "info\n"
+    refused = instance.cli("config", "set", "grace", "soon")
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        'grace: "soon" is not a number of seconds from 0 to 86400.\n',
+    )

@@ -26,6 +26,7 @@ COMMANDS = {
     "vmodel": "vmodel:app",
     "explain": "explain:explain",
     "top": "top:top",
+    "config": "config:app",
     "cordon": "instances:cordon",
     "uncordon": "instances:uncordon",
     "drain": "instances:drain",

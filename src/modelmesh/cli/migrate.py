@@ -18,6 +18,7 @@ from modelmesh.errors import SettingsError, StoreUnavailable
 from modelmesh.instance.model_root import ModelRoot
 from modelmesh.registry.survey import Survey, survey
 from modelmesh.settings import predecessor
+from modelmesh.settings.live import disables, without_effect
 from modelmesh.settings.sources import ENVIRONMENT_PREFIX, read_settings
 from modelmesh.settings.tree import Settings
 from modelmesh.store.etcd import EtcdStore
@@ -91,6 +92,7 @@ async def _read(settings: Settings) -> Sequence[Entry]:
 
 
 def _json(found: Survey, unserved: Mapping[str, int], environment: Sequence[str]) -> dict[str, Any]:
+    ignored = without_effect(found.config)
     return {
         "models": found.n_models,
         "vmodels": found.n_vmodels,
@@ -103,7 +105,8 @@ def _json(found: Survey, unserved: Mapping[str, int], environment: Sequence[str]
         "failures_ignored": found.n_failures,
         "unreadable": found.unreadable,
         "instances_alive": found.instances,
-        "config_ignored": found.config,
+        "config_carried": {name: text for name, text in found.config.items() if name not in ignored},
+        "config_ignored": {name: found.config[name] for name in ignored},
         "environment": list(environment),
     }
 
@@ -138,8 +141,13 @@ def _lines(
         yield (
             f"Where ModelMesh has models loaded ({claims}) and failed to ({failures}) is ignored, and left in the records."
         )
-    if found.config:
-        yield f"Dynamic settings in the store that have no effect here: {_some(found.config)}."
+    ignored = without_effect(found.config)
+    if carried := [name for name in found.config if name not in ignored]:
+        yield f"Dynamic settings in the store that count here too: {_some(carried)}."
+    if ignored:
+        yield f"Dynamic settings in the store that have no effect here: {_some(ignored)}."
+    if disables(found.config):
+        yield "The dynamic setting disable keeps any instance from starting; delete it first."
     yield from environment
     if found.instances:
         yield (

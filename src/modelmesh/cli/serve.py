@@ -154,7 +154,7 @@ async def _stop(instance: Instance, signals: _Signals) -> None:
     if signals.first.is_set():
         _log.info(
             "Stopping: requests in flight have %g s. A second signal stops at once.",
-            instance.settings.lifecycle.grace_s,
+            instance.grace_s,
         )
     await _unless(signals.second, instance.stop())
     await instance.stop()
@@ -190,6 +190,7 @@ async def _ops(instance: Instance, ports: Ports) -> AsyncIterator[None]:
     parts = Parts(
         control=instance.mesh,
         relay=instance.dataplane,
+        live=instance.live,
         measures=instance.mesh.measures,
         admit=instance.admit,
         drain=instance.drain,

@@ -21,11 +21,12 @@ from modelmesh.dataplane.protocol import Addresses, DataPlane, DataPlaneConfig
 from modelmesh.instance.background import beside
 from modelmesh.instance.edges import payload_consumers, prepare
 from modelmesh.instance.journal_sinks import JournalFile, log_entry
+from modelmesh.instance.live_settings import LiveSettings
 from modelmesh.instance.model_root import ModelRoot
 from modelmesh.instance.runtime_dir import RuntimeDir
 from modelmesh.instance.runtimes import admission, build_runtimes, load_timeout_s
 from modelmesh.instance.static_models import read_static_models, register_static_models
-from modelmesh.instance.type_constraints import TypeConstraints
+from modelmesh.instance.type_constraints import TypeConstraints, parse_constraints
 from modelmesh.journal import Did, Entry, Journal
 from modelmesh.mesh.coexistence import Coexistence
 from modelmesh.mesh.control import Admit
@@ -69,6 +70,8 @@ class Instance:
     control_socket: Path
     peers: ConnectedPeers | None = None
     """The other instances; None: it is alone."""
+    live: LiveSettings
+    """Settings that the store may change."""
     admit: Admit
     """Checks what is to be registered. Reads the disk, so it belongs into a thread."""
 
@@ -80,6 +83,8 @@ class Instance:
         """What the mesh needs to end well: store, faces, data plane. Closed after it."""
         self._serving = AsyncExitStack()
         """The mesh with its runtime and folder, whose start is the longest: begun first, ended first."""
+        self.grace_s = settings.lifecycle.grace_s
+        """How long a stop may take."""
         self._drained: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
         self._keeper: FolderKeeper | None = None
@@ -109,6 +114,9 @@ class Instance:
             read_only=settings.state.read_only,
         )
         stack.push_async_callback(registrar.stop)
+        self.live = LiveSettings(store, self.journal, lambda: registrar.refuses)
+        await self.live.read()
+        await stack.enter_async_context(beside(self.live.follow(), "settings in the store"))
         if settings.state.store is not None:
             coexistence = Coexistence(store, registrar, self.journal)
             stack.push_async_callback(coexistence.stop)
@@ -148,6 +156,7 @@ class Instance:
             fill=settings.models.fill_memory,
         )
         self.mesh.overview.orders.on_drain = self._begin_drain
+        self._offer_settings(constraints)
         serving = self._serving
         for runtime in runtimes:
             serving.push_async_callback(runtime.stop, 0.0)
@@ -190,6 +199,23 @@ class Instance:
         await self._begin(starting)
         self.mesh.be_ready()
 
+    def _offer_settings(self, constraints: TypeConstraints) -> None:
+        """What the store may change from now on."""
+        settings, live = self.settings, self.live
+        live.offer("log_level", _log_from, settings.logs.level)
+        live.offer("grace", self._set_grace, settings.lifecycle.grace_s)
+        live.offer("load_failure_expiry", self.mesh.failures_stand, settings.lifecycle.load_failure_expiry_s)
+        live.offer(
+            "type_constraints",
+            constraints.store_says,
+            None,
+            started=constraints.started,
+            parse=lambda text: parse_constraints(text, "type_constraints"),
+        )
+
+    def _set_grace(self, grace_s: float) -> None:
+        self.grace_s = grace_s
+
     async def wait(self) -> None:
         """Return when the mesh ends by itself; raises the bug that ended it."""
         await self.mesh.wait()
@@ -204,14 +230,14 @@ class Instance:
         return self._drained
 
     async def _drain(self) -> None:
-        await self.mesh.drain(self.settings.lifecycle.grace_s)
+        await self.mesh.drain(self.grace_s)
         self._ended.set()
 
     async def ended(self) -> bool:
         """Wait until nothing is in flight any more and nothing will be; False when twice the grace period went by without that.
         Begins nothing."""
         try:
-            async with asyncio.timeout(2 * self.settings.lifecycle.grace_s):
+            async with asyncio.timeout(2 * self.grace_s):
                 await self._ended.wait()
         except TimeoutError:
             return False
@@ -229,7 +255,7 @@ class Instance:
         try:
             if self._drained is not None:
                 await asyncio.wait({self._drained})
-            await self.mesh.stop(self.settings.lifecycle.grace_s)
+            await self.mesh.stop(self.grace_s)
         finally:
             self._ended.set()
 
@@ -263,6 +289,10 @@ class Instance:
 
     def _unreadable(self, id: str, sentence: str) -> None:
         self.journal.record(Did.WARNED, id, sentence)
+
+
+def _log_from(level: str) -> None:
+    _log.setLevel(level.upper())
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

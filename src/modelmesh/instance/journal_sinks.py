@@ -28,7 +28,18 @@ _FOR_PEOPLE: Final = frozenset(
     }
 )
 """What somebody should look at."""
-_OF_THE_MESH: Final = frozenset({Did.JOINED, Did.LOST, Did.REVIVED, Did.MOVED})
+_OF_THE_MESH: Final = frozenset(
+    {
+        Did.JOINED,
+        Did.LOST,
+        Did.REVIVED,
+        Did.MOVED,
+        Did.CONFIGURED,
+        Did.CORDONED,
+        Did.UNCORDONED,
+        Did.DRAINING,
+    }
+)
 """What happens to instances, where no model is named. The rest is logged for those who debug."""
 _WAITING_MAX: Final = 10_000
 _BATCH: Final = 500

@@ -18,7 +18,7 @@ from modelmesh.settings.tree import Runtimes
 
 
 class TypeConstraints:
-    """Those of the settings. `table` is what counts now; a watched file changes it in place."""
+    """Those of the settings. `table` is what counts now; a watched file and the store change it in place."""
 
     def __init__(self, runtimes: Runtimes) -> None:
         inline, path = runtimes.type_constraints, runtimes.type_constraints_path
@@ -27,11 +27,20 @@ class TypeConstraints:
                 "type_constraints and type_constraints_path are both given; which one is meant is not clear, so give only one."
             )
         self._path = path
+        self.started = inline or (f"those of {path}" if path is not None else "")
+        """In words."""
         self.table: dict[str, Constraint] = {}
+        self._own: dict[str, Constraint] = {}
+        self._stored: dict[str, Constraint] | None = None
         if inline is not None:
-            self.table = parse_constraints(inline, "type_constraints")
+            self._have(parse_constraints(inline, "type_constraints"))
         elif path is not None:
             self._read(path)()
+
+    def store_says(self, stored: dict[str, Constraint] | None) -> None:
+        """Those of the store count instead, until it says nothing (None) any more."""
+        self._stored = stored
+        self._have(self._own)
 
     def watched(self, journal: Journal) -> list[WatchedFiles]:
         """The file, for the caller to watch; nothing where there is none."""
@@ -47,11 +56,16 @@ class TypeConstraints:
                 text = path.read_text()
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"type_constraints_path: {path} cannot be read: {error}.") from error
-            table = parse_constraints(text, str(path))
-            self.table.clear()
-            self.table.update(table)
+            self._have(parse_constraints(text, str(path)))
 
         return use
+
+    def _have(self, own: dict[str, Constraint]) -> None:
+        """Change the table, which others hold, in place."""
+        counts = own if self._stored is None else self._stored
+        self._own = own
+        self.table.clear()
+        self.table.update(counts)
 
 
 def parse_constraints(text: str, source: str) -> dict[str, Constraint]:

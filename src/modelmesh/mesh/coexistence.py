@@ -7,34 +7,29 @@ both move vmodels and delete models.
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import Final
+from collections.abc import Mapping
 
-from modelmesh.errors import StoreUnavailable
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.registry.survey import INSTANCES
-from modelmesh.store.protocol import Batch, Compacted, Revision, Store
-
-RETRY_S: Final = 1.0
-
-log = logging.getLogger(__name__)
+from modelmesh.store.followed import Followed
+from modelmesh.store.protocol import Store
 
 
 class Coexistence:
     """`start` before anything writes, `stop` last. One owner, the event loop."""
 
     def __init__(self, store: Store, registrar: Registrar, journal: Journal) -> None:
-        self._store = store
         self._registrar = registrar
         self._journal = journal
-        self._alive: set[str] = set()
+        self._followed = Followed(store, INSTANCES, "Instances of the predecessor", self._look)
+        self._alive = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Keep the registrar from writing as long as there are such instances, from now on. Raises StoreUnavailable."""
-        after = await self._look()
-        self._task = asyncio.create_task(self._follow(after), name="instances-of-the-predecessor")
+        await self._followed.read()
+        self._task = asyncio.create_task(self._followed.follow(), name="instances-of-the-predecessor")
 
     async def stop(self) -> None:
         """Idempotent."""
@@ -43,42 +38,11 @@ class Coexistence:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
-    async def _look(self) -> Revision:
-        snapshot = await self._store.snapshot(INSTANCES)
-        self._apply({entry.key for entry in snapshot.entries})
-        return snapshot.revision
-
-    async def _follow(self, after: Revision) -> None:
-        current = True
-        while True:
-            try:
-                if not current:
-                    after = await self._look()
-                    current = True
-                async for batch in self._store.watch(INSTANCES, after):
-                    after = batch.revision
-                    self._take(batch)
-                return
-            except Compacted:
-                current = False
-            except StoreUnavailable as error:
-                if current:
-                    log.warning(
-                        "Instances of the predecessor are not followed until the store answers: %s", error
-                    )
-                current = False
-                await asyncio.sleep(RETRY_S)
-
-    def _take(self, batch: Batch) -> None:
-        alive = set(self._alive)
-        for change in batch.changes:
-            (alive.discard if change.value is None else alive.add)(change.key)
-        self._apply(alive)
-
-    def _apply(self, alive: set[str]) -> None:
-        before, self._alive = self._alive, alive
+    def _look(self, changed: Mapping[str, bytes | None]) -> None:
+        before, alive = self._alive, self._followed.values
+        self._alive = bool(alive)
         if alive and not before:
-            first = min(alive).removeprefix(INSTANCES)
+            first = min(alive)
             self._registrar.keep_off(
                 f"Instances of ModelMesh are alive in this registry ({first}{' and others' if len(alive) > 1 else ''}), so it is "
                 "only read here: ask them, or stop them first."

@@ -22,6 +22,7 @@ from modelmesh.journal import Journal
 from modelmesh.mesh.asks import ASKED, TIMEOUT_S, Asks
 from modelmesh.mesh.control import Page, Query, Registration
 from modelmesh.mesh.copies import Copies
+from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.filling import Filling
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.others import Others
@@ -48,6 +49,7 @@ class Desk(ABC):
 
     _asks: Asks
     _clock: Clock
+    _failures: Failures
     _copies: Copies
     _filling: Filling
     _journal: Journal
@@ -214,6 +216,10 @@ class Desk(ABC):
 
     def vmodels(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[VModelView]:
         return self.vmodel_calls.views(prefix=prefix, after=after, limit=limit)
+
+    def failures_stand(self, permanent_s: float) -> None:
+        """How long a bad artefact is not tried again, from the next failure on."""
+        self._failures.permanent_s = permanent_s
 
     # --- ControlPlane: the mesh -----------------------------------------------------------------------------
 

@@ -48,7 +48,8 @@ class Failures:
         self._clock = clock
         self._rng = rng
         self._capacity = capacity
-        self._permanent_s = permanent_s
+        self.permanent_s = permanent_s
+        """May be changed: it counts from the next failure on."""
         self._table: OrderedDict[str, Standing] = OrderedDict()
         self.told_of: Callable[[str], None] = _nobody
         """Called with each model whose failure is recorded or forgotten, for those who tell other instances."""
@@ -60,7 +61,7 @@ class Failures:
         count = before.count + 1 if before is not None else 1
         suggested_s = TOO_LARGE_S if isinstance(error, ModelTooLarge) else error.retry_after_s
         expires_s = now_s + stands_s(
-            count, _nature(error), self._rng, suggested_s, permanent_s=self._permanent_s
+            count, _nature(error), self._rng, suggested_s, permanent_s=self.permanent_s
         )
         standing = self._table[model] = Standing(error, now_s, expires_s, is_permanent(error), count)
         self.told_of(model)

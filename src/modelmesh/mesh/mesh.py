@@ -100,7 +100,8 @@ class Mesh(Desk):
         fill: bool = False,
     ) -> None:
         """`peers`: the other instances; None: there are none, and nothing is done for them. `fill`: load models that were used
-        lately into memory that is free."""
+        lately into memory that is free. `constraints` may change."""
+        constraints = {} if constraints is None else constraints
         self._dataplane = dataplane
         self._registrar = registrar
         self._journal = journal
@@ -117,7 +118,7 @@ class Mesh(Desk):
         self._refusals = Refusals(dataplane, clock, journal, self.measures, self._thrashing_of, self._tuning)
         self._others = others = None if peers is None else Others(
             peers, dataplane, self._mirror, self._histories, self._failures, self._refusals, clock, journal,
-            constraints or {}, spawn=self._spawn, settle=self._settle,
+            constraints, spawn=self._spawn, settle=self._settle,
         )  # fmt: skip
         abroad = None if others is None else others.abroad
         self._copies = Copies(lambda local: Routes(dataplane, local, abroad), self._histories)
@@ -132,9 +133,7 @@ class Mesh(Desk):
             others_try=lambda model: others is not None and others.fails_here(model),
         )  # fmt: skip
         chain = runtimes if isinstance(runtimes, Sequence) else (runtimes,)
-        self._sites = Sites(
-            [Site(runtime, shared) for runtime in chain], constraints or {}, self._mirror.model
-        )
+        self._sites = Sites([Site(runtime, shared) for runtime in chain], constraints, self._mirror.model)
         self._alarm = Alarm(self._sites, journal)
         self._faults = Faults(
             dataplane, registrar, self._copies, self._names, self._sites, self._failures,

@@ -83,7 +83,7 @@ class Registrar:
     ) -> None:
         """`root` is what all keys begin with, as given to the mirror. With `read_only` whatever would write is refused."""
         self._store = store
-        self._refuses = READ_ONLY if read_only else ""
+        self.refuses = READ_ONLY if read_only else ""
         """Why nothing is written; empty when it is."""
         self._forever = read_only
         self.txn_keys_max = store.txn_keys_max
@@ -103,13 +103,13 @@ class Registrar:
 
     @property
     def read_only(self) -> bool:
-        return bool(self._refuses)
+        return bool(self.refuses)
 
     def keep_off(self, why: str) -> None:
         """Refuse whatever would write with this sentence from now on; empty: write again, and tell listeners of the vmodels that
         are under way. Without effect on a registrar that was made read-only."""
-        if not self._forever and why != self._refuses:
-            self._refuses = why
+        if not self._forever and why != self.refuses:
+            self.refuses = why
             if not why:
                 self._tell(ChangedIds(vmodels=set(self._mirror.unsettled)))
 
@@ -287,7 +287,7 @@ class Registrar:
 
     def _check_writable(self, txn: Txn) -> None:
         if self.read_only and (txn.puts or txn.deletes):
-            raise FailedPrecondition(self._refuses)
+            raise FailedPrecondition(self.refuses)
 
     # Reading
 

@@ -5,6 +5,7 @@ Errors are raised by the handlers as `ModelMeshError` and answered in one place 
 
 from __future__ import annotations
 
+from modelmesh.ops.config import Configs
 from modelmesh.ops.instances import Instances
 from modelmesh.ops.models import Models
 from modelmesh.ops.operations import Operation
@@ -19,5 +20,6 @@ def operations(parts: Parts) -> tuple[Operation, ...]:
         *Models(parts).operations(),
         *VModels(parts).operations(),
         *Instances(parts).operations(),
+        *Configs(parts).operations(),
         *Stories(parts).operations(),
     )

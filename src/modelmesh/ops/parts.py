@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import Histogram, RelayStats
+from modelmesh.instance.live_settings import LiveSettings
 from modelmesh.mesh.control import Admit, ControlPlane
 from modelmesh.mesh.measures import Measures
 from modelmesh.settings.exporting import NO_EXPORT, Export, InfoMetric
@@ -39,6 +40,7 @@ class Parts:
 
     control: ControlPlane
     relay: Relay
+    live: LiveSettings
     measures: Measures
     admit: Admit
     drain: Callable[[], Awaitable[None]]

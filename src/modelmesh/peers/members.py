@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from modelmesh.errors import InvalidInput, StoreUnavailable
+from modelmesh.errors import InvalidInput
 from modelmesh.peers.protocol import Member
-from modelmesh.store.protocol import Compacted, Revision, Store
+from modelmesh.store.followed import Followed
+from modelmesh.store.protocol import Store
 
 MEMBERS: Final = "members/"
 """What follows in a key is the instance's id."""
-RETRY_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +59,13 @@ class Members:
     def __init__(
         self, store: Store, on_change: Callable[[str, Member | None], None], prefix: str = ""
     ) -> None:
-        self._store = store
         self._on_change = on_change
-        self._prefix = prefix + MEMBERS
+        self._followed = Followed(store, prefix + MEMBERS, "Members", self._take)
         self._known: dict[str, Member] = {}
-        self._revision = 0
 
     def key(self, id: str) -> str:
         """Where the record of an instance is."""
-        return self._prefix + id
+        return self._followed.key(id)
 
     @property
     def known(self) -> Mapping[str, Member]:
@@ -77,46 +74,21 @@ class Members:
 
     async def read(self) -> None:
         """Look at all of them. Raises StoreUnavailable."""
-        snapshot = await self._store.snapshot(self._prefix)
-        self._revision = snapshot.revision
-        there = {entry.key: entry.value for entry in snapshot.entries}
-        for id in [id for id in self._known if self.key(id) not in there]:
-            self._take(self.key(id), None)
-        for key, value in there.items():
-            self._take(key, value)
+        await self._followed.read()
 
     async def follow(self) -> None:
         """Watch for ever."""
-        while True:
-            try:
-                async for batch in self._store.watch(self._prefix, Revision(self._revision)):
-                    self._revision = batch.revision
-                    for change in batch.changes:
-                        self._take(change.key, change.value)
-                return
-            except Compacted:
-                await self._read_again()
-            except StoreUnavailable as error:
-                log.info("The store does not tell who is a member: %s", error)
-                await asyncio.sleep(RETRY_S)
-                await self._read_again()
+        await self._followed.follow()
 
-    async def _read_again(self) -> None:
-        while True:
+    def _take(self, changed: Mapping[str, bytes | None]) -> None:
+        for id, value in changed.items():
             try:
-                await self.read()
-                return
-            except StoreUnavailable:
-                await asyncio.sleep(RETRY_S)
-
-    def _take(self, key: str, value: bytes | None) -> None:
-        id = key.removeprefix(self._prefix)
-        try:
-            member = None if value is None else decode(id, value)
-        except InvalidInput as error:
-            log.warning("%s It is not asked for anything.", error)
-            member = None
-        if member != self._known.get(id):
+                member = None if value is None else decode(id, value)
+            except InvalidInput as error:
+                log.warning("%s It is not asked for anything.", error)
+                member = None
+            if member == self._known.get(id):
+                continue
             if member is None:
                 del self._known[id]
             else:

@@ -118,6 +118,7 @@ class Runtimes:
             "",
             "Which labels a model type requires or prefers of its runtime, as JSON in the predecessor's form.",
             "JSON",
+            live=True,
         ),
     ]
     type_constraints_path: Annotated[

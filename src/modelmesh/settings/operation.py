@@ -35,6 +35,7 @@ class Lifecycle:
             "Seconds after which a model whose artefact could not be loaded is tried again when asked for; also the longest "
             "pause after failures that may pass, or for files that are not there.",
             "SECONDS",
+            live=True,
         ),
     ]
 
@@ -67,6 +68,7 @@ class Lifecycle:
             "30",
             "Seconds a stop may take: requests in flight finish, then the workers end.",
             "SECONDS",
+            live=True,
         ),
     ]
 
@@ -93,6 +95,7 @@ class Logs:
             "info",
             "debug, info, warning or error.",
             "LEVEL",
+            live=True,
         ),
     ]
     request_headers: Annotated[

@@ -20,3 +20,5 @@ class Setting:
     """What stands for the value in a list of flags."""
     several: bool = False
     """Its flag may be repeated; other sources write several values with ";" between them."""
+    live: bool = False
+    """It may be changed in the store while instances run (`settings.live`)."""

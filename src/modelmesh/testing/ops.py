@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from starlette.applications import Starlette
 
 from modelmesh.dataplane.protocol import Histogram, RelayStats
+from modelmesh.instance.live_settings import LiveSettings
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.measures import Measures
 from modelmesh.ops.app import ops_app
 from modelmesh.ops.listener import Listener
 from modelmesh.ops.parts import Listening, Parts
 from modelmesh.ops.server import HTTPServer
+from modelmesh.store.memory import MemoryStore
 from modelmesh.testing.control import FakeControlPlane
 
 
@@ -48,6 +50,7 @@ def parts_over(control: FakeControlPlane, relay: QuietRelay | None = None, *, re
     return Parts(
         control=control,
         relay=relay or QuietRelay(),
+        live=_live(control),
         measures=Measures(),
         admit=admit,
         drain=drain,
@@ -58,6 +61,14 @@ def parts_over(control: FakeControlPlane, relay: QuietRelay | None = None, *, re
         folder="",
         budget_bytes=1 << 30,
     )
+
+
+def _live(control: FakeControlPlane) -> LiveSettings:
+    """Over a store in memory that nobody else writes to."""
+    live = LiveSettings(MemoryStore(), control.journal)
+    live.offer("log_level", lambda level: None, "info")
+    live.offer("load_failure_expiry", lambda seconds: None, 450.0)
+    return live
 
 
 @contextmanager

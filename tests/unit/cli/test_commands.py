@@ -17,7 +17,7 @@ import pytest
 
 from modelmesh.cli import main as cli
 from modelmesh.cli.exits import Exit
-from modelmesh.ops import instance_schemas, schemas
+from modelmesh.ops import config, instance_schemas, schemas
 from modelmesh.peers.protocol import Remembered
 from modelmesh.registry.keep import Keep
 from modelmesh.testing.control import FakeControlPlane, member_view
@@ -363,6 +363,28 @@ def test_instances_are_cordoned_by_way_of_any_other(run: Run, control: FakeContr
     assert run("cordon", "nobody").exit_code == Exit.REFUSED
 
 
+def test_settings_are_changed_while_instances_run(run: Run) -> None:
+    assert rows(run("config", "list").out)[1:] == [
+        ["load_failure_expiry", "450", "start", "450"],
+        ["log_level", "info", "start", "info"],
+    ]
+    assert run("config", "set", "log_level", "debug").out == "log_level is debug now, in all instances.\n"
+    assert run("config", "get", "log_level").out == "debug\n"
+    assert rows(run("config", "list").out)[2] == ["log_level", "debug", "store", "info"]
+    wrong = run("config", "set", "log_level", "loud")
+    assert (wrong.exit_code, wrong.err) == (
+        Exit.REFUSED,
+        'log_level: "loud" is none of debug, info, warning, error.\n',
+    )
+    assert run("config", "get", "memory").err.startswith('"memory" is no setting that can be changed')
+    Path("level.txt").write_text("error")
+    assert run("config", "set", "log_level", "@level.txt", "--json").json["value"] == "error"
+    assert run("config", "set", "log_level", "@none").exit_code == Exit.USAGE
+    assert run("config", "unset", "log_level").out.startswith("The store says nothing of log_level now; ")
+    listed = run("config", "list", "--json").json
+    assert [setting["stored"] for setting in listed["settings"]] == [None, None]
+
+
 def test_a_story_is_told_by_all_instances(run: Run, control: FakeControlPlane) -> None:
     control.others = [member_view("b"), member_view("c")]
     at_s = control.clock.wall_s() - 60
@@ -411,8 +433,8 @@ def test_the_page_lists_commands_exits_and_schemas() -> None:
     assert {name: int(code) for code, name in exits} == {each.name: each.value for each in Exit}
     fields = dict(re.findall(r"^\| (\w+) \| (`id`.*|`\w+`(?:, `\w+`)+) \|$", page, re.MULTILINE))
     for name, listed in fields.items():
-        schema = (
-            getattr(instance_schemas, name) if hasattr(instance_schemas, name) else getattr(schemas, name)
+        schema = next(
+            getattr(module, name) for module in (schemas, instance_schemas, config) if hasattr(module, name)
         )
         assert re.findall(r"`(\w+)`", listed) == list(schema.model_fields)
     assert set(fields) >= {"Model", "Copy", "Instance", "MeshInstance", "Story", "StoryEntry", "VModel"}

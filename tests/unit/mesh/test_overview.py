@@ -12,6 +12,7 @@ from modelmesh.mesh.control import Page, Query, Sort
 from modelmesh.mesh.recollection import DEADLINE_S
 from modelmesh.mesh.views import MemberView, MeshCount, State
 from modelmesh.peers.protocol import Order
+from modelmesh.policy.runtimes import Constraint
 from modelmesh.testing.loop import run
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.stage import Stage, raised
@@ -315,5 +316,19 @@ def test_stories_are_bounded() -> None:
             story = await theatre["a"].mesh.story(["iris"])
             assert story.cut and len(story.entries) == 500
             assert story.entries[-1].entry.reason == "699"
+
+    run(scene())
+
+
+def test_constraints_that_were_none_at_the_start_count_once_there_are_some() -> None:
+    async def scene() -> None:
+        constraints: dict[str, Constraint] = {}
+        async with Stage(constraints=constraints) as stage:
+            await stage.register("before")
+            assert (await stage.ask("before").answer).code is Code.OK
+            constraints["fake"] = Constraint(required=frozenset({"gpu"}))
+            await stage.register("after")
+            assert (await stage.ask("after").answer).code is Code.FAILED_PRECONDITION
+            assert (await stage.ask("before").answer).code is Code.OK
 
     run(scene())
