@@ -31,6 +31,8 @@ def test_every_invariant_holds_in_every_story(chunk: int) -> None:
             "UNAVAILABLE",
             "loads",
             "kept",
+            "scaled up",
+            "scaled down",
             "evictions",
             "crashes",
             "freezes",

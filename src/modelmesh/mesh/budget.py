@@ -19,6 +19,8 @@ class Budget:
         self.residents = Residents(rng)
         self.shadow = Shadow(rng)
         self.thrash = Thrash()
+        self.n_targets = 0
+        """Its model servers."""
         self.held_bytes = 0
         """What loaded copies weigh that may not be evicted for anybody."""
         self.yielding: dict[str, int] = {}

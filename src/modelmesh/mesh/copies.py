@@ -94,11 +94,13 @@ class Copy(Resident):
     __slots__ = (
         "began_s",
         "budget",
+        "busy_s",
         "calling",
         "cancelled",
         "content",
         "estimate",
         "estimated_capacity_bytes",
+        "execution_s",
         "held_bytes",
         "history",
         "holds",
@@ -154,6 +156,10 @@ class Copy(Resident):
         self.resumed = 0
         """Requests that waited for this load: together one use, counted when it was loaded."""
         self.order_sequence = 0
+        self.busy_s = 0.0
+        """What its servers spent on its requests, as they report it."""
+        self.execution_s = 0.0
+        """Of one request, on average; 0 when it is not known."""
         self.calling = False
         """The runtime was asked to load it: a cancellation has something to stop."""
         self.cancelled = False

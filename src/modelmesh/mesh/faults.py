@@ -76,6 +76,8 @@ class Faults:
         self._stranded: dict[str, None] = {}
         """Loaded models whose requests find no usable replica: their targets are lost, or their route was late."""
         self.total = 0
+        self.on_queueing: Callable[[Queueing], None] = lambda event: None
+        """Called when requests wait for slots of a model."""
 
     def handle(self, events: Iterable[Event]) -> dict[str, None]:
         """Act on events in order. Returns the models newly waited for, whose deadlines are to be looked at."""
@@ -108,6 +110,7 @@ class Faults:
                     self._reopen()
                 case Queueing():
                     self._measures.count("modelmesh_gate_queueing")
+                    self.on_queueing(event)
                 case _:
                     assert_never(event)
         self._names.tell(told)

@@ -66,6 +66,8 @@ def _counters() -> dict[str, int]:
         "modelmesh_copies_lost": 0,
         "modelmesh_loads_abandoned": 0,
         "modelmesh_gate_queueing": 0,
+        "modelmesh_scaled_up": 0,
+        "modelmesh_scaled_down": 0,
     }
 
 

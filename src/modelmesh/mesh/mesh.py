@@ -21,6 +21,7 @@ from modelmesh.journal import Journal
 from modelmesh.mesh.alarm import Alarm
 from modelmesh.mesh.asks import Asks
 from modelmesh.mesh.bringing import bring
+from modelmesh.mesh.care import Care
 from modelmesh.mesh.changes import Changes
 from modelmesh.mesh.condition import Condition
 from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
@@ -35,7 +36,6 @@ from modelmesh.mesh.holds import UNTIL_USED
 from modelmesh.mesh.invariants import check
 from modelmesh.mesh.keeping import Keeping
 from modelmesh.mesh.measures import Measures
-from modelmesh.mesh.min_copies import MinCopies
 from modelmesh.mesh.names import Names
 from modelmesh.mesh.others import Others
 from modelmesh.mesh.overview import Overview
@@ -47,7 +47,6 @@ from modelmesh.mesh.site import Shared, Site
 from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.targets import Targets
 from modelmesh.mesh.tuning import Tuning
-from modelmesh.mesh.upkeep import Upkeep
 from modelmesh.mesh.usage import UsageReader
 from modelmesh.mesh.views import InstanceView, State
 from modelmesh.mesh.vmodels import VModels
@@ -158,22 +157,19 @@ class Mesh(Desk):
         )  # fmt: skip
         if others is not None:
             others.on_members = self._members_changed
-            others.on_copies = lambda models: self._upkeep.changed_abroad(models)
         self._whole = Whole(
             self._mirror, self._copies, self._sites, self._failures, self._asks, self._condition.load, others
         )
         self.keeping = Keeping(clock, rng, self._whole.keeps)
-        self.keeping.add(
-            MinCopies(
-                self._mirror, self._copies, others, self._failures, clock, journal,
-                load_here=lambda model, why: self._asks.load(model, why, False, None),
-                draining=lambda: self._draining,
-            )
+        self._care = Care(
+            self._mirror, self._copies, self._sites, self._usage, self._asks, self._failures, others, self.keeping,
+            clock, journal, self.measures, self._tuning,
+            spawn=self._spawn, settle=self._settle, draining=lambda: self._draining,
         )  # fmt: skip
-        self._upkeep = Upkeep(self._mirror, self._copies, self._sites, others, on_wanting=self.keeping.note)
+        self._faults.on_queueing = self._care.queueing
         self._changes = Changes(
-            self._mirror, self._copies, self._sites, self._failures, self._histories, self._names, self._upkeep,
-            settle=self._settle,
+            self._mirror, self._copies, self._sites, self._failures, self._histories, self._names,
+            self._care.upkeep, settle=self._settle,
         )  # fmt: skip
         self._recovery = Recovery(
             self._whole, self._mirror, clock, journal, note=self.keeping.note, spawn=self._spawn
@@ -216,6 +212,7 @@ class Mesh(Desk):
         self._targets.start()
         self.vmodel_calls.start()
         self._spawn(self.keeping.run(), "keeping")
+        self._care.start()
         if self._fills:
             self._spawn(self._filling.run(), "filling")
         self._ready = ready
@@ -344,7 +341,7 @@ class Mesh(Desk):
         try:
             while self._unsettled:
                 self._unsettled = False
-                self._upkeep.settle()
+                self._care.upkeep.settle()
                 for site in self._sites:
                     site.loads.step()
             self._copies.publish()
@@ -391,6 +388,7 @@ class Mesh(Desk):
     def _used(self, copy: Copy, last_used_ms: int) -> None:
         self._copies.unhold(copy.model, UNTIL_USED)
         self._registrar.used(copy.model, last_used_ms)
+        self._care.used(copy.model)
         if self._others is not None:
             self._others.announcer.used(copy.model)
 

@@ -53,6 +53,7 @@ class RuntimeEvents:
         match event:
             case TargetsChanged():
                 self._copies.change_targets(event)
+                self._budget.n_targets += len(event.add) - len(event.remove)
             case CapacityChanged():
                 if event.capacity_bytes > self._budget.ledger.capacity_bytes:
                     self._failures.forget_too_large()

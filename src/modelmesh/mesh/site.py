@@ -73,6 +73,8 @@ class Site:
         self.down: RuntimeUnavailable | None = None
         """Why its models are refused: the runtime could not be started; None while it runs or starts."""
         self.serves_versions = False
+        self.replica_slots = 0
+        """See `RuntimeInfo`."""
         self._shared = shared
         self._starting: asyncio.Task[None] | None = None
         self._warned_of_held = False
@@ -111,7 +113,7 @@ class Site:
     async def _start(self) -> None:
         info = await self.runtime.start()
         self.budget.ledger.adopt(info.capacity_bytes, 0)
-        self.serves_versions = info.serves_versions
+        self.serves_versions, self.replica_slots = info.serves_versions, info.replica_slots
         self.loads.load_timeout_s = info.load_timeout_s
         self.loads.slots = info.max_loads
         self.down = None

@@ -13,6 +13,11 @@ class Tuning:
 
     tick_s: float = 0.25
     """Usage is read and waiting re-assessed this often: a rate older than this changes no eviction."""
+    look_s: float = 0.08
+    """Copies that are busy are looked at this often where there are other instances: a model suddenly in demand has another copy
+    asked for within 200 ms."""
+    spare_s: float = 60.0
+    """A copy that others do without stays for this long, and for ten load times at least."""
     usage_fresh_s: float = 0.05
     """An eviction reads usage anew when the last reading is older, so that what is in flight is known."""
     retire_timeout_s: float = 3.0

@@ -17,7 +17,8 @@ from modelmesh.registry.mirror import Mirror
 
 class Upkeep:
     """Takes note of models whose record, copy here or copies elsewhere changed; `settle` applies it. `on_wanting` is told of
-    those of which some copies are always kept: one may be missing."""
+    those of which some copies are always kept: one may be missing; `on_spare` of copies here that others can do without, or can
+    no more."""
 
     def __init__(
         self,
@@ -27,12 +28,14 @@ class Upkeep:
         others: Others | None,
         *,
         on_wanting: Callable[[str], None],
+        on_spare: Callable[[str, bool], None],
     ) -> None:
         self._mirror = mirror
         self._copies = copies
         self._sites = sites
         self._others = others
         self._on_wanting = on_wanting
+        self._on_spare = on_spare
         self._me = "" if others is None else others.me.id
         self._changed: dict[str, None] = {}
         copies.on_change(self.changed)
@@ -61,6 +64,7 @@ class Upkeep:
         if copy is None or record is None or _leaves(copy):
             self._copies.unhold(model, PINNED)
             self._copies.unhold(model, MIN_COPIES)
+            self._on_spare(model, False)
             return
         if copy.keep != record.keep:
             copy.keep, copy.priority = record.keep, record.keep.priority
@@ -71,7 +75,7 @@ class Upkeep:
 
     def _hold(self, copy: Copy, keep: Keep) -> None:
         model = copy.model
-        holders = self._holders(model)
+        holders = self.holders(model)
         stays = self._me in kept(model, holders, keep.min_copies)
         self._set_hold(model, PINNED, keep.pin)
         self._set_hold(model, MIN_COPIES, keep.min_copies > 0 and stays)
@@ -81,8 +85,9 @@ class Upkeep:
         if copy.spare is not spare:
             copy.spare = spare
             copy.budget.residents.refresh(copy)
+        self._on_spare(model, spare)
 
-    def _holders(self, model: str) -> list[Holder]:
+    def holders(self, model: str) -> list[Holder]:
         """This instance and those others that have it loaded, and will have it."""
         if self._others is None:
             return [Holder(self._me)]

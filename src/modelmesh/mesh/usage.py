@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, Usage
@@ -10,6 +11,11 @@ from modelmesh.mesh.copies import Copies, Copy
 from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.routes import PEER_IDS_FROM
 from modelmesh.mesh.views import State
+
+ACTIVE_US: Final = 20_000
+"""Of execution between two readings; less cannot keep a server busy."""
+EXECUTION_WEIGHT: Final = 0.2
+"""Of a new reading in the mean of what a request takes."""
 
 
 class UsageReader:
@@ -29,6 +35,7 @@ class UsageReader:
         self._clock = clock
         self._on_used = on_used
         self._busy: dict[str, Copy] = {}
+        self._active: dict[str, Copy] = {}
         self.requests_total = 0
         self.busy_s = 0.0
         """What the model servers spent on requests, all together."""
@@ -46,6 +53,11 @@ class UsageReader:
         rows = sorted(self._dataplane.take_usage(), key=lambda row: (-row.last_used_ms_ago, row.replica_id))
         for row in rows:
             self._take(row, now_s)
+
+    def take_active(self) -> list[Copy]:
+        """The copies that had requests in flight at a reading since the last call, or executed for a good part of the time."""
+        active, self._active = self._active, {}
+        return list(active.values())
 
     def waited_load(self, copy: Copy) -> None:
         """A copy was loaded for requests that waited: together they are one use, now."""
@@ -71,6 +83,12 @@ class UsageReader:
         if row.in_flight:
             copy.in_flight += row.in_flight
             self._busy[copy.model] = copy
+        if row.in_flight or row.execution_us >= ACTIVE_US:
+            self._active[copy.model] = copy
+        if row.execution_us:
+            copy.busy_s += row.execution_us / 1e6
+            each_s = row.execution_us / 1e6 / max(row.requests, 1)
+            copy.execution_s += EXECUTION_WEIGHT * (each_s - copy.execution_s) if copy.execution_s else each_s
         resumed = min(row.requests, copy.resumed)
         copy.resumed -= resumed
         uses = row.requests - resumed

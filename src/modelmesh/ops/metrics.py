@@ -134,6 +134,12 @@ _OURS: Final = (
     Family("modelmesh_copies_lost_total", "counter", "Copies that vanished without having been unloaded."),
     Family("modelmesh_loads_abandoned_total", "counter", "Loads given up, since nobody waited any more."),
     Family("modelmesh_gate_queueing_total", "counter", "Reports of requests that queued at a model's gate."),
+    Family(
+        "modelmesh_scaled_up_total", "counter", "Times that more copies were made of a model in use here."
+    ),
+    Family(
+        "modelmesh_scaled_down_total", "counter", "Copies given up here because others serve their models."
+    ),
     Family("modelmesh_loads_total", "counter", "Loads that succeeded."),
     Family("modelmesh_loads_queued", "gauge", "Loads that wait for a slot or for memory."),
     Family("modelmesh_loads_running", "gauge", "Loads that run."),
@@ -177,6 +183,8 @@ _COUNTERS: Final = {
     "modelmesh_copies_lost": "modelmesh_copies_lost_total",
     "modelmesh_loads_abandoned": "modelmesh_loads_abandoned_total",
     "modelmesh_gate_queueing": "modelmesh_gate_queueing_total",
+    "modelmesh_scaled_up": "modelmesh_scaled_up_total",
+    "modelmesh_scaled_down": "modelmesh_scaled_down_total",
 }
 """The control plane's counters, and the families that show them."""
 

@@ -6,12 +6,25 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Final, NamedTuple
 
+from modelmesh.policy.eviction import miss_cost_s
 from modelmesh.policy.keeper import score
+from modelmesh.policy.placement import HORIZON_S
 
 UTILISATION: Final = 0.65
 """Wanted share of the slots in use; above it queues grow faster than rates."""
 SHRINK_BELOW: Final = 0.80
 """A copy is given up only when this share of the remaining slots' wanted use would still suffice."""
+QUEUE_S: Final = 0.05
+"""A wait that is felt: shorter ones are what batches and bursts are made of."""
+FULL: Final = 0.9
+"""Share of the slots in use, from one look to the next, that leaves no room for chance when requests queue, too."""
+SHARE_MAX: Final = 0.95
+SHARE_OF_ONE_MORE: Final = 0.66
+"""A use that asks for one copy more, where requests wait though the slots do not show it yet."""
+LOSSES_PER_S: Final = 1.0 / 86_400.0
+"""An instance is taken to be lost once a day."""
+USED_WITHIN_S: Final = 3_600.0
+"""A model that is not expected to be used within this needs no second copy."""
 
 
 def wanted(rate_per_s: float, execution_s: float, slots_per_copy: int, minimum: int, maximum: int) -> int:
@@ -45,6 +58,66 @@ def next_count(
     fewer = current - 1
     roomy = rate_per_s * execution_s <= SHRINK_BELOW * UTILISATION * slots_per_copy * fewer
     return max(fewer, minimum) if roomy or slots_per_copy <= 0 else current
+
+
+class SlotUse(NamedTuple):
+    """How one copy is used, as its holder sees it. The other copies are taken to be used alike: requests are balanced."""
+
+    slots: int
+    """Requests it executes at once; 0: any number."""
+    share: float
+    """Of the slots, in use since the last look; beyond 1 when more was executed than there was time for."""
+    mean_share: float
+    """The same over the last seconds."""
+    queued: int
+    """Requests that wait for a slot."""
+    wait_s: float
+    """How long one that comes now waits, as far as can be told."""
+
+    @property
+    def pressed(self) -> bool:
+        """Whether requests wait because this copy is too little; not by chance, nor for other models of its server."""
+        full = self.share >= FULL and self.queued >= 2 * self.slots
+        return self.queued > 0 and (full or self.wait_s >= QUEUE_S)
+
+
+def grown(copies: int, use: SlotUse, *, lasting: bool, maximum: int) -> int:
+    """How many copies there should be, when that is more than there are. `lasting`: requests have waited for a while already.
+
+    At most twice as many at once: what these do is seen before more are made.
+    """
+    if not use.slots:
+        return copies
+    share = use.mean_share
+    if lasting and use.pressed:
+        share = max(share, min(use.share, 1.0), SHARE_OF_ONE_MORE)
+    target = wanted(copies * share * use.slots, 1.0, use.slots, copies, 2 * copies)
+    return max(copies, min(target, maximum))
+
+
+def waiting(use: SlotUse) -> float:
+    """Requests that wait at a time, which is also the seconds waited per second (Little's law): those seen, or those expected
+    at this use (M/M/1)."""
+    share = min(use.mean_share, SHARE_MAX)
+    return max(float(use.queued), use.slots * share * share / (1.0 - share))
+
+
+def shrinks(copies: int, use: SlotUse, rest: Sequence[float]) -> bool:
+    """Whether one copy fewer carries the load: the wanted use of the others stays well below, and so does that of the instances
+    that hold them (`rest`: the share of all their slots in use)."""
+    if copies < 2 or use.queued:
+        return False
+    limit = SHRINK_BELOW * UTILISATION
+    more = use.mean_share / (copies - 1)
+    return use.mean_share + more <= limit and all(busyness + more <= limit for busyness in rest)
+
+
+def spared_s(rate_per_s: float, load_s: float) -> float:
+    """Seconds of waiting that a second copy spares within the horizon of placement, because an instance may be lost that holds
+    the only one; 0 for a model that is hardly used."""
+    if rate_per_s * USED_WITHIN_S < 1.0:
+        return 0.0
+    return LOSSES_PER_S * HORIZON_S * miss_cost_s(load_s, rate_per_s)
 
 
 class Holder(NamedTuple):

@@ -22,6 +22,8 @@ NO_CONSTRAINT: Final = Constraint()
 HORIZON_S: Final = 60.0
 """How long a placement is taken to stand: what is lost or spent per second counts for so long."""
 NEAR_TIE: Final = 0.25
+BUSY_MAX: Final = 0.95
+"""Beyond, waiting grows faster than can be told."""
 TIE_S: Final = 1e-3
 """Costs below a millisecond of waiting are all the same."""
 OLD_REVISION: Final = 2.0
@@ -104,7 +106,8 @@ def cost_s(wanted: Wanted, candidate: Candidate) -> float:
     lost_s = candidate.price * evicted_bytes * HORIZON_S if evicted_bytes else 0.0
     alone_s = miss_cost_s(wanted.load_s, wanted.rate_per_s)
     queued_s = miss_cost_s(wanted.load_s + candidate.queue_s, wanted.rate_per_s) - alone_s
-    busy_s = candidate.busyness * wanted.rate_per_s * wanted.execution_s * HORIZON_S
+    busy = min(candidate.busyness, BUSY_MAX)
+    busy_s = busy / (1.0 - busy) * wanted.rate_per_s * wanted.execution_s * HORIZON_S
     return (lost_s + queued_s + busy_s) * (OLD_REVISION if candidate.old_revision else 1.0)
 
 

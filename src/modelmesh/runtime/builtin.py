@@ -141,6 +141,7 @@ class BuiltinRuntime:
             max_loads=config.n_workers,
             model_types=frozenset(formats()),
             load_timeout_s=config.load_timeout_s,
+            replica_slots=1,
         )
 
     def _warn_if_small(self) -> None:

@@ -37,6 +37,9 @@ class RuntimeInfo:
     load_timeout_s: float
     serves_versions: bool = False
     """Whether a version that is no vmodel of ours is the runtime's matter; else such a name means nothing."""
+    replica_slots: int = 0
+    """Requests (or batches) that a replica executes at once, where the servers report what each takes; 0: they do not, and
+    replicas say what they take at once."""
 
 
 @dataclass(frozen=True, slots=True)

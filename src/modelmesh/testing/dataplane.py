@@ -109,6 +109,8 @@ class _Replica:
     errors: int = 0
     execution_us: int = 0
     last_used_s: float = 0.0
+    free_s: float = 0.0
+    """When it has executed all that it was given."""
 
     @property
     def full(self) -> bool:
@@ -157,7 +159,7 @@ class FakeDataPlane:
         self._gates: Gates[Request] = Gates(lambda *row: self._emit(Queueing(*row)))
         self._faulted: set[Name | str] = set()
         self._dirty: dict[int, None] = {}
-        self.requests: list[Request] = []
+        self.requests: dict[Request, None] = {}
         """Those not answered yet."""
         self._draining = False
         self.method_rules: tuple[MethodRule, ...] | None = None
@@ -170,6 +172,8 @@ class FakeDataPlane:
         self.payloads: Queue[Payload] = Queue()
         """What `take_payload` gives; its own requests have none."""
         self.payloads_dropped = 0
+        self.serial = False
+        """Replicas execute one request after the other, as workers do, and report what each took."""
         self.violations: list[str] = []
 
     # --- the client's side ----------------------------------------------------------------------------------
@@ -181,7 +185,7 @@ class FakeDataPlane:
         if self._draining:
             request.answer.set_result(Answer(Code.UNAVAILABLE, "draining"))
             return request
-        self.requests.append(request)
+        self.requests[request] = None
         request.timers.append(
             loop.call_at(request.deadline_s, self._finish, request, Answer(Code.DEADLINE_EXCEEDED))
         )
@@ -196,7 +200,7 @@ class FakeDataPlane:
             Name(NameKind.MODEL, model), loop.time() + timeout_s, execution_s, loop.create_future(), loop.time(),
             model, forwarded=True,
         )  # fmt: skip
-        self.requests.append(request)
+        self.requests[request] = None
         request.timers.append(
             loop.call_at(request.deadline_s, self._finish, request, Answer(Code.DEADLINE_EXCEEDED))
         )
@@ -218,8 +222,7 @@ class FakeDataPlane:
         for timer in request.timers:
             timer.cancel()
         request.timers.clear()
-        if request in self.requests:
-            self.requests.remove(request)
+        self.requests.pop(request, None)
         self._unpark(request)
         self._gates.leave(request)
         self._end_execution(request)
@@ -335,7 +338,9 @@ class FakeDataPlane:
             delay_s = self.network.delay()
             request.timers.append(loop.call_later(delay_s, self._sent, request, replica_id, target))
             return
-        request.timers.append(loop.call_later(request.execution_s, self._executed, request, replica_id))
+        begins_s = max(loop.time(), replica.free_s) if self.serial else loop.time()
+        replica.free_s = begins_s + request.execution_s
+        request.timers.append(loop.call_at(replica.free_s, self._executed, request, replica_id))
 
     def _is_peer(self, target_id: int) -> bool:
         target = self._targets.get(target_id)
@@ -394,7 +399,7 @@ class FakeDataPlane:
         code = self.answers(replica.model)
         replica.requests += 1
         replica.errors += code is not Code.OK
-        replica.execution_us += round(request.execution_s * 1e6)
+        replica.execution_us += round(request.execution_s * 1e6) if self.serial else 0
         replica.last_used_s = self._now_s()
         self._finish(request, Answer(code, "", request.model))
 

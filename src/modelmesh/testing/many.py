@@ -49,6 +49,7 @@ class Story:
         self._requests: dict[int, Request] = {}
         self._down: set[str] = set()
         self._serial = self._step = 0
+        self._at_peace = False
         self.seen: Counter[str] = Counter()
         """What happened, for tests that want to know that something did."""
 
@@ -60,7 +61,7 @@ class Story:
         theatre = Theatre(
             rng.randint(3, 6), seed=rng.randrange(2**32), budget_bytes=rng.choice((3_500, 6_000, 10_000)),
             max_loads=rng.choice((1, 2)), load_timeout_s=2.0,
-            tuning=Tuning(tick_s=0.25, retire_timeout_s=rng.choice((0.05, 1.0)), unload_retry_s=0.1),
+            tuning=Tuning(tick_s=0.25, look_s=0.25, spare_s=5.0, retire_timeout_s=rng.choice((0.05, 1.0)), unload_retry_s=0.1),
         )  # fmt: skip
         async with theatre:
             self._theatre = theatre
@@ -73,7 +74,7 @@ class Story:
                 (40, self._ask), (10, self._ask_everywhere), (6, self._crash), (4, self._freeze), (5, self._cut),
                 (5, self._mend), (6, self._return), (3, self._leave), (3, self._outage), (5, self._register_some),
                 (3, self._unregister), (4, self._keep), (5, self._set_vmodel), (4, self._load), (4, self._unload),
-                (4, self._break), (4, self._forget), (3, self._lose_server), (2, self._delete_vmodel),
+                (4, self._break), (4, self._forget), (3, self._lose_server), (2, self._delete_vmodel), (3, self._flood),
             )  # fmt: skip
             for _ in range(self._actions):
                 rng.choices([scene for _, scene in scenes], [weight for weight, _ in scenes])[0]()
@@ -106,6 +107,16 @@ class Story:
         name = self._name()
         for id in self._awake():
             self._begin(self._all[id], name, self._rng.choice(TIMEOUTS_S[1:]))
+
+    def _flood(self) -> None:
+        """A model is suddenly in demand."""
+        loop, name = asyncio.get_running_loop(), self._name()
+        for index in range(60):
+            loop.call_later(0.02 * index, self._flood_one, name)
+
+    def _flood_one(self, name: Name) -> None:
+        if self._theatre is not None and not self._at_peace and self._awake():
+            self._begin(self._any(), name, 5.0)
 
     def _begin(self, stage: Stage, name: Name, timeout_s: float) -> Request:
         request = stage.dataplane.request(name, timeout_s, self._rng.choice((0.001, 0.001, 0.05)))
@@ -200,6 +211,7 @@ class Story:
             size_bytes=rng.choice((SMALL_BYTES, 500, 1_000, 1_900, 3_000)),
             load_s=rng.choice((0.001, 0.01, 0.1, 0.5)),
             unload_s=rng.choice((0.0, 0.001, 0.05)),
+            max_concurrency=rng.choice((0, 0, 1, 2)),
         )
         if rng.random() < 0.08:
             artefact.error = bad_artefact()
@@ -248,6 +260,7 @@ class Story:
     # --- peace ----------------------------------------------------------------------------------------------
 
     async def _peace(self) -> None:
+        self._at_peace = True
         mend_storage(self._all.artefacts)
         self._end_outage()
         self._all.network.mend()
@@ -270,6 +283,8 @@ class Story:
         await self._vmodels_at_rest()
         self._agreed()
         self._kept()
+        self.seen["scaled up"] += self._counted("modelmesh_scaled_up")
+        self.seen["scaled down"] += self._counted("modelmesh_scaled_down")
         self.seen["loads"] += sum(stage.mesh.instance().loads_total for stage in self._all)
         self.seen["evictions"] += sum(stage.mesh.instance().evictions_total for stage in self._all)
         self._clients.complain()
@@ -307,6 +322,9 @@ class Story:
         record = mirror.vmodel(vmodel)
         path = None if record is None else self._clients.registered.get(record.target)
         return path is not None and self._all.artefacts[path].error is None
+
+    def _counted(self, name: str) -> int:
+        return sum(stage.mesh.measures.counters[name] for stage in self._all)
 
     def _kept(self) -> None:
         """As many copies are loaded as are to be kept, as far as there are instances."""

@@ -69,6 +69,7 @@ class FakeRuntime:
         address: str = "unix:/fake/{}",
         offer: Offer = FAKE,
         ids: Ids | None = None,
+        replica_slots: int = 0,
     ) -> None:
         """`address` is that of a server; its number takes the place of the braces."""
         self._address = address
@@ -77,6 +78,7 @@ class FakeRuntime:
         self.max_loads = max_loads
         self.load_timeout_s = load_timeout_s
         self.serves_versions = True
+        self.replica_slots = replica_slots
         self._n_targets = targets
         self._offer = offer
         self._ids = ids or Ids()
@@ -119,6 +121,7 @@ class FakeRuntime:
             self._offer.model_types,
             self.load_timeout_s,
             self.serves_versions,
+            self.replica_slots,
         )
 
     async def prepare(self, model_types: Collection[str]) -> None:

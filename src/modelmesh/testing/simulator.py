@@ -172,7 +172,7 @@ class Simulation:
 
     def _cancel(self) -> None:
         if self.dataplane.requests:
-            self._rng.choice(self.dataplane.requests).cancel()
+            self._rng.choice(list(self.dataplane.requests)).cancel()
 
     def _crash(self) -> None:
         """A server dies; the runtime notices a little later."""

@@ -44,6 +44,7 @@ class Stage:
         budget_bytes: int = 100_000,
         max_loads: int = 2,
         targets: int = 2,
+        serial: bool = False,
         load_timeout_s: float = 10.0,
         tuning: Tuning | None = None,
         seed: int = 1,
@@ -56,8 +57,8 @@ class Stage:
         artefacts: dict[str, Artefact] | None = None,
         fill: bool = False,
     ) -> None:
-        """One of several instances: with the network, its member record, and the store and artefacts they share. `fill`: see
-        `Mesh`."""
+        """`serial`: model servers execute one request of a replica at a time, and report what it took. `fill`: see `Mesh`. One of
+        several instances: with the network, its member record, and the store and artefacts they share."""
         self.artefacts: dict[str, Artefact] = {} if artefacts is None else artefacts
         self.clock = LoopClock(WALL_START_S)
         self.journal = Journal(self.clock, sink=sink)
@@ -74,12 +75,14 @@ class Stage:
                 load_timeout_s=load_timeout_s,
                 offer=offer,
                 ids=ids,
+                replica_slots=int(serial),
             )
             for offer in offers
         ]
         """One per offer, alike, each with a budget of its own."""
         self.runtime = self.runtimes[0]
         self.dataplane = FakeDataPlane(self._holds)
+        self.dataplane.serial = serial
         for runtime in self.runtimes:
             runtime.in_use = self.dataplane.in_flight
         self.peers = None if network is None or member is None else network.join(member, self.dataplane)

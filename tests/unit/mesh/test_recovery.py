@@ -24,8 +24,8 @@ async def use(theatre: Theatre, model: str, times: int = 5) -> None:
         await asyncio.sleep(0.2)
 
 
-async def load_at(theatre: Theatre, id: str, model: str, artefact: Artefact) -> None:
-    await theatre.register(model, artefact)
+async def load_at(theatre: Theatre, id: str, model: str, artefact: Artefact, **keep: int) -> None:
+    await theatre.register(model, artefact, **keep)
     await theatre[id].mesh._asks.load(model, "a test", False, 10.0)
 
 
@@ -70,7 +70,8 @@ def test_the_most_missed_come_first_on_half_of_the_slots() -> None:
         async with Theatre(2, max_loads=4, budget_bytes=1_000_000) as theatre:
             models = [f"m{index}" for index in range(30)]
             for model in models:
-                await load_at(theatre, "b", model, Artefact(load_s=5.0 if model in models[10:15] else 0.5))
+                artefact = Artefact(load_s=5.0 if model in models[10:15] else 0.5)
+                await load_at(theatre, "b", model, artefact, max_copies=1)
             await theatre.settled()
             for _ in range(4):
                 for model in models:
@@ -121,7 +122,7 @@ def test_when_the_keeper_dies_too_the_next_one_sees_to_it() -> None:
         async with Theatre(5, max_loads=1) as theatre:
             models = [f"m{index}" for index in range(20)]
             for model in models:
-                await load_at(theatre, "e", model, Artefact(load_s=2.0))
+                await load_at(theatre, "e", model, Artefact(load_s=2.0), max_copies=1)
             await theatre.settled()
             for model in models:
                 await use(theatre, model, 3)

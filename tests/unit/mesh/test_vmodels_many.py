@@ -93,7 +93,7 @@ def test_the_target_has_as_many_copies_before_it_takes_over(n: int) -> None:
     async def scene() -> None:
         async with Theatre(4) as theatre:
             await theatre.register("m1")
-            await theatre.register("m2", Artefact(load_s=2.0))
+            await theatre.register("m2", Artefact(load_s=2.0), max_copies=n)
             await theatre["a"].mesh.set_vmodel("v", "m1")
             await copies(theatre, "m1", n)
             async with Clients(theatre, "v") as clients:

@@ -26,9 +26,10 @@ def test_free_memory_costs_nothing() -> None:
 
 
 def test_the_cost_is_the_sum_of_its_parts() -> None:
-    """Worth of what goes for 60 s; waiting behind the queue (3 + 9 instead of 1 + 1, at 2 a second); busyness for 60 s."""
+    """Worth of what goes for 60 s; waiting behind the queue (3 + 9 instead of 1 + 1, at 2 a second); the wait of a busy instance
+    (M/M/1: 0.5 / (1 - 0.5) executions) for 60 s."""
     there = replace(FREE, free_bytes=40, price=0.01, queue_s=2.0, busyness=0.5)
-    assert cost_s(WANTED, there) == pytest.approx(0.01 * 60 * 60 + (3 + 9) - (1 + 1) + 0.5 * 2 * 0.1 * 60)
+    assert cost_s(WANTED, there) == pytest.approx(0.01 * 60 * 60 + (3 + 9) - (1 + 1) + 1.0 * 2 * 0.1 * 60)
     assert cost_s(WANTED, replace(there, old_revision=True)) == pytest.approx(2 * cost_s(WANTED, there))
 
 
