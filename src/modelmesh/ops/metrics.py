@@ -22,6 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from modelmesh.mesh.measures import AGES_MS, MILLISECONDS, SIZES_BYTES
+from modelmesh.mesh.views import MeshCount
+from modelmesh.ops import mesh_gauges
 from modelmesh.ops.parts import Parts
 
 _log = logging.getLogger(__name__)
@@ -98,9 +100,15 @@ PREDECESSOR: Final = (
     Family(
         "modelmesh_loaded_model_size_bytes", "histogram", "Sizes of loaded models, in memory.", SIZES_BYTES
     ),
-    Family("modelmesh_models_loaded_total", "gauge", "Models with a loaded copy."),
-    Family("modelmesh_models_with_failure_total", "gauge", "Models with a standing load failure."),
-    Family("modelmesh_models_managed_total", "gauge", "Registered models."),
+    Family(
+        "modelmesh_models_loaded_total", "gauge", "Of the mesh, by one instance: models with a loaded copy."
+    ),
+    Family(
+        "modelmesh_models_with_failure_total",
+        "gauge",
+        "Of the mesh, by one instance: models with a standing load failure.",
+    ),
+    Family("modelmesh_models_managed_total", "gauge", "Of the mesh, by one instance: registered models."),
     Family(
         "modelmesh_instance_lru_seconds",
         "gauge",
@@ -160,6 +168,23 @@ _OURS: Final = (
     ),
     Family("modelmesh_worker_base_bytes", "gauge", "What a worker weighs without models.", (), ("worker",)),
     Family("modelmesh_worker_charged_bytes", "gauge", "What a worker's models are charged.", (), ("worker",)),
+    Family("modelmesh_mesh_copies", "gauge", "Of the mesh, by one instance: loaded copies."),
+    Family("modelmesh_mesh_capacity_bytes", "gauge", "Of the mesh, by one instance: bytes models may use."),
+    Family("modelmesh_mesh_free_bytes", "gauge", "Of the mesh, by one instance: bytes no model is charged."),
+    Family(
+        "modelmesh_mesh_requests_per_second",
+        "gauge",
+        "Of the mesh, by one instance: requests of loaded models, over the last seconds.",
+    ),
+    Family(
+        "modelmesh_mesh_instances",
+        "gauge",
+        "Of the mesh, by one instance: instances, by condition.",
+        (),
+        ("condition",),
+    ),
+    Family("modelmesh_peers", "gauge", "Other instances, as this one finds them.", (), ("condition",)),
+    Family("modelmesh_cordoned", "gauge", "1 when no model is to be placed here."),
     Family("modelmesh_relay_connections", "gauge", "Client connections."),
     Family("modelmesh_relay_in_flight", "gauge", "Requests in flight."),
     Family("modelmesh_relay_parked_requests", "gauge", "Requests that wait for a model."),
@@ -194,11 +219,11 @@ Values = Iterable[tuple[Labels, float]]
 
 
 class InstanceCollector(Collector):
-    """What the parts say when it is made; to write that down needs no event loop."""
+    """What the parts say when it is made; to write that down needs no event loop. `census` as from the control plane."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, census: MeshCount | None) -> None:
         self._info_metric = parts.info_metric
-        self._series, self._scalars = histograms(parts), _scalars(parts)
+        self._series, self._scalars = histograms(parts), _scalars(parts, census)
 
     def collect(self) -> Iterator[Metric]:
         yield from self._histograms()
@@ -228,11 +253,13 @@ class InstanceCollector(Collector):
             yield metric
 
 
-def _scalars(parts: Parts) -> dict[str, Values]:
+def _scalars(parts: Parts, census: MeshCount | None) -> dict[str, Values]:
+    members = parts.control.members()
     view, relay = parts.control.instance(), parts.relay.stats()
     ledger, memory = view.ledger, parts.control.memory()
     info = {"instance": view.id, "version": view.version, "eviction_policy": view.eviction_policy}
     several: dict[str, Values] = {
+        "modelmesh_peers": mesh_gauges.peers(members),
         "modelmesh_info": [(info, 1)],
         "modelmesh_ledger_bytes": [
             ({"account": account}, getattr(ledger, f"{account}_bytes"))
@@ -245,19 +272,20 @@ def _scalars(parts: Parts) -> dict[str, Values]:
             ({"event": event}, n) for event, n in sorted(relay.counters.items())
         ],
     }
+    plain = gauges(parts, census)
+    if census is not None:
+        several["modelmesh_mesh_instances"] = mesh_gauges.instances(members)
+        plain |= mesh_gauges.summed(members)
     counted = {_COUNTERS[name]: n for name, n in parts.measures.counters.items() if name in _COUNTERS}
-    return {name: [({}, float(value))] for name, value in (gauges(parts) | counted).items()} | several
+    return {name: [({}, float(value))] for name, value in (plain | counted).items()} | several
 
 
-def gauges(parts: Parts) -> dict[str, float]:
-    """What stands at the moment, of the families without labels."""
+def gauges(parts: Parts, census: MeshCount | None) -> dict[str, float]:
+    """What stands at the moment, of the families without labels. Without a census, those of the whole mesh are another's."""
     view, relay = parts.control.instance(), parts.relay.stats()
     ledger, oldest_s = view.ledger, parts.oldest_use_wall_s()
     used_bytes = ledger.capacity_bytes - ledger.free_bytes
-    return {
-        "modelmesh_models_loaded_total": view.models_loaded,
-        "modelmesh_models_with_failure_total": view.models_failed,
-        "modelmesh_models_managed_total": view.models_registered,
+    return mesh_gauges.counted(census) | {
         "modelmesh_instance_lru_seconds": oldest_s,
         "modelmesh_instance_lru_age_seconds": max(0.0, parts.clock.wall_s() - oldest_s) if oldest_s else 0,
         "modelmesh_instance_capacity_bytes": ledger.capacity_bytes,
@@ -267,6 +295,7 @@ def gauges(parts: Parts) -> dict[str, float]:
         else 0,
         "modelmesh_instance_models_total": view.models_loaded,
         "modelmesh_ready": view.ready and not view.draining,
+        "modelmesh_cordoned": view.cordoned,
         "modelmesh_loads_queued": view.loads_queued,
         "modelmesh_loads_running": view.loads_running,
         "modelmesh_thrashing": bool(view.thrashing),
@@ -336,7 +365,7 @@ async def exposition(parts: Parts, request: Request) -> Response:
     """The answer to a scrape; gzip when accepted. With series per model it is long, so a thread writes it."""
     if parts.log_scrapes:
         _log.info("Metrics were scraped by %s.", request.client.host if request.client else "somebody")
-    collector: Collector = InstanceCollector(parts)
+    collector: Collector = InstanceCollector(parts, await parts.control.census())
     if names := request.query_params.getlist("name[]"):
         collector = _Only(collector, frozenset(names))
     packed = "gzip" in request.headers.get("accept-encoding", "")

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -102,8 +102,11 @@ def changes(before: Seen, now: Seen, *, legacy: bool) -> Iterator[str]:
 
 
 def standing(values: Mapping[str, float], *, legacy: bool) -> Iterator[str]:
-    """A line per gauge. What is below zero is zero: a sign would mean a change."""
+    """A line per gauge that has a value: those of the whole mesh are one instance's. What is below zero is zero: a sign would
+    mean a change."""
     for name, old in GAUGES.items():
+        if name not in values:
+            continue
         value = max(0.0, values[name])
         if legacy and name.endswith("_bytes"):
             value //= _UNIT_BYTES
@@ -139,13 +142,13 @@ def spread(bounds: Sequence[float], counts: Sequence[int], total: float) -> list
 
 @asynccontextmanager
 async def sending(parts: Parts, server: Statsd, every_s: float = EVERY_S) -> AsyncIterator[None]:
-    """Sends while entered; then the last changes, and gauges of zero."""
+    """Sends while entered; then the last changes, and zeros for the gauges that were sent."""
     sender = _Sender(parts, server)
     try:
         async with beside(sender.run(every_s), "statsd"):
             yield
     finally:
-        await sender.send(dict.fromkeys(GAUGES, 0.0))
+        await sender.send(dict.fromkeys(sender.shown, 0.0))
 
 
 class _Sender:
@@ -153,11 +156,15 @@ class _Sender:
         self._parts, self._server = parts, server
         self._sent = NOTHING
         self._failing = False
+        self.shown: Collection[str] = ()
+        """The gauges that were sent last."""
 
     async def run(self, every_s: float) -> None:
         while True:
             await asyncio.sleep(every_s)
-            await self.send(gauges(self._parts))
+            values = gauges(self._parts, await self._parts.control.census())
+            self.shown = GAUGES.keys() & values.keys()
+            await self.send(values)
 
     async def send(self, values: Mapping[str, float]) -> None:
         now, legacy = see(self._parts), self._server.legacy

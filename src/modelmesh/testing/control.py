@@ -69,6 +69,7 @@ class FakeControlPlane:
         self.others: list[MemberView] = []
         """Other instances of the mesh, and which of all are cordoned."""
         self.cordoned: set[str] = set()
+        self.tells_of_mesh = True
         self.remembered: dict[str, list[Remembered]] = {}
         """What the journals of other instances remember; of those that are not here, nothing can be learned."""
 
@@ -351,6 +352,8 @@ class FakeControlPlane:
         return Story(sorted(told, key=lambda happened: happened.entry.wall_s), sorted(answered), mute, False)
 
     async def census(self) -> MeshCount | None:
+        if not self.tells_of_mesh:
+            return None
         view = self.instance()
         return MeshCount(
             view.models_registered,

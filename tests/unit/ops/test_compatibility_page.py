@@ -11,6 +11,7 @@ from prometheus_client.exposition import generate_latest
 
 from modelmesh.dataplane.protocol import Histogram
 from modelmesh.errors import Code
+from modelmesh.mesh.views import MeshCount
 from modelmesh.ops.metrics import PREDECESSOR, TABLE, InstanceCollector
 from modelmesh.ops.statsd import GAUGES, NOTHING, changes, see, standing
 from modelmesh.settings.predecessor import TABLE as VARIABLES
@@ -83,7 +84,7 @@ def exported() -> set[str]:
         elif family.kind == "histogram":
             counts = [1, *[0] * len(family.buckets)]
             relay.observed.append(Histogram(family.name, "pkg.Service/Method", Code.OK, counts, 0.1))
-    text = generate_latest(InstanceCollector(parts)).decode()
+    text = generate_latest(InstanceCollector(parts, MeshCount(3, 2, 1, 1, 4))).decode()
     sent = [*changes(NOTHING, see(parts), legacy=False), *standing(dict.fromkeys(GAUGES, 0.0), legacy=False)]
     shown = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     return shown | {line.partition("_statsd")[0] for line in sent}
@@ -104,7 +105,7 @@ def test_labels_are_those_of_the_page(per_model: bool) -> None:
     parts = replace(parts, export=replace(parts.export, per_model=per_model))
     parts.measures.models_max = 1
     parts.measures.observe("modelmesh_loadmodel_milliseconds", 1.0, "iris@1")
-    text = generate_latest(InstanceCollector(parts)).decode()
+    text = generate_latest(InstanceCollector(parts, MeshCount(3, 2, 1, 1, 4))).decode()
     labels = '{modelId="iris@1",vModelId=""}' if per_model else ""
     assert f"modelmesh_loadmodel_milliseconds_count{labels} 1.0" in text
 

@@ -17,7 +17,7 @@ from modelmesh.errors import Code
 from modelmesh.mesh.measures import Measures
 from modelmesh.ops.metrics import CONTENT_TYPE, TABLE
 from modelmesh.settings.exporting import Export, InfoMetric
-from modelmesh.testing.control import FakeControlPlane
+from modelmesh.testing.control import FakeControlPlane, member_view
 from modelmesh.testing.ops import QuietRelay, parts_over, served_ops
 
 METHOD = "inference.GRPCInferenceService/ModelInfer"
@@ -110,6 +110,28 @@ def test_what_is_counted_and_what_stands() -> None:
     assert seen[("modelmesh_ready", ())] == 0
     assert seen[("modelmesh_worker_pss_bytes", (("worker", "worker 0"),))] == 60 << 20
     assert seen[("modelmesh_ledger_bytes", (("account", "free"),))] == 1 << 30
+
+
+def test_what_is_of_the_mesh_is_told_by_one_instance() -> None:
+    control = FakeControlPlane()
+    control.others = [
+        replace(member_view("b"), cordoned=True),
+        replace(member_view("c"), suspected=True, draining=True),
+        replace(member_view("d"), draining=True),
+    ]
+    control.cordoned = {"b"}
+    seen = samples(scrape(control=control).text)
+    of = {labels[0][1]: value for (name, labels), value in seen.items() if name == "modelmesh_mesh_instances"}
+    assert of == {"ok": 1, "cordoned": 1, "draining": 1, "suspected": 1}
+    assert seen[("modelmesh_mesh_capacity_bytes", ())] == 3 << 30
+    assert seen[("modelmesh_mesh_requests_per_second", ())] == 7.5
+    assert seen[("modelmesh_peers", (("condition", "answers"),))] == 2
+    assert seen[("modelmesh_models_managed_total", ())] == 0
+
+    control.tells_of_mesh = False
+    silent = {name for name, _ in samples(scrape(control=control).text)}
+    assert not {name for name in silent if name.startswith(("modelmesh_mesh_", "modelmesh_models_"))}
+    assert {"modelmesh_peers", "modelmesh_cordoned", "modelmesh_instance_models_total"} <= silent
 
 
 def test_families_can_be_picked_by_name() -> None:

@@ -133,6 +133,27 @@ def test_a_server_gets_changes_and_at_the_end_zeros() -> None:
     assert len(relay.observed) == 3
 
 
+def test_gauges_of_the_mesh_are_sent_and_zeroed_by_one_instance_only() -> None:
+    control = FakeControlPlane()
+    control.tells_of_mesh = False
+    parts = parts_over(control)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+        port = server.getsockname()[1]
+
+        async def serve() -> str:
+            async with statsd.sending(parts, Statsd("127.0.0.1", port, legacy=False), every_s=0.01):
+                received = await asyncio.to_thread(server.recv, 65536)
+            while not re.search(rb"capacity_bytes_statsd:0\|g", received):
+                received += await asyncio.to_thread(server.recv, 65536)
+            return received.decode()
+
+        received = asyncio.run(serve())
+    assert "modelmesh_instance_models_total_statsd:0|g" in received
+    assert "modelmesh_models_" not in received
+
+
 def test_what_cannot_be_sent_is_sent_later_and_complained_of_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "modelmesh")
     parts, _ = busy()
