@@ -275,6 +275,26 @@ def test_who_parked_goes_there_when_it_is_back(pair: Any) -> None:
     run(test())
 
 
+def test_to_leave_a_silent_instance_is_no_crash(pair: Any) -> None:
+    async def test() -> None:
+        async with pair() as p:
+            hold_there(p)
+            asked = p.here.ask(execution_s=30.0)
+            await p.there.in_flight(10, 1)
+            p.way.hold()
+            await p.here.parked("iris@1", 1)
+            for target_id, code in ((1, None), (2, Code.UNAVAILABLE)):
+                p.here.plane.publish([Route("iris@1", (Replica(10 * target_id, target_id),))])
+                await p.here.in_flight(10 * target_id, 1)
+                p.here.plane.set_targets([], [target_id])
+                if code is None:
+                    await p.here.parked("iris@1", 1)
+                else:
+                    assert (await asked).code == code
+
+    run(test())
+
+
 def test_who_moved_once_waits_the_next_time(pair: Any) -> None:
     async def test() -> None:
         async with pair() as p:

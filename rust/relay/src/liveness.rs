@@ -6,7 +6,8 @@
 //! (<https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md>).
 //!
 //! Other instances are pinged as long as routes point there. One that misses three pings is suspected: requests that can move do,
-//! new ones go elsewhere. Its connection stays, for a busy machine may stall for a second; what cannot move waits there.
+//! new ones go elsewhere. Its connection stays, for a busy machine may stall for a second; what cannot move waits there, while another
+//! connection is tried.
 
 use std::cell::Cell;
 use std::pin::pin;

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -26,7 +27,19 @@ use crate::status::Code;
 use crate::stream::Stream;
 
 /// The way to send on a connection, what is known of its other end, and what keeps it going until it is over.
-type Connected<Running> = (SendRequest<Bytes>, Rc<Liveness>, Running);
+type Connected = (
+    SendRequest<Bytes>,
+    Rc<Liveness>,
+    Pin<Box<dyn Future<Output = ()>>>,
+);
+
+/// A connection that takes no more requests; those it has may finish. It counts until the next one is made, or cannot be.
+struct Leaving {
+    /// The other end, another instance, missed pings.
+    suspected: bool,
+    /// The next one, if it is there already.
+    next: Option<Connected>,
+}
 
 /// How much may be under way to one end of a connection.
 pub struct Windows {
@@ -133,13 +146,17 @@ impl Upstream {
 
     async fn keep(self: Rc<Self>, plane: Arc<Plane>) {
         let mut backoff = BACKOFF_FIRST;
-        // A connection that goes away counts until the next one is made, or cannot be.
-        let mut leaving = false;
+        let mut leaving: Option<Leaving> = None;
         // Requests of this loop that found no connection wait for a route; other loops may have had theirs all the time.
         let mut missed = false;
         while !self.closed.get() {
-            match tokio::time::timeout(DIAL_TIMEOUT, self.connect(&plane)).await {
-                Ok(Ok((sender, liveness, connection))) => {
+            let made = match leaving.as_mut().and_then(|leaving| leaving.next.take()) {
+                Some(made) => Some(made),
+                None => self.connect_in_time(&plane).await,
+            };
+            let left = leaving.take();
+            match made {
+                Some((sender, liveness, connection)) => {
                     backoff = BACKOFF_FIRST;
                     self.target.believe();
                     self.set(Link::Up(sender, liveness.clone()));
@@ -147,15 +164,16 @@ impl Upstream {
                     if std::mem::take(&mut missed) || back {
                         plane.target_back(&self.target);
                     }
-                    if std::mem::take(&mut leaving) {
-                        self.down(true, false, &plane);
+                    if let Some(left) = left {
+                        self.down(true, left.suspected, &plane);
                     }
                     leaving = self.run(connection, &liveness, &plane).await;
                     self.set(Link::Dialling);
                 }
-                Ok(Err(_)) | Err(_) => {
+                None => {
                     missed = true;
-                    self.down(std::mem::take(&mut leaving), false, &plane);
+                    let suspected = left.as_ref().is_some_and(|left| left.suspected);
+                    self.down(left.is_some(), suspected, &plane);
                     self.set(Link::Down);
                     let _ = tokio::time::timeout(backoff, self.redial.notified()).await;
                     backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -163,8 +181,8 @@ impl Upstream {
             }
         }
         self.set(Link::Down);
-        if leaving {
-            self.down(true, false, &plane);
+        if let Some(left) = leaving {
+            self.down(true, left.suspected, &plane);
         }
     }
 
@@ -179,41 +197,62 @@ impl Upstream {
         self.changed.notify_waiters();
     }
 
-    /// Until the connection is over, which is told, or (true) goes away: then its requests finish while a new one is made, and it
-    /// counts until then, but is suspected no more.
+    /// Until the connection is over (`None`; that is told), or takes no more requests. While another instance misses pings there a
+    /// new one is tried: after lost packets an old one is silent for longer than the network was.
     async fn run(
         &self,
-        connection: impl Future<Output = ()> + 'static,
+        mut connection: Pin<Box<dyn Future<Output = ()>>>,
         liveness: &Liveness,
         plane: &Plane,
-    ) -> bool {
-        let mut connection = Box::pin(connection);
+    ) -> Option<Leaving> {
         let mut suspected = false;
         let leaving = loop {
-            tokio::select! {
+            let anew = async {
+                match suspected {
+                    true => self.connect_anew(plane).await,
+                    false => std::future::pending().await,
+                }
+            };
+            let next = tokio::select! {
                 // In this order, so that the target counts as lost before the requests that move look for another one.
                 biased;
-                () = &mut connection => break false,
-                () = self.redial.notified() => break !self.closed.get(),
-                () = liveness.turned() => {}
-            }
-            if std::mem::replace(&mut suspected, liveness.is_suspect()) != suspected
-                && self.target.suspect(suspected, &plane.events)
-            {
-                plane.target_back(&self.target);
-            }
+                () = &mut connection => break None,
+                () = self.redial.notified() => None,
+                () = liveness.turned() => {
+                    // It may have turned twice.
+                    let before = std::mem::replace(&mut suspected, liveness.is_suspect());
+                    if before != suspected && self.target.suspect(suspected, &plane.events) {
+                        plane.target_back(&self.target);
+                    }
+                    continue;
+                }
+                made = anew => Some(made),
+            };
+            break (!self.closed.get()).then_some(Leaving { suspected, next });
         };
-        self.down(!leaving, suspected, plane);
-        if leaving {
+        if leaving.is_some() {
             tokio::task::spawn_local(connection);
+        } else {
+            self.down(true, suspected, plane);
         }
         leaving
     }
 
-    async fn connect(
-        &self,
-        plane: &Plane,
-    ) -> io::Result<Connected<impl Future<Output = ()> + use<>>> {
+    async fn connect_anew(&self, plane: &Plane) -> Connected {
+        loop {
+            if let Some(made) = self.connect_in_time(plane).await {
+                return made;
+            }
+            tokio::time::sleep(BACKOFF_MAX).await;
+        }
+    }
+
+    async fn connect_in_time(&self, plane: &Plane) -> Option<Connected> {
+        let made = tokio::time::timeout(DIAL_TIMEOUT, self.connect(plane)).await;
+        made.ok()?.ok()
+    }
+
+    async fn connect(&self, plane: &Plane) -> io::Result<Connected> {
         let stream = self.reach(plane).await?;
         let windows = if self.target.peer {
             PEER_WINDOWS
@@ -235,7 +274,7 @@ impl Upstream {
         let mut asked = false;
         let mut ready = false;
         poll_fn(|cx| {
-            if let Poll::Ready(ended) = std::pin::Pin::new(&mut connection).poll(cx) {
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
                 let error = ended
                     .err()
                     .map_or_else(|| io::ErrorKind::UnexpectedEof.into(), io::Error::other);
@@ -261,14 +300,15 @@ impl Upstream {
             .await
             .map_err(io::Error::other)?;
         let (watched, target) = (liveness.clone(), self.target.clone());
-        Ok((sender, liveness, async move {
+        let running = async move {
             tokio::select! {
                 biased;
                 // How it ended is told to each of its requests.
                 _ = connection => {}
                 () = watched.watch(&target, pings) => {}
             }
-        }))
+        };
+        Ok((sender, liveness, Box::pin(running)))
     }
 
     async fn reach(&self, plane: &Plane) -> io::Result<Stream> {
@@ -424,7 +464,7 @@ impl Exchange {
         let Some(response) = self.response.as_mut() else {
             return Poll::Pending;
         };
-        let answered = ready!(std::pin::Pin::new(response).poll(cx));
+        let answered = ready!(Pin::new(response).poll(cx));
         self.response = None;
         match answered {
             Ok(response) => {

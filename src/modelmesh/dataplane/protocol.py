@@ -148,8 +148,8 @@ class Abandoned(NamedTuple):
 
 class TargetLost(NamedTuple):
     """All connections to a target broke; or it is another instance and said nothing for 750 ms. It is redialled until removed;
-    its replicas are skipped meanwhile. Requests to a silent instance park again, once, if their bodies are kept; others wait for
-    it, for 10 s."""
+    its replicas are skipped meanwhile. Requests to a silent instance park again if their bodies are kept, once per instance;
+    others wait for it, for 10 s."""
 
     target_id: int
 

@@ -43,6 +43,8 @@ from modelmesh.testing.gates import Gates
 REFUSED_NAMES_MAX: Final = 10_000
 GOLDEN: Final = 0x9E3779B97F4A7C15
 """As in the relay: the turns of a canary are spread as evenly as can be."""
+MOVES_MAX: Final = 3
+"""How many silent instances a request leaves."""
 GIVEN_UP_S: Final = 10.0
 """After that long without a word the connection to another instance is given up."""
 
@@ -82,6 +84,8 @@ class Request:
     model: str = ""
     replica_id: int = 0
     crashes: int = 0
+    left: list[int] = field(default_factory=list)
+    """Silent instances it did not wait for, as targets."""
     forwarded: bool = False
     """It came from another instance: it is served here or not at all."""
     canary: bool | None = None
@@ -652,7 +656,7 @@ class FakeDataPlane:
 
     def lose_target(self, target_id: int, silent: bool = False) -> None:
         """All connections to a target break. `silent`: they do not, but it is an instance that says nothing; then requests that
-        were lost before wait for it."""
+        left it before wait for it."""
         known = target_id in self._lost
         if target_id not in self._targets or (silent and known):
             return
@@ -664,7 +668,7 @@ class FakeDataPlane:
             self._lost[target_id] = None
         if not known:
             self._emit(TargetLost(target_id))
-        self._lose_requests(target_id, crashes_max=0 if silent else None)
+        self._lose_requests(target_id, silent)
 
     def _forget_loss(self, target_id: int) -> list[Callable[[], None]]:
         """Returns what was held back."""
@@ -710,19 +714,22 @@ class FakeDataPlane:
         for model in dict.fromkeys(models):
             self._kick(model)
 
-    def _lose_requests(self, target_id: int, crashes_max: int | None = None) -> None:
-        """What was in flight there parks again, once per request; those that were lost more often than `crashes_max` stay."""
+    def _lose_requests(self, target_id: int, silent: bool = False) -> None:
+        """What was in flight there parks again, once per request; `silent`: once per instance, and at most `MOVES_MAX` times."""
         for replica_id, replica in list(self._replicas.items()):
             if replica.target_id != target_id:
                 continue
             for request in list(replica.in_flight.values()):
-                if crashes_max is not None and request.crashes > crashes_max:
+                if silent and (target_id in request.left or len(request.left) >= MOVES_MAX):
                     continue
                 for timer in request.timers[1:]:
                     timer.cancel()
                 del request.timers[1:]
                 self._end_execution(request)
-                request.crashes += 1
+                if silent:
+                    request.left.append(target_id)
+                else:
+                    request.crashes += 1
                 if request.crashes > 1:
                     self._finish(request, Answer(Code.UNAVAILABLE, "lost twice", request.model))
                 else:
