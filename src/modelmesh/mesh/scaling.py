@@ -316,7 +316,6 @@ class Scaling:
             too_many = bool(copy.keep.max_copies) and len(holders) > copy.keep.max_copies
             if not copy.holds and (too_many or now_s - max(since_s, copy.since_s) >= stays_s):
                 self._give_up(copy, holders)
-        self._settle()
 
     def _is_cool(self, copy: Copy, holders: list[Holder], now_s: float) -> bool:
         """Whether the others do without it. Where the copy is the second of two, that is also a question of what it is worth."""
@@ -347,6 +346,7 @@ class Scaling:
             size_bytes=copy.size_bytes,
         )
         self._sites.holding(copy).evictions.retire(copy, Purpose.ASKED, reason)
+        self._settle()
 
     # --- a second one ---------------------------------------------------------------------------------------
 
