@@ -22,6 +22,8 @@ class Did(StrEnum):
     REGISTERED = "registered"
     UNREGISTERED = "unregistered"
     SWITCHED = "switched"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled back"
     PLACED = "placed"
     LOADING = "loading"
     IMPORTED = "imported"

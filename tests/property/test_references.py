@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable
 from contextlib import suppress
 
@@ -18,7 +19,7 @@ from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.vmodel_rules import Setting, set_in
 from modelmesh.mesh.vmodels import VModels
 from modelmesh.registry.mirror import Mirror
-from modelmesh.registry.records import REGISTRY, VMODELS, ModelRecord, VModelRecord
+from modelmesh.registry.records import REGISTRY, VMODELS, Canary, ModelRecord, VModelRecord
 from modelmesh.store.memory import MemoryStore
 from modelmesh.testing.loop import run
 
@@ -69,12 +70,14 @@ class Loader:
 @pytest.mark.parametrize("first_seed", range(0, 200, 50))
 def test_two_instances_at_once(first_seed: int) -> None:
     """Two instances write to one store, each with a mirror of its own; counts are right at every revision."""
+    seen = Counter[str]()
     for seed in range(first_seed, first_seed + 50):
-        run(race(seed))
+        seen += run(race(seed))
+    assert seen["trials"] and seen["given up"], "a race in which nothing happens proves nothing"
 
 
-async def race(seed: int) -> None:
-    rng = random.Random(seed)
+async def race(seed: int) -> Counter[str]:
+    rng, seen = random.Random(seed), Counter[str]()
     store, clock = MemoryStore(), LoopClock(1e9)
     houses = []
     for _ in range(2):
@@ -94,6 +97,7 @@ async def race(seed: int) -> None:
                 model=Registration("", "x") if rng.random() < 0.7 else None,
                 auto_delete_target=rng.random() < 0.5,
                 force=rng.random() < 0.2,
+                canary=Canary(0.5, rng.choice((500, 3000)), 0) if rng.random() < 0.4 else None,
             )
             chance = rng.random()
             if chance < 0.6:
@@ -105,6 +109,7 @@ async def race(seed: int) -> None:
             else:
                 await tried(registrar.register(Registration(model, "x")))
             await asyncio.sleep(rng.random() * 2)
+            vmodels.canaries.tick()
 
     async def check() -> None:
         async for _ in store.watch("", await store.revision()):
@@ -115,6 +120,8 @@ async def race(seed: int) -> None:
             for name in names.values():
                 assert name.active in models, f"seed {seed}"
                 assert name.target in models, f"seed {seed}"
+                seen["trials"] += name.on_trial
+                seen["given up"] += name.rolled_back
 
     checking = asyncio.create_task(check())
     await asyncio.gather(*(act() for _ in range(3)))
@@ -128,6 +135,7 @@ async def race(seed: int) -> None:
         await registrar.stop()
     await store.close()
     await checking
+    return seen
 
 
 def test_the_draft_counts_a_model_once_for_a_vmodel_that_has_it_twice() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from modelmesh.cli.exits import CommandFailed, Exit
 from modelmesh.cli.options import Json, console, print_json
+from modelmesh.cli.quantities import parse_share
 from modelmesh.settings.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def simulate(
         )
     rules = [_rule(name) for name in _parts("--policies", policies)]
     counts = [_count(text) for text in _parts("--instances", instances)]
-    wanted_share = _share("--warm", warm) if warm else None
-    base = Setup(1, loads=loads, slots=slots, seed=seed, warmup=_share("--warmup", warmup, full=False))
+    wanted_share = parse_share("--warm", warm) if warm else None
+    base = Setup(1, loads=loads, slots=slots, seed=seed, warmup=parse_share("--warmup", warmup, full=False))
     cost = LoadCost(load_fixed, float(_size("--load-rate", load_rate)))
     default_size_bytes = _size("--default-size", default_size) if default_size else None
     try:
@@ -195,17 +196,6 @@ def _size(option: str, text: str, whole_bytes: int | None = None) -> int:
         return parse_size(text, whole_bytes=whole_bytes)
     except ValueError as error:
         _wrong(f"{option} {text!r} {error}.")
-
-
-def _share(option: str, text: str, *, full: bool = True) -> float:
-    """`99%` or `0.99`."""
-    try:
-        share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
-    except ValueError:
-        share = -1.0
-    if not (0.0 <= share <= 1.0 if full else 0.0 <= share < 1.0):
-        _wrong(f"{option} {text!r} is not a share such as 99% or 0.99.")
-    return share
 
 
 def _wrong(sentence: str) -> NoReturn:

@@ -6,6 +6,7 @@ Changes are told at once, the rest each second.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from modelmesh.clock import Clock
@@ -13,7 +14,7 @@ from modelmesh.errors import Code, code_of
 from modelmesh.mesh.copies import Copies
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.views import State
-from modelmesh.peers.protocol import Failed, Held, Load, Peers
+from modelmesh.peers.protocol import Failed, Held, Load, Peers, Tally
 
 EVERY_S: Final = 1.0
 RATE_STEP: Final = 1.5
@@ -45,6 +46,8 @@ class Announcer:
         self._due_s = 0.0
         self._load_told_s = -LOAD_STALE_S
         self._leaving = False
+        self.tallies: Callable[[], tuple[Tally, ...]] = tuple
+        """What copies here served in trials of canaries, told with how the instance is doing."""
         self.sequence = 0
         """Of what was told last."""
 
@@ -81,7 +84,7 @@ class Announcer:
         if now_s - self._load_told_s < stale_s:
             return None
         self._load_told_s = now_s
-        return self._load_of()
+        return replace(self._load_of(), tallies=self.tallies())
 
     def tick(self, *, at_once: bool = False) -> None:
         """Each second, or at once, how the instance is doing and which copies are used otherwise than was told."""

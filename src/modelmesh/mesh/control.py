@@ -16,6 +16,7 @@ from modelmesh.mesh.recollection import Story
 from modelmesh.mesh.views import InstanceView, MemberView, MeshCount, ModelView, State, VModelView
 from modelmesh.peers.protocol import Order
 from modelmesh.registry.keep import AS_IT_IS, KeepChange
+from modelmesh.registry.records import Canary
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +133,10 @@ class ControlPlane(Protocol):
         expected_target: str = "",
         owner: str = "",
         update_only: bool = False,
+        canary: Canary | None = None,
     ) -> VModelView:
-        """The rules of reference mesh.md 9.2. With `sync` return when the transition ended; a vmodel deleted meanwhile is
-        answered by a view without an active model. LoadTimeout after four minutes."""
+        """The rules of reference mesh.md 9.2. With `sync` return when the transition ended, or a canary is on trial; a vmodel
+        deleted meanwhile is answered by a view without an active model. LoadTimeout after four minutes."""
 
     async def delete_vmodel(self, vmodel: str, *, owner: str = "") -> None:
         """Unknown ids and other owners are silent successes (reference mesh.md 9.2)."""

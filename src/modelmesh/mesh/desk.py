@@ -37,6 +37,7 @@ from modelmesh.peers.protocol import Order
 from modelmesh.policy.urgency import Why
 from modelmesh.registry.keep import KeepChange
 from modelmesh.registry.mirror import Mirror
+from modelmesh.registry.records import Canary
 
 log = logging.getLogger(__name__)
 
@@ -202,9 +203,19 @@ class Desk(ABC):
         expected_target: str = "",
         owner: str = "",
         update_only: bool = False,
+        canary: Canary | None = None,
     ) -> VModelView:
         setting = Setting(
-            vmodel, target, model, auto_delete_target, load_now, force, expected_target, owner, update_only
+            vmodel,
+            target,
+            model,
+            auto_delete_target,
+            load_now,
+            force,
+            expected_target,
+            owner,
+            update_only,
+            canary,
         )
         return await self.vmodel_calls.set(setting, sync=sync)
 

@@ -81,7 +81,7 @@ class Faults:
 
     def handle(self, events: Iterable[Event]) -> dict[str, None]:
         """Act on events in order. Returns the models newly waited for, whose deadlines are to be looked at."""
-        told: list[tuple[Name, str]] = []
+        told: list[Name] = []
         waited: dict[str, None] = {}
         for event in events:
             match event:
@@ -124,13 +124,13 @@ class Faults:
 
     # --- names ----------------------------------------------------------------------------------------------
 
-    def _name_fault(self, fault: Fault, told: list[tuple[Name, str]], waited: dict[str, None]) -> None:
+    def _name_fault(self, fault: Fault, told: list[Name], waited: dict[str, None]) -> None:
         model = self._names.resolve(fault.name)
         if model is None:
             self._unknown[fault.name] = fault.waiting
             self._confirm()
             return
-        told.append((fault.name, model))
+        told.append(fault.name)
         if self._foreseen(model, fault):
             waited[model] = None
 
@@ -171,11 +171,10 @@ class Faults:
             error = raised
         finally:
             self._confirming = False
-        told: list[tuple[Name, str]] = []
+        told: list[Name] = []
         for name, waiting in asked.items():
-            model = self._names.resolve(name)
-            if model is not None:
-                told.append((name, model))
+            if self._names.resolve(name) is not None:
+                told.append(name)
             elif error is None:
                 self._names.refuse(name, self._names.not_found(name), waiting, self._tuning.unknown_cache_s)
             else:
@@ -195,7 +194,7 @@ class Faults:
         name, model = fault.name, fault.model
         resolved = self._names.resolve(name)
         if resolved is not None and resolved != model:
-            self._names.tell([(name, resolved)])
+            self._names.tell([name])
         latest_s = self._clock.monotonic_s() + fault.latest_deadline_in_ms / 1000
         self.wanted(model, fault.waiting, latest_s)
 

@@ -68,6 +68,8 @@ def _counters() -> dict[str, int]:
         "modelmesh_gate_queueing": 0,
         "modelmesh_scaled_up": 0,
         "modelmesh_scaled_down": 0,
+        "modelmesh_canaries_promoted": 0,
+        "modelmesh_canaries_rolled_back": 0,
     }
 
 

@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 from modelmesh.clock import Clock
-from modelmesh.dataplane.protocol import DataPlane, Event, Name, NameKind
+from modelmesh.dataplane.protocol import DataPlane, Event, Name, NameKind, Usage
 from modelmesh.errors import ModelTooLarge, NoCapacity, RuntimeUnavailable
 from modelmesh.journal import Journal
 from modelmesh.mesh.alarm import Alarm
@@ -122,7 +122,7 @@ class Mesh(Desk):
         abroad = None if others is None else others.abroad
         self._copies = Copies(lambda local: Routes(dataplane, local, abroad), self._histories)
         self._names = Names(self._mirror, dataplane, self._refusals, self._tuning, self._serves_versions)
-        self._usage = UsageReader(dataplane, self._copies, self._histories, clock, self._used)
+        self._usage = UsageReader(dataplane, self._copies, self._histories, clock, self._used, self._served)
         shared = Shared(
             dataplane, self._mirror, self._copies, self._failures, self._refusals, clock, journal, self.measures,
             self._tuning, rng, count(1),
@@ -154,8 +154,11 @@ class Mesh(Desk):
         self.vmodel_calls = VModels(
             registrar, self, clock, journal, default_owner=vmodel_owner,
             drives=lambda vmodel: others is None or others.provider.keeps(vmodel),
+            read_usage=self._usage.read, follow_route=self._copies.routes.follow, measure=self.measures.count,
         )  # fmt: skip
         if others is not None:
+            others.announcer.tallies = self.vmodel_calls.canaries.tallies
+            others.on_tallies = self.vmodel_calls.canaries.told
             others.on_members = self._members_changed
         self._whole = Whole(
             self._mirror, self._copies, self._sites, self._failures, self._asks, self._condition.load, others
@@ -368,6 +371,7 @@ class Mesh(Desk):
     def tick(self) -> None:
         """Read usage, look at all that waits, and at the policies' own state."""
         self._usage.read()
+        self.vmodel_calls.canaries.tick()
         self._faults.refresh()
         for site in self._sites:
             site.tick()
@@ -391,6 +395,9 @@ class Mesh(Desk):
         self._care.used(copy.model)
         if self._others is not None:
             self._others.announcer.used(copy.model)
+
+    def _served(self, row: Usage) -> None:
+        self.vmodel_calls.canaries.served(row)
 
     def _loaded(self, copy: Copy, loaded: Loaded) -> None:
         if copy.resumed:

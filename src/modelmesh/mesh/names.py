@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from modelmesh.dataplane.protocol import DataPlane, Name, NameKind
+from modelmesh.dataplane.protocol import DataPlane, Name, NameKind, Split
 from modelmesh.errors import ModelMeshError, ModelNotFound
 from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.tuning import Tuning
@@ -30,8 +30,8 @@ class Names:
         self._dataplane = dataplane
         self._refusals = refusals
         self._tuning = tuning
-        self._told: OrderedDict[Name, str] = OrderedDict()
-        """Name -> the model the data plane was told; empty: it was refused."""
+        self._told: OrderedDict[Name, str | Split] = OrderedDict()
+        """Name -> what the data plane was told; empty: it was refused."""
         self._by_id: dict[str, dict[Name, None]] = {}
         """Id of a model or vmodel -> the told names whose answer depends on it."""
         self._redirected: dict[str, tuple[str, str]] = {}
@@ -43,8 +43,12 @@ class Names:
         return len(self._told)
 
     def resolve(self, name: Name) -> str | None:
-        """The concrete model a name means now, or None. A version N means the vmodel `name:N` where there is one,
-        else it is the matter of a runtime that knows versions, and nothing for one that does not."""
+        """The concrete model that requests for a name wait for now, or None. A version N means the vmodel `name:N` where there
+        is one, else it is the matter of a runtime that knows versions, and nothing for one that does not."""
+        meaning = self._meaning(name)
+        return meaning.model if isinstance(meaning, Split) else meaning
+
+    def _meaning(self, name: Name) -> str | Split | None:
         kind = name.kind
         if name.version and kind is not NameKind.MODEL:
             active = self._active(version_name(name.name, name.version))
@@ -62,12 +66,16 @@ class Names:
             return name.name
         return None
 
-    def _active(self, vmodel: str) -> str | None:
+    def _active(self, vmodel: str) -> str | Split | None:
         record = self._mirror.vmodel(vmodel)
         if record is None:
             return None
         active, instead = self._redirected.get(vmodel, ("", ""))
-        return instead if active == record.active and self._mirror.has_model(instead) else record.active
+        if active == record.active and self._mirror.has_model(instead):
+            return instead
+        if record.on_trial and record.canary is not None:
+            return Split(record.active, record.target, record.canary.share)
+        return record.active
 
     def redirect(self, vmodel: str, model: str) -> None:
         """Until its record changes, a vmodel means this model instead of its active one, also for those that wait; the active
@@ -84,13 +92,13 @@ class Names:
         what: Literal["model", "vmodel"] = "vmodel" if name.kind is NameKind.VMODEL else "model"
         return ModelNotFound.named(name.name, what=what, version=name.version)
 
-    def tell(self, answers: Iterable[tuple[Name, str]]) -> None:
-        """Answer what the data plane asked."""
-        batch = list(answers)
+    def tell(self, names: Iterable[Name]) -> None:
+        """Tell the data plane what these mean; those that mean nothing are left out."""
+        batch = [(name, meaning) for name in names if (meaning := self._meaning(name)) is not None]
         if not batch:
             return
-        for name, model in batch:
-            self._remember(name, model)
+        for name, meaning in batch:
+            self._remember(name, meaning)
         self._dataplane.publish_names(batch)
         self._trim()
 
@@ -103,17 +111,17 @@ class Names:
 
     def changed(self, ids: Iterable[str]) -> None:
         """Models or vmodels with these ids were put or deleted: tell the names whose answer is another now."""
-        publish: list[tuple[Name, str]] = []
+        publish: list[Name] = []
         forget: list[Name] = []
         for id in ids:
             self._end_redirect(id)
             for name in self._by_id.get(id, ()):
-                told, model = self._told[name], self.resolve(name)
-                if model is None:
+                told, meaning = self._told[name], self._meaning(name)
+                if meaning is None:
                     if told:
                         forget.append(name)
-                elif model != told:
-                    publish.append((name, model))
+                elif meaning != told:
+                    publish.append(name)
         for name in dict.fromkeys(forget):
             self._drop(name)
         if forget:
@@ -130,8 +138,8 @@ class Names:
     def _ids(self, name: Name) -> tuple[str, ...]:
         return (name.name, version_name(name.name, name.version)) if name.version else (name.name,)
 
-    def _remember(self, name: Name, model: str) -> None:
-        self._told[name] = model
+    def _remember(self, name: Name, meaning: str | Split) -> None:
+        self._told[name] = meaning
         self._told.move_to_end(name)
         for id in self._ids(name):
             self._by_id.setdefault(id, {})[name] = None

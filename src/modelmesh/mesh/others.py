@@ -41,6 +41,7 @@ from modelmesh.peers.protocol import (
     Provided,
     Remembered,
     Silent,
+    Tally,
     Told,
 )
 from modelmesh.policy.runtimes import Constraint
@@ -119,6 +120,8 @@ class Others:
         """Called with what an instance held that is gone."""
         self.on_unload: Callable[[str], None] = lambda model: None
         """Called when another instance was asked to have a model unloaded."""
+        self.on_tallies: Callable[[str, int, tuple[Tally, ...]], None] = lambda id, epoch, tallies: None
+        """Called with what copies of an instance, in one of its lives, served in trials of canaries."""
         self.on_members: Callable[[], None] = lambda: None
         """Called when instances came, went, fell silent, take no more loads, or when all is known that one holds."""
 
@@ -156,6 +159,7 @@ class Others:
                         self._remember(update.held)
                         if update.load is not None:
                             self.provider.told_load(id)
+                            self.on_tallies(id, update.epoch, update.load.tallies)
                     case Back(id):
                         self._journal.record(Did.REVIVED, "", f"Instance {id} answers again.")
                 if before is not None and self.fleet.get(before.id) is not before:

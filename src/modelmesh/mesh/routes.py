@@ -124,6 +124,7 @@ class Routes:
         self._routed: set[str] = set()
         self._awaited: set[str] = set()
         """Models requests wait for, which are being provided elsewhere."""
+        self._followed: set[str] = set()
 
     def change_targets(self, change: TargetsChanged) -> None:
         """Tell the data plane first; routes that waited for one of the new targets follow."""
@@ -166,10 +167,19 @@ class Routes:
     def await_no_more(self, model: str) -> None:
         self._awaited.discard(model)
 
+    def follow(self, model: str, wanted: bool) -> None:
+        """Have a route wherever it has a copy, though no request waits for it; or, no longer `wanted`, as for any other."""
+        if wanted:
+            self._followed.add(model)
+            self.mark(model)
+        else:
+            self._followed.discard(model)
+
     def changed_abroad(self, models: Iterable[str]) -> None:
         """Other instances hold these, or do so no more."""
         for model in models:
-            if model in self._routed or model in self._awaited or self._local(model) is not None:
+            wanted = model in self._routed or model in self._awaited or model in self._followed
+            if wanted or self._local(model) is not None:
                 self.mark(model)
 
     def publish(self) -> None:

@@ -111,8 +111,8 @@ class Targets:
 
 def _needs(record: VModelRecord | None) -> tuple[Need, ...]:
     """What a vmodel under way has held. One whose target failed is tried again, but perhaps for long: its active model has to be
-    worth its memory then."""
-    if record is None:
+    worth its memory then. A canary that failed its trial is not."""
+    if record is None or record.rolled_back:
         return ()
     target = (record.target, VMODEL_TARGET)
     return (target,) if record.failed else (target, (record.active, VMODEL_ACTIVE))

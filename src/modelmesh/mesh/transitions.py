@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from typing import Final, Protocol
 
 from modelmesh.clock import Clock
@@ -24,9 +25,9 @@ from modelmesh.errors import (
 )
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.registrar import Registrar
-from modelmesh.mesh.vmodel_rules import fail_in, must_load, switch_in
+from modelmesh.mesh.vmodel_rules import begin_trial_in, fail_in, must_load, switch_in
 from modelmesh.registry.mirror import ChangedIds
-from modelmesh.registry.records import VModelRecord
+from modelmesh.registry.records import Canary, VModelRecord
 
 RUNNING: Final = 8
 """Transitions that load at once; more wait their turn, so that a changed disk does not become a thousand loads."""
@@ -107,6 +108,7 @@ class Transitions:
         """Records of vmodels are different now."""
         for vmodel in changed.vmodels:
             if vmodel in self._mirror.unsettled or vmodel in self._running or vmodel in self._failures:
+                self._forgive(vmodel)
                 self._poke(vmodel)
 
     def look_again(self) -> None:
@@ -114,12 +116,20 @@ class Transitions:
         for vmodel in sorted(self._mirror.unsettled):
             self._poke(vmodel)
 
+    def _forgive(self, vmodel: str) -> None:
+        """A target that failed here and is not said to have failed any more is asked for anew: it does not wait."""
+        record = self._mirror.vmodel(vmodel)
+        if vmodel in self._failures and vmodel not in self._running and record and not record.failed:
+            del self._failures[vmodel]
+            if vmodel in self._retries:
+                self._retries.pop(vmodel)[1].cancel()
+
     def _poke(self, vmodel: str) -> None:
         """See to a vmodel whose record changed, or whose time to try again has come."""
         if not self._started or self._registrar.read_only:
             return
         record = self._mirror.vmodel(vmodel)
-        target = "" if record is None or record.settled else record.target
+        target = "" if record is None or not _moves(record) else record.target
         if vmodel in self._running:
             if self._running[vmodel][0] != target:
                 self._running[vmodel][1].cancel()
@@ -139,7 +149,7 @@ class Transitions:
             vmodel = next(iter(self._queue))
             del self._queue[vmodel]
             record = self._mirror.vmodel(vmodel)
-            if record is not None and not record.settled:
+            if record is not None and _moves(record):
                 task = asyncio.create_task(self._move(vmodel, record), name=f"transition-{vmodel}")
                 self._running[vmodel] = (record.target, task)
                 task.add_done_callback(partial(self._moved, vmodel))
@@ -162,8 +172,12 @@ class Transitions:
         try:
             if must_load(vmodel, record, self._loader.copies):
                 goal = max(self._loader.copies(record.active), 1)
-                await self._bring(vmodel, record, goal)
-                await self._switch(vmodel, target, self._how(target, goal))
+                if record.canary is not None:
+                    await self._bring(vmodel, record, copies_for(record.canary.share, goal))
+                    await self._begin_trial(vmodel, target, record.canary)
+                else:
+                    await self._bring(vmodel, record, goal)
+                    await self._switch(vmodel, target, self._how(target, goal))
             else:
                 await self._switch(
                     vmodel, target, f"{record.active} was not loaded, so nothing had to be loaded first."
@@ -205,6 +219,18 @@ class Transitions:
         else:  # another instance was faster, and the mirror behind: it would be tried again at once, and again
             await self._registrar.wait_current()
 
+    async def _begin_trial(self, vmodel: str, target: str, canary: Canary) -> None:
+        now_ms = round(self._clock.wall_s() * 1000)
+        if await self._registrar.transact(lambda draft: begin_trial_in(draft, vmodel, target, now_ms)):
+            self._failures.pop(vmodel, None)
+            self._journal.record(
+                Did.SWITCHED,
+                vmodel,
+                f"{100 * canary.share:.3g} % of its requests go to {target} from now on, to try it out.",
+            )
+        else:
+            await self._registrar.wait_current()
+
     async def _fail(self, vmodel: str, target: str, error: ModelMeshError) -> None:
         known, count = self._failures.get(vmodel, (target, 0))
         count = count + 1 if known == target else 1
@@ -236,3 +262,13 @@ class Transitions:
     def _again(self, vmodel: str) -> None:
         self._retries.pop(vmodel, None)
         self._poke(vmodel)
+
+
+def copies_for(share: float, copies: int) -> int:
+    """How many copies serve a share of the requests where the whole has so many."""
+    return max(ceil(share * copies), 1)
+
+
+def _moves(record: VModelRecord) -> bool:
+    """Whether there is something to do for it here: it is on its way, and no canary is on trial or failed it."""
+    return not record.settled and not record.on_trial and not record.rolled_back

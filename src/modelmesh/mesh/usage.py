@@ -19,7 +19,7 @@ EXECUTION_WEIGHT: Final = 0.2
 
 
 class UsageReader:
-    """`on_used(copy, wall_ms)` is told of each copy that was used."""
+    """`on_used(copy, wall_ms)` is told of each copy that was used, `on_row` of all that copies here served."""
 
     def __init__(
         self,
@@ -28,12 +28,14 @@ class UsageReader:
         histories: Histories,
         clock: Clock,
         on_used: Callable[[Copy, int], None],
+        on_row: Callable[[Usage], None],
     ) -> None:
         self._dataplane = dataplane
         self._copies = copies
         self._histories = histories
         self._clock = clock
         self._on_used = on_used
+        self._on_row = on_row
         self._busy: dict[str, Copy] = {}
         self._active: dict[str, Copy] = {}
         self.requests_total = 0
@@ -71,6 +73,7 @@ class UsageReader:
     def _take(self, row: Usage, now_s: float) -> None:
         if row.replica_id >= PEER_IDS_FROM:
             return  # its holder counts it
+        self._on_row(row)
         self.requests_total += row.requests
         self.busy_s += row.execution_us / 1e6
         copy = self._copies.get(row.model)

@@ -80,6 +80,35 @@ class ModelView:
 
 
 @dataclass(frozen=True, slots=True)
+class SideView:
+    """What happened to the requests of one of two models since a trial began, by whatever name they were asked for, at all
+    instances that could be heard."""
+
+    requests: int
+    errors: int
+    execution_s: float
+    """Of one, on average, as its server reports; 0 when it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryView:
+    """A target that is tried out on a share of the requests. `since_wall_s` 0: it is not loaded for that yet."""
+
+    share: float
+    for_s: float
+    """How long at least; 0: until it had its requests."""
+    requests: int
+    """The least it must have served."""
+    slower_max: float
+    since_wall_s: float
+    active: SideView | None
+    target: SideView | None
+    """None when it is not on trial."""
+    outlook: str
+    """How it stands, in a sentence; empty when it is not on trial."""
+
+
+@dataclass(frozen=True, slots=True)
 class VModelView:
     """A vmodel. `target` equals `active` when settled. `active` is empty only where a call waited for a vmodel that was
     deleted meanwhile."""
@@ -91,6 +120,8 @@ class VModelView:
     target_failed: bool
     reason: str
     """Why a target failed, else empty."""
+    canary: CanaryView | None = None
+    """While the target is tried out, or after that failed."""
 
 
 @dataclass(frozen=True, slots=True)

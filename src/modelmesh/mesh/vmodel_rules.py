@@ -16,7 +16,7 @@ from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
 from modelmesh.mesh.registrar import register_in
 from modelmesh.registry.ids import check_id, follows_versions
-from modelmesh.registry.records import VModelRecord
+from modelmesh.registry.records import Canary, VModelRecord
 
 HOUR_MS: Final = 3_600_000
 REASON_MAX: Final = 500
@@ -36,6 +36,8 @@ class Setting:
     expected_target: str = ""
     owner: str = ""
     update_only: bool = False
+    canary: Canary | None = None
+    """Try the target out first. A new vmodel has nothing to compare it with."""
 
 
 class Outcome(Enum):
@@ -48,7 +50,7 @@ class Outcome(Enum):
     KEPT = "kept"
     """The active model stays; the transition under way is called off."""
     BEGUN = "begun"
-    """The target becomes active when it is loaded."""
+    """The target becomes active when it is loaded, or has stood its trial."""
 
 
 def set_in(
@@ -63,6 +65,10 @@ def set_in(
     if old is not None and setting.owner and old.owner != setting.owner:
         whose = f"belongs to {old.owner}" if old.owner else "has no owner"
         raise AlreadyExists(f"The vmodel {vmodel} {whose}, not to {setting.owner}.", model=vmodel)
+    if setting.canary is not None:
+        setting.canary.check()
+        if setting.force:
+            raise InvalidInput("A target is switched to at once, or tried out first: not both.")
     _check_expected(setting, old)
     _need_target(draft, setting)
 
@@ -71,12 +77,15 @@ def set_in(
         _move(draft, vmodel, None, VModelRecord(target, target, setting.owner or default_owner))
         return Outcome.CREATED
     if old.target == target and (old.settled or not setting.force):
-        return Outcome.UNCHANGED
-    anew = replace(old, target=target, failed=False, reason="")
-    waits = must_load(vmodel, anew, copies) and copies(target) < max(copies(old.active), 1)
+        return _try_in(draft, vmodel, old, setting.canary)
+    canary = None if setting.canary is None else replace(setting.canary, since_ms=0)
+    anew = replace(old, target=target, failed=False, reason="", canary=canary)
+    waits = canary is not None or (
+        must_load(vmodel, anew, copies) and copies(target) < max(copies(old.active), 1)
+    )
     at_once = setting.force or target == old.active or not waits
     _inherit_use(draft, old.active, target, now_ms - (HOUR_MS if setting.load_now else 6 * HOUR_MS))
-    _move(draft, vmodel, old, replace(anew, active=target) if at_once else anew)
+    _move(draft, vmodel, old, replace(anew, active=target, canary=None) if at_once else anew)
     if target == old.active:
         return Outcome.KEPT
     return Outcome.SWITCHED if at_once else Outcome.BEGUN
@@ -84,14 +93,53 @@ def set_in(
 
 def must_load(vmodel: str, record: VModelRecord, copies: Callable[[str], int]) -> bool:
     """Whether the target has to prove itself before it becomes active: the active model serves, or the target failed before, or
-    the active one is another version that could go on serving when asked."""
-    return record.failed or copies(record.active) > 0 or follows_versions(vmodel, record.active)
+    is to be tried out, or the active one is another version that could go on serving when asked."""
+    proves = record.failed or record.canary is not None
+    return proves or copies(record.active) > 0 or follows_versions(vmodel, record.active)
+
+
+def _try_in(draft: Draft, vmodel: str, old: VModelRecord, canary: Canary | None) -> Outcome:
+    """The vmodel has this target already. Asked for anew, a trial under way goes on by other terms, and a target that failed
+    has another."""
+    if canary is None or old.settled:
+        return Outcome.UNCHANGED
+    since_ms = old.canary.since_ms if old.on_trial and old.canary is not None else 0
+    anew = replace(old, failed=False, reason="", canary=replace(canary, since_ms=since_ms))
+    if anew == old:
+        return Outcome.UNCHANGED
+    draft.put_vmodel(vmodel, anew)
+    return Outcome.BEGUN
+
+
+def begin_trial_in(draft: Draft, vmodel: str, target: str, now_ms: int) -> bool:
+    """The canary is loaded: give it its share. False when the vmodel has other plans by now."""
+    record = draft.vmodel(vmodel)
+    if record is None or record.settled or record.target != target or record.canary is None:
+        return False
+    if record.canary.since_ms:
+        return False
+    canary = replace(record.canary, since_ms=now_ms)
+    draft.put_vmodel(vmodel, replace(record, failed=False, reason="", canary=canary))
+    return True
+
+
+def end_trial_in(draft: Draft, vmodel: str, since_ms: int, fault: str) -> bool:
+    """The trial that began then is over: with a fault its target failed, without one the vmodel moves to it. False when it is
+    not that trial that is on."""
+    record = draft.vmodel(vmodel)
+    if record is None or record.canary is None or not record.on_trial or record.canary.since_ms != since_ms:
+        return False
+    if fault:
+        draft.put_vmodel(vmodel, replace(record, failed=True, reason=_shortened(fault)))
+    else:
+        draft.put_vmodel(vmodel, replace(record, canary=None))
+    return True
 
 
 def switch_in(draft: Draft, vmodel: str, target: str) -> bool:
-    """The target is ready: make it active. False when the vmodel has other plans by now."""
+    """The target is ready: make it active. False when the vmodel has other plans by now, also to try that target out first."""
     record = draft.vmodel(vmodel)
-    if record is None or record.settled or record.target != target:
+    if record is None or record.settled or record.target != target or record.canary is not None:
         return False
     _move(draft, vmodel, record, replace(record, active=target, failed=False, reason=""))
     return True
@@ -102,9 +150,7 @@ def fail_in(draft: Draft, vmodel: str, target: str, reason: str) -> bool:
     record = draft.vmodel(vmodel)
     if record is None or record.settled or record.target != target:
         return False
-    if len(reason) > REASON_MAX:
-        reason = reason[: REASON_MAX - 1] + "…"
-    draft.put_vmodel(vmodel, replace(record, failed=True, reason=reason))
+    draft.put_vmodel(vmodel, replace(record, failed=True, reason=_shortened(reason)))
     return True
 
 
@@ -115,6 +161,10 @@ def delete_in(draft: Draft, vmodel: str, owner: str) -> bool:
         return False
     _move(draft, vmodel, record, None)
     return True
+
+
+def _shortened(reason: str) -> str:
+    return reason if len(reason) <= REASON_MAX else reason[: REASON_MAX - 1] + "…"
 
 
 def _check_expected(setting: Setting, old: VModelRecord | None) -> None:

@@ -14,11 +14,13 @@ from typing import Any, Final
 from modelmesh.clock import Clock
 from modelmesh.errors import LoadTimeout, ModelMeshError, ModelNotFound
 from modelmesh.journal import Did, Journal
+from modelmesh.mesh.canaries import Canaries
 from modelmesh.mesh.draft import Draft
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.transitions import LOAD_S, Loader, Transitions
-from modelmesh.mesh.views import VModelView
+from modelmesh.mesh.views import CanaryView, SideView, VModelView
 from modelmesh.mesh.vmodel_rules import Outcome, Setting, delete_in, set_in
+from modelmesh.policy.canary import Seen
 from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.registry.records import VModelRecord
 
@@ -44,8 +46,12 @@ class VModels:
         *,
         default_owner: str = "",
         drives: Callable[[str], bool] = lambda vmodel: True,
+        read_usage: Callable[[], None] = lambda: None,
+        follow_route: Callable[[str, bool], None] = lambda model, wanted: None,
+        measure: Callable[[str], None] = lambda event: None,
     ) -> None:
-        """`drives` says whether this instance moves a vmodel, as its keeper, or leaves that to another."""
+        """`drives` says whether this instance moves a vmodel, as its keeper, or leaves that to another; the others are as for
+        `Canaries`."""
         self._registrar = registrar
         self._per_txn = max(1, registrar.txn_keys_max // KEYS_EACH)
         self._mirror = registrar.mirror
@@ -54,6 +60,10 @@ class VModels:
         self._journal = journal
         self._default_owner = default_owner
         self.transitions = Transitions(registrar, loader, clock, journal, drives)
+        self.canaries = Canaries(
+            registrar, loader, clock, journal, drives,
+            read_usage=read_usage, follow_route=follow_route, measure=measure,
+        )  # fmt: skip
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._loads: set[asyncio.Task[None]] = set()
 
@@ -69,10 +79,12 @@ class VModels:
         """Follow the records, and take up the transitions that were under way."""
         self._registrar.on_change(self._changed)
         self.transitions.start()
+        self.canaries.start()
 
     async def stop(self) -> None:
         """Stop all transitions where they are; the next start takes them up. Idempotent."""
         await self.transitions.stop()
+        await self.canaries.stop()
         for task in self._loads:
             task.cancel()
         await asyncio.gather(*self._loads, return_exceptions=True)
@@ -169,6 +181,23 @@ class VModels:
             target=record.target,
             target_failed=failed,
             reason=record.reason if failed else "",
+            canary=None if record.settled else self._canary(vmodel, record),
+        )
+
+    def _canary(self, vmodel: str, record: VModelRecord) -> CanaryView | None:
+        canary, trial = record.canary, self.canaries.trial(vmodel)
+        if canary is None:
+            return None
+        active, target = (None, None) if trial is None else map(_side, trial.seen())
+        return CanaryView(
+            share=canary.share,
+            for_s=canary.for_ms / 1000,
+            requests=canary.requests,
+            slower_max=canary.slower_max,
+            since_wall_s=canary.since_ms / 1000,
+            active=active,
+            target=target,
+            outlook="" if trial is None else trial.judge(self._clock.wall_s()).reason,
         )
 
     def _set_in(self, setting: Setting, draft: Draft) -> Outcome:
@@ -186,23 +215,26 @@ class VModels:
                 Did.SWITCHED, vmodel, f"It stays with {target}; no other target is tried any more."
             )
         elif outcome is Outcome.BEGUN:
-            self._journal.record(Did.LOADING, vmodel, f"It will point at {target} once that is loaded.")
+            when = "once that is loaded" if setting.canary is None else "once that was tried out"
+            self._journal.record(Did.LOADING, vmodel, f"It will point at {target} {when}.")
 
     def _changed(self, changed: ChangedIds) -> None:
         self.transitions.changed(changed)
+        self.canaries.follow(changed)
         for vmodel in changed.vmodels:
             for waiting in self._waiting.pop(vmodel, ()):
                 if not waiting.done():
                     waiting.set_result(None)
 
     async def _transition_ended(self, vmodel: str, target: str) -> None:
-        """Return when the vmodel reached `target`, failed to, or has other plans."""
+        """Return when the vmodel reached `target` or tries it out, failed to, or has other plans."""
         try:
             async with asyncio.timeout(SYNC_S):
                 while (
                     (record := self._mirror.vmodel(vmodel)) is not None
                     and not record.settled
                     and not record.failed
+                    and not record.on_trial
                     and record.target == target
                 ):
                     waiting = asyncio.get_running_loop().create_future()
@@ -227,3 +259,7 @@ class VModels:
         self._loads.add(task)
         task.add_done_callback(self._loads.discard)
         return task
+
+
+def _side(seen: Seen) -> SideView:
+    return SideView(seen.requests, seen.errors, seen.mean_s)

@@ -156,6 +156,16 @@ _OURS: Final = (
     ),
     Family("modelmesh_vmodels_total", "gauge", "Registered vmodels."),
     Family(
+        "modelmesh_canaries_promoted_total",
+        "counter",
+        "Trials of canaries after which the vmodel moved to them.",
+    ),
+    Family(
+        "modelmesh_canaries_rolled_back_total",
+        "counter",
+        "Trials of canaries that failed: the active model stayed.",
+    ),
+    Family(
         "modelmesh_ledger_bytes", "gauge", "The account of bytes of models, by account.", (), ("account",)
     ),
     Family("modelmesh_memory_budget_bytes", "gauge", "What the workers may use in all."),
@@ -210,6 +220,8 @@ _COUNTERS: Final = {
     "modelmesh_gate_queueing": "modelmesh_gate_queueing_total",
     "modelmesh_scaled_up": "modelmesh_scaled_up_total",
     "modelmesh_scaled_down": "modelmesh_scaled_down_total",
+    "modelmesh_canaries_promoted": "modelmesh_canaries_promoted_total",
+    "modelmesh_canaries_rolled_back": "modelmesh_canaries_rolled_back_total",
 }
 """The control plane's counters, and the families that show them."""
 

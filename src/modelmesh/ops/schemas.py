@@ -11,10 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from modelmesh.journal import Entry
 from modelmesh.mesh.control import Page, Registration
 from modelmesh.mesh.recollection import Happened
-from modelmesh.mesh.views import CopyView, ModelView, State, VModelView
+from modelmesh.mesh.views import CanaryView, CopyView, ModelView, SideView, State, VModelView
+from modelmesh.registry import records
 from modelmesh.registry.keep import PRIORITY_MAX, PRIORITY_MIN, KeepChange
 
 FORCE: Final = "Register it also when no runtime here serves the type."
+DAYS_S: Final = 30 * 86_400
 UNCHANGED: Final = "Null: as it is, at first the default."
 
 
@@ -215,6 +217,50 @@ class BatchAnswer(Answer):
     failed: int
 
 
+class CanarySide(Answer):
+    """What happened to the requests of one model since a trial began, by whatever name they were asked for, at all instances."""
+
+    requests: int
+    errors: int
+    execution_s: float = Field(description="Of one, on average, as its server reports; 0 when it does not.")
+
+    @classmethod
+    def of(cls, side: SideView | None) -> CanarySide | None:
+        if side is None:
+            return None
+        return cls.model_construct(requests=side.requests, errors=side.errors, execution_s=side.execution_s)
+
+
+class Canary(Answer):
+    """A target that is tried out on a share of the requests."""
+
+    share: float = Field(description="0 to 1")
+    for_s: float = Field(description="How long it is tried, at least; 0: until it had its requests.")
+    requests: int = Field(description="The least it must have served.")
+    slower_max: float = Field(
+        description="How many times longer than the active model it may take for a request; 0: not looked at."
+    )
+    since_unix_s: float = Field(description="When its trial began; 0: it is not loaded for it yet.")
+    active: CanarySide | None = Field(description="Null when it is not on trial, as `target`.")
+    target: CanarySide | None
+    outlook: str = Field(description="How it stands, in a sentence; empty when it is not on trial.")
+
+    @classmethod
+    def of(cls, view: CanaryView | None) -> Canary | None:
+        if view is None:
+            return None
+        return cls.model_construct(
+            share=view.share,
+            for_s=view.for_s,
+            requests=view.requests,
+            slower_max=view.slower_max,
+            since_unix_s=view.since_wall_s,
+            active=CanarySide.of(view.active),
+            target=CanarySide.of(view.target),
+            outlook=view.outlook,
+        )
+
+
 class VModel(Answer):
     """A stable name. Settled when `target` equals `active`."""
 
@@ -224,6 +270,9 @@ class VModel(Answer):
     target: str
     target_failed: bool
     reason: str = Field(description="Why the target failed, else empty.")
+    canary: Canary | None = Field(
+        None, description="While the target is tried out, and after that failed; else null."
+    )
 
     @classmethod
     def of(cls, view: VModelView) -> VModel:
@@ -234,6 +283,7 @@ class VModel(Answer):
             target=view.target,
             target_failed=view.target_failed,
             reason=view.reason,
+            canary=Canary.of(view.canary),
         )
 
 
@@ -242,6 +292,26 @@ class VModels(Answer):
 
     vmodels: Sequence[VModel]
     next_after: str
+
+
+class SetCanary(Body):
+    """Try a target out on a share of the requests first. It takes over when no more of its requests fail than of the active
+    model's, else it is given up."""
+
+    share: float = Field(gt=0, le=1, description="0 to 1")
+    for_s: float = Field(
+        600.0, ge=0, le=DAYS_S, description="How long, at least; 0: until it had its requests."
+    )
+    requests: int = Field(50, ge=0, description="The least it must have served.")
+    slower_max: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How many times longer than the active model it may take for a request, 1 or more; 0: as long as it likes.",
+    )
+
+    def terms(self) -> records.Canary:
+        return records.Canary(self.share, round(self.for_s * 1000), self.requests, self.slower_max)
 
 
 class SetVModel(Body):
@@ -255,11 +325,18 @@ class SetVModel(Body):
         False, description="Unregister the target when no vmodel points at it any more."
     )
     load: bool = Field(False, description="Load the target even when the active model is not loaded.")
-    wait: bool = Field(False, description="Answer when the switch is done or has failed.")
+    wait: bool = Field(
+        False, description="Answer when the switch is done or has failed, or the canary is on trial."
+    )
     force: bool = Field(False, description="Switch at once.")
     expected_target: str = Field("", description="Refuse unless this is the target now.")
     owner: str = ""
     update_only: bool = Field(False, description="Refuse when the vmodel does not exist.")
+    canary: SetCanary | None = Field(
+        None,
+        description="Null: the target takes over once it is loaded. A target that is tried out already goes on by these terms; "
+        "one that failed is tried again.",
+    )
 
 
 class JournalEntry(Answer):

@@ -16,8 +16,16 @@ def standing(
     if vmodel is None:
         return sentence
     sentence = f'Vmodel "{vmodel.id}" points at "{vmodel.active}". {sentence}'
+    canary = vmodel.canary
+    if vmodel.target_failed and canary is not None and canary.since_wall_s:
+        return f'{sentence} Its canary "{vmodel.target}" was given up: {vmodel.reason}'
     if vmodel.target_failed:
-        return f'{sentence} It cannot move to "{vmodel.target}": {vmodel.reason or "its load failed"}.'
+        reason = (vmodel.reason or "its load failed").rstrip(".")
+        return f'{sentence} It cannot move to "{vmodel.target}": {reason}.'
+    if canary is not None and canary.since_wall_s:
+        return (
+            f'{sentence} {100 * canary.share:.3g} % of its requests go to "{vmodel.target}": {canary.outlook}'
+        )
     if vmodel.target != vmodel.active:
         return f'{sentence} It is moving to "{vmodel.target}".'
     return sentence

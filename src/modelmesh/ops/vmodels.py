@@ -73,6 +73,7 @@ class VModels:
             expected_target=body.expected_target,
             owner=body.owner,
             update_only=body.update_only,
+            canary=None if body.canary is None else body.canary.terms(),
         )
         return answer(schemas.VModel.of(view))
 

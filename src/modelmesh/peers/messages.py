@@ -15,7 +15,7 @@ from modelmesh.errors import (
     Quarantined,
     RuntimeUnavailable,
 )
-from modelmesh.peers.protocol import Ask, Failed, Held, Load, Order, Provided, Remembered, Update
+from modelmesh.peers.protocol import Ask, Failed, Held, Load, Order, Provided, Remembered, Tally, Update
 from modelmesh.policy.urgency import Why
 from modelmesh.wire.generated import peers_pb2 as pb
 
@@ -24,6 +24,7 @@ KIND: Final = "mm-error"
 """The trailer that names the class of an error."""
 _WHOLE_MAX: Final = 1 << 63
 _KINDS: Final = {kind.__name__: kind for kind in WIRE}
+_OF_LOAD: Final = tuple(name for name in Load.__dataclass_fields__ if name != "tallies")
 
 
 def to_update(update: Update) -> pb.Update:
@@ -35,14 +36,13 @@ def to_update(update: Update) -> pb.Update:
     for failed in update.failed:
         message.failed.add(**{**failed._asdict(), "code": int(failed.code)})
     if update.load is not None:
-        message.load.CopyFrom(
-            pb.Load(**{name: getattr(update.load, name) for name in Load.__dataclass_fields__})
-        )
+        message.load.CopyFrom(pb.Load(**{name: getattr(update.load, name) for name in _OF_LOAD}))
+        for tally in update.load.tallies:
+            message.load.tallies.add(**tally._asdict())
     return message
 
 
 def from_update(message: pb.Update) -> Update:
-    load = message.load
     return Update(
         epoch=message.epoch,
         sequence=message.sequence,
@@ -59,10 +59,13 @@ def from_update(message: pb.Update) -> Update:
             Failed(failed.model, _code(failed.code), failed.message, failed.permanent, failed.expires_in_ms)
             for failed in message.failed
         ),
-        load=Load(**{name: getattr(load, name) for name in Load.__dataclass_fields__})
-        if message.HasField("load")
-        else None,
+        load=_load(message.load) if message.HasField("load") else None,
     )  # fmt: skip
+
+
+def _load(load: pb.Load) -> Load:
+    tallies = [Tally(*(getattr(tally, name) for name in Tally._fields)) for tally in load.tallies]
+    return Load(**{name: getattr(load, name) for name in _OF_LOAD}, tallies=tuple(tallies))
 
 
 def _code(number: int) -> Code:

@@ -64,6 +64,20 @@ class Failed(NamedTuple):
     expires_in_ms: int
 
 
+class Tally(NamedTuple):
+    """What the copies of an instance served since the trial of a vmodel's canary began (`since_ms`, Unix epoch), of the active
+    model and of the canary."""
+
+    vmodel: str
+    since_ms: int
+    requests: int
+    errors: int
+    execution_ms: int
+    canary_requests: int
+    canary_errors: int
+    canary_execution_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """How an instance is doing, about once a second."""
@@ -87,6 +101,8 @@ class Load:
     loads_queued: int = 0
     loads_total: int = 0
     evictions_total: int = 0
+    tallies: tuple[Tally, ...] = ()
+    """Of some trials; of others the next time."""
 
 
 @dataclass(frozen=True, slots=True)

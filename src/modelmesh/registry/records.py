@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, Final, Self
 
 from modelmesh.errors import InvalidInput
@@ -145,8 +146,61 @@ def _keep_fields(keep: Keep) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """The target of a vmodel is tried out on a share of its requests first."""
+
+    share: float
+    """Above 0, at most 1."""
+    for_ms: int
+    """How long, at least; 0: until it had its requests."""
+    requests: int
+    """The least it must have served."""
+    slower_max: float = 0.0
+    """How many times longer than the active model it may take for a request; 0: as long as it likes."""
+    since_ms: int = 0
+    """When its trial began (Unix epoch); 0: it has not been loaded for it yet."""
+
+    def check(self) -> None:
+        """Raises InvalidInput when it makes no sense."""
+        if not 0 < self.share <= 1:
+            raise InvalidInput(f"The share of a canary is above 0 and at most 1, not {self.share:g}.")
+        if self.for_ms < 0 or self.requests < 0 or not (self.for_ms or self.requests):
+            raise InvalidInput("A canary is tried for some time, or for some requests, or both.")
+        if self.slower_max and not 1 <= self.slower_max < inf:
+            raise InvalidInput(
+                f"A canary may take 1 time as long as the active model or more, not {self.slower_max:g} times."
+            )
+
+    def encode(self) -> dict[str, Any]:
+        value: dict[str, Any] = {"share": self.share, "forMs": self.for_ms, "requests": self.requests}
+        if self.slower_max:
+            value["slowerMax"] = self.slower_max
+        if self.since_ms:
+            value["sinceMs"] = self.since_ms
+        return value
+
+    @classmethod
+    def decode(cls, value: object) -> Self | None:
+        """None when it is not one of ours."""
+        if not isinstance(value, dict):
+            return None
+        try:
+            canary = cls(
+                share=float(value["share"]),
+                for_ms=int(value["forMs"]),
+                requests=int(value["requests"]),
+                slower_max=float(value.get("slowerMax", 0.0)),
+                since_ms=int(value.get("sinceMs", 0)),
+            )
+            canary.check()
+        except (InvalidInput, KeyError, TypeError, ValueError, OverflowError):
+            return None
+        return canary
+
+
+@dataclass(frozen=True, slots=True)
 class VModelRecord:
-    """A stable name. `target` equals `active` when settled; `failed` and `reason` mean something only while they differ."""
+    """A stable name. `target` equals `active` when settled; the rest but the owner means something only while they differ."""
 
     active: str
     target: str
@@ -154,11 +208,22 @@ class VModelRecord:
     failed: bool = False
     reason: str = ""
     """Why the target failed, for whoever asks any instance; empty when it did not."""
+    canary: Canary | None = None
     other: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settled(self) -> bool:
         return self.active == self.target
+
+    @property
+    def on_trial(self) -> bool:
+        """The canary is loaded and gets its share of the requests."""
+        return not self.settled and not self.failed and self.canary is not None and self.canary.since_ms > 0
+
+    @property
+    def rolled_back(self) -> bool:
+        """The canary had its trial and failed: nothing is tried any more until somebody asks for it."""
+        return not self.settled and self.failed and self.canary is not None and self.canary.since_ms > 0
 
     def encode(self) -> bytes:
         value: dict[str, Any] = {"amid": self.active, "tmid": self.target}
@@ -168,6 +233,8 @@ class VModelRecord:
             value["failed"] = True
             if self.reason:
                 value["reason"] = self.reason
+        if self.canary is not None and not self.settled:
+            value["canary"] = self.canary.encode()
         return _dump(value | self.other)
 
     @classmethod
@@ -183,6 +250,9 @@ class VModelRecord:
             active, target, owner, failed = plain.groups()
             return cls(active.decode(), target.decode(), (owner or b"").decode(), failed is not None)
         value = _parse(raw, "vmodel")
+        canary = Canary.decode(value.get("canary"))
+        if canary is not None:
+            del value["canary"]
         active = str(value.pop("amid", "") or "")
         if not active:
             raise InvalidInput("The stored vmodel record names no active model.")
@@ -192,5 +262,6 @@ class VModelRecord:
             owner=str(value.pop("o", "") or ""),
             failed=bool(value.pop("failed", False)),
             reason=str(value.pop("reason", "") or ""),
+            canary=canary,
             other=value,
         )

@@ -6,6 +6,7 @@ what it does not do: memory, workers, waiting.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Page, Query, Registration, Sort
 from modelmesh.mesh.recollection import Happened, Mute, Story
 from modelmesh.mesh.views import (
+    CanaryView,
     CopyView,
     Failure,
     InstanceView,
@@ -31,11 +33,13 @@ from modelmesh.mesh.views import (
     MeshCount,
     ModelView,
     RuntimeView,
+    SideView,
     State,
     VModelView,
 )
 from modelmesh.peers.protocol import Order, Remembered
 from modelmesh.registry.keep import KeepChange
+from modelmesh.registry.records import Canary
 
 
 class StoppedClock:
@@ -253,7 +257,9 @@ class FakeControlPlane:
         expected_target: str = "",
         owner: str = "",
         update_only: bool = False,
+        canary: Canary | None = None,
     ) -> VModelView:
+        """As if every canary were on trial from the beginning, and nothing else took time."""
         known = self.names.get(vmodel)
         if model is not None:
             await self.register(model)
@@ -267,7 +273,16 @@ class FakeControlPlane:
             raise FailedPrecondition(
                 f'The target of vmodel "{vmodel}" is not "{expected_target}".', model=vmodel
             )
-        self.names[vmodel] = VModelView(vmodel, known.owner if known else owner, target, target, False, "")
+        owner = known.owner if known else owner
+        if known is not None and canary is not None and target != known.active:
+            canary.check()
+            tried = CanaryView(
+                canary.share, canary.for_ms / 1000, canary.requests, canary.slower_max, time.time(),
+                SideView(0, 0, 0.0), SideView(0, 0, 0.0), "No request came yet.",
+            )  # fmt: skip
+            self.names[vmodel] = VModelView(vmodel, owner, known.active, target, False, "", tried)
+            return self.names[vmodel]
+        self.names[vmodel] = VModelView(vmodel, owner, target, target, False, "")
         self._journal.record(Did.MOVED, target, f'vmodel "{vmodel}" points here now')
         return self.names[vmodel]
 

@@ -20,6 +20,7 @@ from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.registry.keep import KeepChange
 from modelmesh.registry.mirror import Mirror
+from modelmesh.registry.records import Canary
 from modelmesh.testing.clients import Clients
 from modelmesh.testing.dataplane import Answer, Request
 from modelmesh.testing.loop import run
@@ -227,7 +228,9 @@ class Story:
     def _set_vmodel(self) -> None:
         if (target := self._clients.known_model()) is not None:
             vmodel, sync = self._rng.choice(VMODELS), self._rng.random() < 0.3
-            self._clients.begin(self._clients.quiet(self._any().mesh.set_vmodel(vmodel, target, sync=sync)))
+            canary = self._rng.choice((None, None, Canary(0.3, 500, 0), Canary(0.1, 3_000, 10)))
+            call = self._any().mesh.set_vmodel(vmodel, target, sync=sync, canary=canary)
+            self._clients.begin(self._clients.quiet(call))
 
     def _delete_vmodel(self) -> None:
         vmodel = self._rng.choice(VMODELS)
@@ -312,7 +315,12 @@ class Story:
         await asyncio.sleep(RESIDENCE_S[1])
         for id, stage in self._all.stages.items():
             records = [stage.mirror.vmodel(vmodel) for vmodel in sorted(stage.mirror.unsettled)]
-            under_way = {model for record in records if record for model in (record.active, record.target)}
+            under_way = {
+                model
+                for record in records
+                if record is not None and not record.rolled_back
+                for model in (record.active, record.target)
+            }
             for model in self._clients.registered.keys() - under_way:
                 copy = stage.mesh.copy(model)
                 held = {VMODEL_TARGET, VMODEL_ACTIVE} & set(copy.holds if copy is not None else ())
@@ -320,7 +328,7 @@ class Story:
 
     def _can_move(self, mirror: Mirror, vmodel: str) -> bool:
         record = mirror.vmodel(vmodel)
-        path = None if record is None else self._clients.registered.get(record.target)
+        path = None if record is None or record.rolled_back else self._clients.registered.get(record.target)
         return path is not None and self._all.artefacts[path].error is None
 
     def _counted(self, name: str) -> int:

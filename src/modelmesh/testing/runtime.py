@@ -53,6 +53,8 @@ class Artefact:
     """Requests that a replica takes at once; 0: any number."""
     base_bytes: int = 0
     """The server grows by this at the first load of any model with the same `type`."""
+    faulty: float = 0.0
+    """The share of its requests that fail."""
 
 
 class FakeRuntime:

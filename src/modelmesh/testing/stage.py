@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
 from modelmesh.clock import LoopClock
 from modelmesh.dataplane.protocol import Name, NameKind
+from modelmesh.errors import Code
 from modelmesh.journal import Did, Entry, Journal
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.mesh import Mesh
@@ -83,6 +85,8 @@ class Stage:
         self.runtime = self.runtimes[0]
         self.dataplane = FakeDataPlane(self._holds)
         self.dataplane.serial = serial
+        self.dataplane.answers = self._answers
+        self._asked: Counter[str] = Counter()
         for runtime in self.runtimes:
             runtime.in_use = self.dataplane.in_flight
         self.peers = None if network is None or member is None else network.join(member, self.dataplane)
@@ -128,6 +132,13 @@ class Stage:
         self.dataplane.wake = None
         await self.mesh.kill()
         await self.registrar.kill()
+
+    def _answers(self, model: str) -> Code:
+        """As faulty as its artefact is, in even spread."""
+        artefact = next(runtime.loaded[model][0] for runtime in self.runtimes if model in runtime.loaded)
+        before, self._asked[model] = self._asked[model], self._asked[model] + 1
+        failed = int(self._asked[model] * artefact.faulty) > int(before * artefact.faulty)
+        return Code.INTERNAL if failed else Code.OK
 
     def _holds(self, model: str, replica_id: int) -> bool:
         loaded = [runtime.loaded[model] for runtime in self.runtimes if model in runtime.loaded]

@@ -17,6 +17,8 @@ import pytest
 
 from modelmesh.cli import main as cli
 from modelmesh.cli.exits import Exit
+from modelmesh.cli.quantities import parse_duration_s
+from modelmesh.mesh.views import SideView
 from modelmesh.ops import config, instance_schemas, schemas
 from modelmesh.peers.protocol import Remembered
 from modelmesh.registry.keep import Keep
@@ -295,6 +297,49 @@ def test_vmodels(run: Run) -> None:
     assert run("vmodel", "delete", "v").exit_code == Exit.OK
     assert run("vmodel", "list").out == "No vmodels.\n"
     assert run("vmodel", "get", "v").err.startswith('There is no vmodel "v". ')
+
+
+def test_a_canary_and_how_it_does(run: Run, control: FakeControlPlane) -> None:
+    for model in ("m1", "m2"):
+        run("register", model, "--type", "onnx", "--path", "/m")
+    run("vmodel", "set", "v", "m1")
+    begun = run("vmodel", "set", "v", "m2", "--canary", "5%", "--canary-for", "2h", "--canary-requests", "7")
+    assert begun.out.startswith("v: active m1, target m2 (canary, 5 %)\n")
+    view = control.names["v"]
+    assert view.canary is not None
+    assert (view.canary.share, view.canary.for_s, view.canary.requests) == (0.05, 7200.0, 7)
+    going = replace(
+        view.canary, active=SideView(4600, 3, 0.0012), target=SideView(240, 0, 0.0013), outlook="It is fine."
+    )
+    control.names["v"] = replace(view, canary=going)
+    lines = rows(run("vmodel", "get", "v").out)
+    assert lines[1:4] == [
+        ["MODEL", "SHARE", "REQUESTS", "ERRORS", "MEAN"],
+        ["m1", "95 %", "4,600", "3", "1.2 ms"],
+        ["m2", "5 %", "240", "0", "1.3 ms"],
+    ]
+    assert re.fullmatch(r"Since \d+ s ago: It is fine\.", lines[4][0])
+    control.names["v"] = replace(
+        view,
+        target_failed=True,
+        reason="It failed.",
+        canary=replace(going, active=None, target=None, outlook=""),
+    )
+    assert run("vmodel", "get", "v").out == "v: active m1, target m2 (given up: It failed.)\n"
+    loading = replace(going, since_wall_s=0.0, active=None, target=None, outlook="")
+    control.names["v"] = replace(view, canary=loading)
+    assert run("vmodel", "get", "v").out == "v: active m1, target m2 (canary, 5 %, once it is loaded)\n"
+    assert "canary" in rows(run("vmodel", "list").out)[1][2]
+    for wrong in (("--canary", "many"), ("--canary", "5%", "--canary-for", "soon"), ("--canary", "0%")):
+        assert run("vmodel", "set", "v", "m2", *wrong).exit_code in (Exit.USAGE, Exit.REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("1.5 min", 90), ("2H", 7200), ("1d", 86400), ("250ms", 0.25)],
+)
+def test_times_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_duration_s("--for", text) == seconds
 
 
 def test_explain_is_a_story(run: Run, control: FakeControlPlane) -> None:

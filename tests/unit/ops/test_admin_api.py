@@ -249,6 +249,7 @@ def test_vmodels(api: httpx.Client) -> None:
         "target": "m1",
         "target_failed": False,
         "reason": "",
+        "canary": None,
     }
     assert (
         api.put("/vmodels/w", json={"target": "m2", "type": "sklearn", "path": "/m2"}).json()["active"]
@@ -262,6 +263,38 @@ def test_vmodels(api: httpx.Client) -> None:
     assert api.get("/vmodels/v").status_code == 200
     assert api.delete("/vmodels/v").status_code == 204
     assert api.get("/vmodels/v").status_code == 404
+
+
+def test_canaries(api: httpx.Client) -> None:
+    for model in ("m1", "m2"):
+        api.put(f"/models/{model}", json={"type": "sklearn"})
+    api.put("/vmodels/v", json={"target": "m1"})
+    tried = api.put("/vmodels/v", json={"target": "m2", "canary": {"share": 0.05}}).json()
+    assert (tried["active"], tried["target"]) == ("m1", "m2")
+    canary = tried["canary"]
+    assert canary.pop("since_unix_s") > 0
+    assert canary == {
+        "share": 0.05,
+        "for_s": 600.0,
+        "requests": 50,
+        "slower_max": 0.0,
+        "active": {"requests": 0, "errors": 0, "execution_s": 0.0},
+        "target": {"requests": 0, "errors": 0, "execution_s": 0.0},
+        "outlook": "No request came yet.",
+    }
+    now = api.get("/explain/v").json()["now"]
+    assert '5 % of its requests go to "m2": No request came yet.' in now
+    for wrong, field in (
+        ({}, "canary.share"),
+        ({"share": 0}, "canary.share"),
+        ({"share": 1.1}, "canary.share"),
+        ({"share": 0.1, "for_s": -1}, "canary.for_s"),
+        ({"share": 0.1, "requests": -1}, "canary.requests"),
+        ({"share": 0.1, "for_s": 0, "requests": 0}, "for some time, or for some requests"),
+        ({"share": 0.1, "slower_max": 0.5}, "1 time as long"),
+    ):
+        body = {"target": "m2", "canary": wrong}
+        assert field in error_of(api.put("/vmodels/v", json=body), 400)["message"]
 
 
 def test_the_instance_shows_ledger_and_workers(api: httpx.Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from modelmesh.errors import InvalidInput
 from modelmesh.registry.keep import COPIES_MAX, PRIORITY_MAX, PRIORITY_MIN, Keep
-from modelmesh.registry.records import ModelRecord, VModelRecord
+from modelmesh.registry.records import Canary, ModelRecord, VModelRecord
 
 
 def test_the_predecessors_model_record_survives() -> None:
@@ -80,6 +81,41 @@ def test_why_a_target_failed_is_kept_while_it_has() -> None:
     }
     assert VModelRecord.decode(record.encode()) == record
     assert b"reason" not in VModelRecord("a", "a", failed=True, reason="The file is torn.").encode()
+
+
+def test_a_canary_is_kept_until_its_vmodel_settles() -> None:
+    canary = Canary(0.05, 600_000, 50, 1.5, 1_717_000_000_123)
+    record = VModelRecord("a", "b", canary=canary, other={"x": 1})
+    assert json.loads(record.encode()) == {
+        "amid": "a",
+        "tmid": "b",
+        "canary": {
+            "share": 0.05,
+            "forMs": 600_000,
+            "requests": 50,
+            "slowerMax": 1.5,
+            "sinceMs": 1_717_000_000_123,
+        },
+        "x": 1,
+    }
+    assert VModelRecord.decode(record.encode()) == record
+    assert (record.on_trial, record.rolled_back) == (True, False)
+    failed = replace(record, failed=True, reason="worse")
+    assert (failed.on_trial, failed.rolled_back) == (False, True)
+    waiting = replace(record, canary=replace(canary, since_ms=0))
+    assert (waiting.on_trial, replace(waiting, failed=True).rolled_back) == (False, False)
+    assert b"canary" not in replace(record, target="a").encode()
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [0.1, "much", {}, {"share": 2, "forMs": 1, "requests": 1}, {"share": "x", "forMs": 1, "requests": 1}],
+)
+def test_what_others_call_a_canary_is_left_alone(foreign: object) -> None:
+    raw = {"amid": "a", "tmid": "b", "canary": foreign}
+    record = VModelRecord.decode(json.dumps(raw).encode())
+    assert (record.canary, record.other) == (None, {"canary": foreign})
+    assert json.loads(record.encode()) == raw
 
 
 def test_a_vmodel_without_target_is_settled() -> None:

@@ -69,7 +69,7 @@ class Failed(_message.Message):
     def __init__(self, model: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., permanent: _Optional[bool] = ..., expires_in_ms: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("capacity_bytes", "free_bytes", "price", "rate_per_s", "busyness", "load_queue_s", "draining", "cordoned", "copies", "loads_running", "loads_queued", "loads_total", "evictions_total")
+    __slots__ = ("capacity_bytes", "free_bytes", "price", "rate_per_s", "busyness", "load_queue_s", "draining", "cordoned", "copies", "loads_running", "loads_queued", "loads_total", "evictions_total", "tallies")
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PRICE_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class Load(_message.Message):
     LOADS_QUEUED_FIELD_NUMBER: _ClassVar[int]
     LOADS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TALLIES_FIELD_NUMBER: _ClassVar[int]
     capacity_bytes: int
     free_bytes: int
     price: float
@@ -96,7 +97,28 @@ class Load(_message.Message):
     loads_queued: int
     loads_total: int
     evictions_total: int
-    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., price: _Optional[float] = ..., rate_per_s: _Optional[float] = ..., busyness: _Optional[float] = ..., load_queue_s: _Optional[float] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ..., copies: _Optional[int] = ..., loads_running: _Optional[int] = ..., loads_queued: _Optional[int] = ..., loads_total: _Optional[int] = ..., evictions_total: _Optional[int] = ...) -> None: ...
+    tallies: _containers.RepeatedCompositeFieldContainer[Tally]
+    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., price: _Optional[float] = ..., rate_per_s: _Optional[float] = ..., busyness: _Optional[float] = ..., load_queue_s: _Optional[float] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ..., copies: _Optional[int] = ..., loads_running: _Optional[int] = ..., loads_queued: _Optional[int] = ..., loads_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., tallies: _Optional[_Iterable[_Union[Tally, _Mapping]]] = ...) -> None: ...
+
+class Tally(_message.Message):
+    __slots__ = ("vmodel", "since_ms", "requests", "errors", "execution_ms", "canary_requests", "canary_errors", "canary_execution_ms")
+    VMODEL_FIELD_NUMBER: _ClassVar[int]
+    SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_MS_FIELD_NUMBER: _ClassVar[int]
+    CANARY_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    CANARY_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    CANARY_EXECUTION_MS_FIELD_NUMBER: _ClassVar[int]
+    vmodel: str
+    since_ms: int
+    requests: int
+    errors: int
+    execution_ms: int
+    canary_requests: int
+    canary_errors: int
+    canary_execution_ms: int
+    def __init__(self, vmodel: _Optional[str] = ..., since_ms: _Optional[int] = ..., requests: _Optional[int] = ..., errors: _Optional[int] = ..., execution_ms: _Optional[int] = ..., canary_requests: _Optional[int] = ..., canary_errors: _Optional[int] = ..., canary_execution_ms: _Optional[int] = ...) -> None: ...
 
 class AskRequest(_message.Message):
     __slots__ = ("asker", "model", "need", "why", "rate_per_s", "last_used_wall_ms", "tried", "hops", "until_used", "suspicion", "copies", "worth_s", "execution_s")
