@@ -22,7 +22,7 @@ from modelmesh.peers.protocol import Member, Peers
 from modelmesh.registry.mirror import Mirror
 
 COUNTED_S: Final = 10.0
-"""Numbers of the whole mesh may be so old: to count it costs some milliseconds per 10,000 copies."""
+"""Numbers of the whole mesh may be so old: to count it costs some 20 ms per 10,000 copies."""
 
 
 class Overview:

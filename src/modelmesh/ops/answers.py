@@ -12,7 +12,7 @@ from modelmesh.errors import InvalidInput
 from modelmesh.ops import operations as op
 
 PAGE_MAX: Final = 250
-"""A page of so many takes the event loop 4 ms."""
+"""A page of so many takes the event loop 4 ms of one instance, 8 ms of one of eight."""
 
 
 def answer(value: BaseModel) -> Response:
