@@ -202,7 +202,8 @@ class Scaling:
     def _use(self, copy: Copy, watch: _Watch, now_s: float) -> SlotUse:
         """How the copy was used since the last look, which this ends."""
         slots, reported = self._slots(copy)
-        passed_s, busy_s = now_s - watch.looked_s, copy.busy_s - watch.busy_s
+        passed_s = now_s - watch.looked_s
+        busy_s = max(copy.busy_s - watch.busy_s, 0.0)  # a copy that was loaded anew begins at nothing
         told = watch.told if now_s - watch.told_s <= TOLD_S else None
         if not slots:
             share = 0.0
