@@ -40,6 +40,45 @@ def test_a_model_is_registered_used_and_removed(instance: Served) -> None:
     until(lambda: ask(instance, "by-hand") == 404, "it is gone")
 
 
+def test_a_canary_takes_over_and_a_worse_one_is_given_up(instance: Served) -> None:
+    from joblib import dump
+    from sklearn.linear_model import LogisticRegression
+
+    narrow = instance.scratch / "models" / "narrow"
+    narrow.mkdir()
+    dump(LogisticRegression().fit([[0.0, 1.0], [1.0, 0.0]], [0, 1]), narrow / "model.joblib")
+    iris = str(instance.scratch / "models" / "iris")
+    for model, path in (("steady", iris), ("better", iris), ("worse", str(narrow))):
+        assert instance.cli("register", model, "--type", "sklearn", "--path", path).returncode == 0
+    assert instance.cli("vmodel", "set", "pet", "steady").returncode == 0
+
+    def answers(n: int) -> list[tuple[str, int]]:
+        url = f"{instance.rest}/v2/models/pet/infer"
+        asked = [httpx.post(url, json=BODY, timeout=60) for _ in range(n)]
+        return [(answer.headers["mm-model-id"], answer.status_code) for answer in asked]
+
+    assert answers(1) == [("steady", 200)]
+    terms = ("--canary-for", "0", "--canary-requests", "20")
+    begun = instance.cli("vmodel", "set", "pet", "better", "--canary", "50%", *terms, "--wait")
+    assert begun.stdout.startswith("pet: active steady, target better (canary, 50 %)\n")
+    seen = answers(38)
+    assert {code for _, code in seen} == {200}
+    assert [model for model, _ in seen].count("better") in (18, 19)
+    sides = instance.cli_json("vmodel", "get", "pet")["canary"]
+    assert sides["target"]["requests"] + sides["active"]["requests"] <= 38
+    answers(4)
+    until(lambda: instance.cli_json("vmodel", "get", "pet")["active"] == "better", "it took over")
+
+    assert instance.cli("vmodel", "set", "pet", "worse", "--canary", "30%", "--wait").returncode == 0
+    seen = answers(100)
+    assert {code for model, code in seen if model == "better"} == {200}
+    assert 200 not in {code for model, code in seen if model == "worse"}
+    until(lambda: instance.cli_json("vmodel", "get", "pet")["target_failed"], "it was given up")
+    assert "requests failed (100 %)" in instance.cli("vmodel", "get", "pet").stdout
+    assert set(answers(20)) == {("better", 200)}
+    assert 'Its canary "worse" was given up' in instance.cli("explain", "pet").stdout
+
+
 def test_paths_outside_the_model_root_are_refused(instance: Served) -> None:
     done = instance.cli(
         "register", "bad", "--type", "sklearn", "--path", str(instance.scratch / "elsewhere" / "iris")

@@ -128,4 +128,4 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def _rate(seen: Seen) -> str:
-    return f"{seen.errors:,} of {seen.requests:,} requests failed ({100 * seen.error_rate:.2g} %)"
+    return f"{seen.errors:,} of {seen.requests:,} requests failed ({100 * seen.error_rate:.3g} %)"
