@@ -103,6 +103,11 @@ class Journal:
             self._sink(entry)
         return entry
 
+    @property
+    def last(self) -> int:
+        """The sequence of the newest entry; 0 when there is none."""
+        return self._sequence
+
     def about(self, *models: str) -> list[Entry]:
         """The entries about any of these, oldest first; empty when none is remembered."""
         return [entry for entry in self._entries if entry.model in models]

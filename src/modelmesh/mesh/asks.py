@@ -111,9 +111,13 @@ class Asks:
         return waiter
 
     def _have(self, model: str, why: str) -> bool:
-        """Whether it is loaded, if need be by calling off its eviction."""
+        """Whether it is loaded, if need be by calling off its eviction. A copy whose servers are all gone, though nothing was
+        said of it, is none: it is unloaded, to be sure."""
         copy = self._copies.get(model)
         if copy is None or copy.state is not State.LOADED:
+            return False
+        if self._copies.deserted(copy):
+            self._sites.holding(copy).evictions.vanished(copy)
             return False
         if copy.retirement is not None and copy.retirement.purpose is Purpose.ROOM:
             self._sites.holding(copy).evictions.revive(copy, why)

@@ -44,6 +44,8 @@ class Changes:
         models = sorted(changed.models)
         for model in models:
             copy = self._copies.get(model)
+            if model in self._failures and (known := self._mirror.model(model)) is not None:
+                self._failures.replaced(model, identity(known))
             if copy is None:  # most are registered and cold: their records are not decoded
                 if not self._mirror.has_model(model):
                     self._unregistered(model, None)

@@ -25,6 +25,8 @@ class Standing:
     expires_s: float
     permanent: bool
     count: int
+    artefact: int = 0
+    """What it is a failure of, where that is known."""
 
 
 def is_permanent(error: ModelMeshError) -> bool:
@@ -54,8 +56,8 @@ class Failures:
         self.told_of: Callable[[str], None] = _nobody
         """Called with each model whose failure is recorded or forgotten, for those who tell other instances."""
 
-    def record(self, model: str, error: ModelMeshError) -> Standing:
-        """A load failed now."""
+    def record(self, model: str, error: ModelMeshError, artefact: int = 0) -> Standing:
+        """A load failed now, of this artefact (`copies.identity`)."""
         now_s = self._clock.monotonic_s()
         before = self._table.pop(model, None)
         count = before.count + 1 if before is not None else 1
@@ -63,7 +65,9 @@ class Failures:
         expires_s = now_s + stands_s(
             count, _nature(error), self._rng, suggested_s, permanent_s=self.permanent_s
         )
-        standing = self._table[model] = Standing(error, now_s, expires_s, is_permanent(error), count)
+        standing = self._table[model] = Standing(
+            error, now_s, expires_s, is_permanent(error), count, artefact
+        )
         self.told_of(model)
         if len(self._table) > self._capacity:
             self._table.popitem(last=False)
@@ -82,6 +86,15 @@ class Failures:
         """The budget grew: what did not fit may fit now."""
         for model in [m for m, standing in self._table.items() if isinstance(standing.error, ModelTooLarge)]:
             self.forget(model)
+
+    def replaced(self, model: str, artefact: int) -> None:
+        """This artefact is registered under the id: what failed of another does not count any more."""
+        if self._table[model].artefact != artefact:
+            self.forget(model)
+
+    def __contains__(self, model: str) -> bool:
+        """Whether a failure of it is remembered, standing or not."""
+        return model in self._table
 
     def forget(self, model: str) -> None:
         if self._table.pop(model, None) is not None:

@@ -172,11 +172,12 @@ class Fleet:
         known = peer.copies.get(held.model)
         if known is not None and known.sequence > sequence:
             return
-        if not held.loaded and not held.loading:
+        here = held.loaded or held.loading
+        if (held.loaded or not here) and sequence > peer.denied.get(held.model, sequence):
+            del peer.denied[held.model]
+        if not here:
             peer.copies.pop(held.model, None)
             return
-        if held.loaded and sequence > peer.denied.get(held.model, sequence):
-            del peer.denied[held.model]
         peer.copies[held.model] = Known(
             sequence, held.loaded, held.size_bytes, held.load_ms, held.rate_per_s, held.last_used_wall_ms
         )

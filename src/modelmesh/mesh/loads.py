@@ -493,7 +493,7 @@ class Loads:
         self.drop(copy)
 
     def _fail(self, copy: Copy, error: ModelMeshError) -> Standing:
-        standing = self._failures.record(copy.model, error)
+        standing = self._failures.record(copy.model, error, copy.identity)
         self.failed_total += 1
         self._measures.count("modelmesh_loadmodel_failure")
         stands_s = standing.expires_s - standing.at_s

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -33,7 +33,7 @@ from modelmesh.mesh.fleet import Fleet
 from modelmesh.mesh.handover import hand_over
 from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.holds import UNTIL_USED
-from modelmesh.mesh.invariants import check
+from modelmesh.mesh.invariants import check, pulse
 from modelmesh.mesh.keeping import Keeping
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.names import Names
@@ -116,7 +116,7 @@ class Mesh(Desk):
         self._failures = Failures(clock, rng, self._tuning.failures_max, self._tuning.failure_stands_s)
         self._refusals = Refusals(dataplane, clock, journal, self.measures, self._thrashing_of, self._tuning)
         self._others = others = None if peers is None else Others(
-            peers, dataplane, self._mirror, self._histories, self._failures, self._refusals, clock, journal,
+            peers, dataplane, registrar, self._histories, self._failures, self._refusals, clock, journal,
             constraints, spawn=self._spawn, settle=self._settle,
         )  # fmt: skip
         abroad = None if others is None else others.abroad
@@ -514,6 +514,14 @@ class Mesh(Desk):
     def check(self) -> None:
         """Raise InvariantBroken when the books contradict each other. Linear in the copies, for tests."""
         check(self._copies, self._sites)
+
+    def pulse(self) -> Hashable:
+        """Another value after nearly everything that changes what `check` looks at, for tests."""
+        return self._journal.last, pulse(self._copies, self._sites)
+
+    def holder_abroad(self, replica_id: int) -> tuple[str, str] | None:
+        """The model and the instance of a replica of another instance, for tests."""
+        return None if self._others is None else self._others.abroad.holder(replica_id)
 
     @property
     def fleet(self) -> Fleet | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, NotHere
-from modelmesh.errors import ModelMeshError, ModelNotFound, RuntimeUnavailable
+from modelmesh.errors import ModelMeshError, ModelNotFound, RuntimeUnavailable, StoreUnavailable
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.announcer import Announcer
 from modelmesh.mesh.asks import TIMEOUT_S, Asks
@@ -27,6 +27,7 @@ from modelmesh.mesh.fleet import Fleet, Known
 from modelmesh.mesh.histories import Histories
 from modelmesh.mesh.provider import PLACES, Provider
 from modelmesh.mesh.refusals import Refusals
+from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.routes import Abroad
 from modelmesh.peers.protocol import (
     Ask,
@@ -46,7 +47,6 @@ from modelmesh.peers.protocol import (
 )
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.urgency import Why
-from modelmesh.registry.mirror import Mirror
 
 if TYPE_CHECKING:
     from modelmesh.mesh.overview import Overview
@@ -60,6 +60,8 @@ BRINGS_MAX: Final = 20_000
 TYPES_OF: Final = 1_000
 """Copies of an instance that are looked at for their types."""
 UNLOAD_S: Final = 60.0
+LEARN_S: Final = 1.0
+"""How long the store may take to tell of a model that another instance asks for, until yet another is asked."""
 
 
 @dataclass(slots=True)
@@ -78,7 +80,7 @@ class Others:
         self,
         peers: Peers,
         dataplane: DataPlane,
-        mirror: Mirror,
+        registrar: Registrar,
         histories: Histories,
         failures: Failures,
         refusals: Refusals,
@@ -90,7 +92,8 @@ class Others:
         settle: Callable[[], None],
     ) -> None:
         self._peers = peers
-        self._mirror = mirror
+        self._registrar = registrar
+        self._mirror = registrar.mirror
         self._histories = histories
         self._failures = failures
         self._refusals = refusals
@@ -107,7 +110,7 @@ class Others:
         again and again."""
         self.provider = Provider(
             peers, self.fleet, self, clock, journal, constraints,
-            record_of=mirror.model, spawn=spawn,
+            record_of=self._mirror.model, spawn=spawn,
         )  # fmt: skip
         self._copies: Copies
         self._asks: Asks
@@ -457,7 +460,17 @@ class Others:
         self._histories.put(model, history)
 
     async def _know(self, model: str) -> None:
-        if self._mirror.model(model) is None:
+        """Whoever asks knows it: learn what the store knows before calling it unknown. When it is away, others are asked."""
+        if self._mirror.has_model(model):
+            return
+        try:
+            await self._registrar.wait_current(LEARN_S)
+        except StoreUnavailable as error:
+            raise RuntimeUnavailable(
+                f"Instance {self._peers.me.id} does not know model {model}, and cannot learn of it: {error}",
+                model=model,
+            ) from error
+        if not self._mirror.has_model(model):
             raise ModelNotFound.named(model)
 
     async def provide(self, asker: str, ask: Ask) -> Provided:

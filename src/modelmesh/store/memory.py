@@ -93,6 +93,10 @@ class MemoryStore:
             entries.append(Entry(key, value, revision))
         return Snapshot(self._history.revision, entries)
 
+    def contents(self, prefix: str) -> dict[str, bytes]:
+        """All values under a prefix, by key, for tests: also during an outage."""
+        return {key: value for key, (value, _, _) in self._entries.items() if key.startswith(prefix)}
+
     async def revision(self) -> Revision:
         self._check()
         return self._history.revision

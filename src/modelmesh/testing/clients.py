@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
@@ -24,6 +25,7 @@ class Clients:
         """What was acknowledged: model -> path."""
         self.doubtful: set[str] = set()
         """Ids with a call under way, or with one that failed on the store."""
+        self._lives: Counter[str] = Counter()
         self.calls: set[asyncio.Task[None]] = set()
         """Those that have not ended."""
         self._problems: list[str] = []
@@ -32,8 +34,16 @@ class Clients:
 
     def known_model(self) -> str | None:
         """Any model that is surely registered; None when there is none."""
-        known = sorted(model for model in self.registered if model not in self.doubtful)
+        known = self.sure()
         return self._rng.choice(known) if known else None
+
+    def sure(self) -> list[str]:
+        """All that are surely registered, ordered."""
+        return sorted(model for model in self.registered if model not in self.doubtful)
+
+    def life(self, model: str) -> int:
+        """The number of the registration of a model that is surely registered; 0 of any other."""
+        return self._lives[model] if model in self.registered and model not in self.doubtful else 0
 
     def is_free(self, model: str) -> bool:
         """Whether the id is surely not registered, nor about to be."""
@@ -54,6 +64,7 @@ class Clients:
             self.registered.pop(model, None)
         else:
             self.registered[model] = path
+            self._lives[model] += 1
 
     # --- calls ----------------------------------------------------------------------------------------------
 

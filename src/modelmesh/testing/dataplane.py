@@ -147,6 +147,8 @@ class FakeDataPlane:
         self._held_back: dict[int, list[Callable[[], None]]] = {}
         """Target -> what passes its connection once something does again."""
         self.routes: dict[str, tuple[Replica, ...]] = {}
+        self.publications = 0
+        """How often routes were published."""
         self._replicas: dict[int, _Replica] = {}
         self.names: dict[Name, str | Split] = {}
         self._turns: dict[Name, int] = {}
@@ -441,6 +443,7 @@ class FakeDataPlane:
             self._forget_loss(target_id)
 
     def publish(self, routes: Sequence[Route]) -> None:
+        self.publications += 1
         for route in routes:
             for old in self.routes.pop(route.model, ()):
                 if old.id not in {replica.id for replica in route.replicas}:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from modelmesh.errors import RuntimeUnavailable
@@ -36,11 +36,11 @@ from modelmesh.peers.protocol import (
 )
 from modelmesh.policy.urgency import Why
 from modelmesh.testing.dataplane import FakeDataPlane
+from modelmesh.testing.membership import Membership
 
 ACKNOWLEDGE_S: Final = 0.25
 SILENT_S: Final = 0.75
 """Three pings missed."""
-LEASE_S: Final = 10.0
 ORDER_S: Final = 5.0
 
 T = TypeVar("T")
@@ -51,9 +51,12 @@ class Network:
 
     def __init__(self, rng: random.Random, delay_s: tuple[float, float] = (0.0002, 0.002)) -> None:
         self._rng = rng
-        self._delay_s = delay_s
+        self.delay_s = delay_s
+        self.spikes = 0.0
+        """Share of what is said that takes a hundred times as long."""
         self.instances: dict[str, FakePeers] = {}
         """By id, in their present lives; crashed ones are out."""
+        self.members = Membership(self.delay)
         self._cut: set[frozenset[str]] = set()
         self.frozen: set[str] = set()
         self._mended = asyncio.Event()
@@ -65,15 +68,17 @@ class Network:
         return peers
 
     def delay(self) -> float:
-        low_s, high_s = self._delay_s
-        return self._rng.uniform(low_s, high_s)
+        delay_s = self._rng.uniform(*self.delay_s)
+        return 100.0 * delay_s if self.spikes and self._rng.random() < self.spikes else delay_s
 
     def reaches(self, source: str, target: str) -> bool:
         """Whether what one says arrives at the other and is answered."""
-        return (
-            target in self.instances
-            and frozenset((source, target)) not in self._cut
-            and not {source, target} & self.frozen
+        return target in self.instances and self.passes(source, target)
+
+    def passes(self, source: str, target: str) -> bool:
+        """Whether nothing keeps them from each other."""
+        return (not self._cut or frozenset((source, target)) not in self._cut) and (
+            not self.frozen or not {source, target} & self.frozen
         )
 
     # --- the script -----------------------------------------------------------------------------------------
@@ -85,14 +90,14 @@ class Network:
 
     def mend(self) -> None:
         """All partitions end, all frozen instances go on."""
+        thawed, self.frozen = self.frozen, set()
         self._cut.clear()
-        self.frozen.clear()
         self._mended.set()
         self._mended = asyncio.Event()
+        for id in sorted(thawed):
+            self.members.mend(id)
         for one in self.instances.values():
-            for other in self.instances.values():
-                if one is not other:
-                    one.hears_again(other)
+            one.hear_again()
 
     async def reached(self, source: str, target: str, within_s: float) -> bool:
         """Wait until what one says arrives at the other, as a connection does that is not given up. Whether it did in time, and
@@ -104,8 +109,10 @@ class Network:
         return self.reaches(source, target)
 
     def freeze(self, id: str) -> None:
-        """An instance stops as by SIGSTOP, until `mend`. Its own loop goes on here, but nothing of it reaches anybody."""
+        """An instance stops as by SIGSTOP, until `mend`. Its own loop goes on here, but nothing of it reaches anybody, not even
+        the store."""
         self.frozen.add(id)
+        self.members.cut(id)
         for other in list(self.instances):
             if other != id:
                 self._watch(id, other)
@@ -118,8 +125,11 @@ class Network:
 
     def crash(self, id: str) -> None:
         """An instance dies: connections break at once, its lease runs out later."""
-        dead = self.instances.pop(id)
+        dead = self.instances.pop(id, None)
+        if dead is None:
+            return
         dead.die()
+        self.members.crash(id)
         for other in self.instances.values():
             other.connection_broke(dead.me)
 
@@ -141,8 +151,18 @@ class Reach:
         return None
 
 
+@dataclass(slots=True)
+class _Link:
+    """To another instance in one life."""
+
+    member: Member
+    silent: bool = True
+    told_silent: bool = False
+
+
 class FakePeers:
-    """`peers.protocol.Peers` of one instance in one life."""
+    """`peers.protocol.Peers` of one instance in one life; what it does about records and silence is what `peers.connected`
+    does."""
 
     def __init__(self, network: Network, member: Member, dataplane: FakeDataPlane) -> None:
         self._network = network
@@ -155,7 +175,11 @@ class FakePeers:
         self._load: Load | None = None
         self._news: list[News] = []
         self._wake = asyncio.Event()
-        self._silent: set[str] = set()
+        self._links: dict[str, _Link] = {}
+        self._leased: set[str] = set()
+        """Those with a record, as far as known."""
+        self._left: dict[str, int] = {}
+        """Epochs of those that said goodbye: their records may outlive them a little."""
         self._heard_s: dict[str, float] = {}
         """When what an instance said arrives last: what one says stays in order, what several say does not."""
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -171,15 +195,86 @@ class FakePeers:
 
     async def start(self, hosted: Hosted) -> None:
         self._hosted = hosted
-        for other in self._network.instances.values():
-            self._meet(other)
-            other._meet(self)
         self._network.instances[self.me.id] = self
+        self._network.members.join(self)
         await asyncio.sleep(3 * self._network.delay())
 
-    def _meet(self, other: FakePeers) -> None:
-        self._tell(Joined(other.me))
+    async def stop(self) -> None:
+        if self._network.instances.get(self.me.id) is not self:
+            return
+        del self._network.instances[self.me.id]
+        self.die()
+        self._network.members.leave(self.me.id)
+        for other in self._network.instances.values():
+            if self._network.passes(self.me.id, other.me.id):
+                other.said_goodbye(self.me)
+            else:
+                other.connection_broke(self.me)
+
+    def die(self) -> None:
+        """No call of it goes on."""
+        self.dead = True
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def update_member(self, **changes: object) -> None:
+        self._me = replace(self._me, **changes)  # type: ignore[arg-type]
+        if self._network.instances.get(self._me.id) is self:  # else the start tells it
+            self._network.members.update(self._me)
+
+    # --- who is there ---------------------------------------------------------------------------------------
+
+    def record_is(self, id: str, member: Member | None) -> None:
+        """See `Membership`."""
+        link = self._links.get(id)
+        if member is None:
+            self._leased.discard(id)
+            if link is not None and link.silent:
+                self._drop(id)
+            return
+        self._leased.add(id)
+        if self._left.get(id) == member.epoch:
+            return
+        if link is not None and link.member.epoch != member.epoch:
+            self._drop(id)
+            link = None
+        if link is not None and link.member == member:
+            return
+        self._tell(Joined(member))
+        if link is not None:
+            link.member = member
+            return
+        self._links[id] = _Link(member)
+        self._connect(id)
+
+    def records_are(self, members: Mapping[str, Member]) -> None:
+        """See `Membership`."""
+        for id in [id for id in self._leased if id not in members]:
+            self.record_is(id, None)
+        for id, member in members.items():
+            if id != self.me.id:
+                self.record_is(id, member)
+
+    def said_goodbye(self, member: Member) -> None:
+        self._left[member.id] = member.epoch
+        link = self._links.get(member.id)
+        if link is not None and link.member.epoch == member.epoch:
+            self._drop(member.id)
+
+    def _connect(self, id: str) -> None:
+        """If it can be reached, all it holds is told, and from then on what changes."""
+        link, other = self._links[id], self._network.instances.get(id)
+        if other is None or other.me.epoch != link.member.epoch or not self._network.reaches(self.me.id, id):
+            return
         self._hear_all(other)
+        if link.told_silent:
+            self._tell(Back(id))
+        link.silent = link.told_silent = False
+        self.dataplane.find_address(other.me.address)
+
+    def _drop(self, id: str) -> None:
+        del self._links[id]
+        self._tell(Gone(id))
 
     def _hear_all(self, other: FakePeers) -> None:
         """A snapshot in two pieces."""
@@ -195,28 +290,6 @@ class FakePeers:
         second = Update(other.me.epoch, other._sequence, False, True, tuple(rows[half:]), failed, other._load)
         for update in (first, second):
             self._arrives(other.me.id, update)
-
-    async def stop(self) -> None:
-        if self._network.instances.get(self.me.id) is not self:
-            return
-        del self._network.instances[self.me.id]
-        self.die()
-        for other in self._network.instances.values():
-            other._tell(Gone(self.me.id))
-
-    def die(self) -> None:
-        """No call of it goes on."""
-        self.dead = True
-        for task in list(self._tasks):
-            task.cancel()
-
-    async def update_member(self, **changes: object) -> None:
-        self._me = replace(self._me, **changes)  # type: ignore[arg-type]
-        if self._network.instances.get(self._me.id) is not self:
-            return  # the start tells it
-        for other in self._network.instances.values():
-            if other is not self:
-                other._tell(Joined(self._me))
 
     # --- the stream -----------------------------------------------------------------------------------------
 
@@ -243,9 +316,18 @@ class FakePeers:
         if self._network.instances.get(self.me.id) is self:
             update = Update(self.me.epoch, self._sequence, False, True, tuple(held), tuple(failed), load)
             for other in self._network.instances.values():
-                if other is not self and self._network.reaches(self.me.id, other.me.id):
+                if (
+                    other is not self
+                    and other.follows(self.me)
+                    and self._network.passes(self.me.id, other.me.id)
+                ):
                     other._arrives(self.me.id, update)
         return self._sequence
+
+    def follows(self, member: Member) -> bool:
+        """Whether it hears what this life of a member tells."""
+        link = self._links.get(member.id)
+        return link is not None and not link.silent and link.member.epoch == member.epoch
 
     def _arrives(self, source: str, update: Update) -> None:
         loop = asyncio.get_running_loop()
@@ -261,43 +343,36 @@ class FakePeers:
 
     def look_at(self, id: str) -> None:
         """Pings were missed since a while."""
-        other = self._network.instances.get(id)
-        if (
-            self.dead
-            or other is None
-            or id in self._silent
-            or self._network.reaches(self.me.id, id)
-            or self.me.id in self._network.frozen
-        ):
+        link, frozen = self._links.get(id), self.me.id in self._network.frozen
+        if self.dead or link is None or frozen or self._network.reaches(self.me.id, id):
             return
-        self._silent.add(id)
-        self._tell(Silent(id))
-        self.dataplane.lose_address(other.me.address, silent=True)
+        self.dataplane.lose_address(link.member.address, silent=True)
+        self._fall_silent(id)
 
-    def hears_again(self, other: FakePeers) -> None:
-        """The connection to an instance works again: what was missed is told anew."""
-        self._hear_all(other)
-        if other.me.id in self._silent:
-            self._silent.discard(other.me.id)
-            self._tell(Back(other.me.id))
-        self.dataplane.find_address(other.me.address)
+    def hear_again(self) -> None:
+        """Connections may work again: what was missed is told anew."""
+        for id in list(self._links):
+            self._connect(id)
 
     def connection_broke(self, member: Member) -> None:
         """The other process is dead."""
-        self.dataplane.lose_address(member.address)
-        self._silent.discard(member.id)
-        asyncio.get_running_loop().call_later(LEASE_S, self._lease_ended, member)
-        asyncio.get_running_loop().call_later(SILENT_S, self._silent_dead, member)
+        link = self._links.get(member.id)
+        if link is not None and link.member.epoch == member.epoch:
+            self.dataplane.lose_address(member.address)
+            asyncio.get_running_loop().call_later(SILENT_S, self._fall_silent_of, member)
 
-    def _silent_dead(self, member: Member) -> None:
-        present = self._network.instances.get(member.id)
-        if not self.dead and (present is None or present.me.epoch == member.epoch):
-            self._tell(Silent(member.id))
+    def _fall_silent_of(self, member: Member) -> None:
+        link = self._links.get(member.id)
+        if not self.dead and link is not None and link.member.epoch == member.epoch:
+            self._fall_silent(member.id)
 
-    def _lease_ended(self, member: Member) -> None:
-        present = self._network.instances.get(member.id)
-        if not self.dead and present is None:
-            self._tell(Gone(member.id))
+    def _fall_silent(self, id: str) -> None:
+        link = self._links[id]
+        if not link.silent:
+            link.silent = link.told_silent = True
+            self._tell(Silent(id))
+        if id not in self._leased:
+            self._drop(id)
 
     # --- asking ---------------------------------------------------------------------------------------------
 

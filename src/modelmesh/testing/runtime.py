@@ -89,6 +89,8 @@ class FakeRuntime:
         self.prepared: set[str] = set()
         self.start_error: ModelMeshError | None = None
         """Starting fails with it."""
+        self.load_error: ModelMeshError | None = None
+        """Loading anything fails with it."""
         self._events: list[RuntimeEvent] = []
         self._news = asyncio.Event()
         self.targets: list[int] = []
@@ -168,8 +170,8 @@ class FakeRuntime:
             base_bytes = artefact.base_bytes if spec.type not in self.bases else 0
             self._peaks[spec.id] = round(artefact.size_bytes * artefact.peak_factor) + base_bytes
             await asyncio.sleep(artefact.load_s)
-            if artefact.error is not None:
-                raise artefact.error
+            if error := self.load_error or artefact.error:
+                raise error
             if not self.targets:
                 raise RuntimeUnavailable("No server is running.", model=spec.id, retry_after_s=0.5)
         finally:

@@ -31,6 +31,7 @@ from modelmesh.registry.mirror import Mirror
 from modelmesh.runtime.ids import Ids
 from modelmesh.store.memory import MemoryStore
 from modelmesh.testing.dataplane import FakeDataPlane, Request
+from modelmesh.testing.line import Line
 from modelmesh.testing.network import Network
 from modelmesh.testing.runtime import FAKE, Artefact, FakeRuntime
 
@@ -56,17 +57,19 @@ class Stage:
         network: Network | None = None,
         member: Member | None = None,
         store: MemoryStore | None = None,
+        line: Line | None = None,
         artefacts: dict[str, Artefact] | None = None,
         fill: bool = False,
     ) -> None:
         """`serial`: model servers execute one request of a replica at a time, and report what it took. `fill`: see `Mesh`. One of
-        several instances: with the network, its member record, and the store and artefacts they share."""
+        several instances: with the network, its member record, the store and artefacts they share, and its line to the store."""
         self.artefacts: dict[str, Artefact] = {} if artefacts is None else artefacts
         self.clock = LoopClock(WALL_START_S)
         self.journal = Journal(self.clock, sink=sink)
         self.store = store or MemoryStore()
         self.mirror = Mirror()
-        self.registrar = Registrar(self.store, self.mirror, self.clock, self.journal)
+        self.line = line
+        self.registrar = Registrar(line or self.store, self.mirror, self.clock, self.journal)
         ids = Ids()
         self.runtimes = [
             FakeRuntime(
@@ -111,7 +114,7 @@ class Stage:
 
     async def start(self) -> None:
         """Start all parts."""
-        await self.store.open()
+        await (self.line or self.store).open()
         await self.registrar.start()
         await self.mesh.start()
         await asyncio.sleep(0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from string import ascii_lowercase
 from typing import Any, Self
@@ -23,6 +24,7 @@ from modelmesh.mesh.views import State
 from modelmesh.peers.protocol import Member
 from modelmesh.registry.keep import KeepChange
 from modelmesh.store.memory import MemoryStore
+from modelmesh.testing.line import Line
 from modelmesh.testing.network import Network
 from modelmesh.testing.runtime import FAKE, Artefact
 from modelmesh.testing.stage import Stage
@@ -48,6 +50,8 @@ class Theatre:
         self.store = MemoryStore()
         self.artefacts: dict[str, Artefact] = {}
         self.ids = list(ascii_lowercase[:n])
+        self.lines: dict[str, Line] = {}
+        """To the store, of the instances that live."""
         self._members = members or {}
         self._epochs = count(1)
         self._stage_options = dict(
@@ -76,23 +80,24 @@ class Theatre:
         """Each has heard how all others are doing."""
         await asyncio.sleep(1.5)
 
-    async def begin(self, id: str, *, prepare_s: float = 0.0) -> Stage:
-        """Start an instance, in a new life if it lived before. `prepare_s`: what it takes to prepare its runtimes."""
+    async def begin(self, id: str, *, prepare_s: float = 0.0, **fields: Any) -> Stage:
+        """Start an instance, in a new life if it lived before. `prepare_s`: what preparing its runtimes takes; `fields` of its
+        member record win over `members`. Raises StoreUnavailable."""
         epoch = next(self._epochs)
         capacity_bytes = self._stage_options["budget_bytes"]
         assert isinstance(capacity_bytes, int)
         member = Member(id, epoch, f"{id}:{epoch}", capacity_bytes=capacity_bytes, started_wall_ms=epoch)
-        for key, value in self._members.get(id, {}).items():
-            object.__setattr__(member, key, value)
+        member = replace(member, **{**self._members.get(id, {}), **fields})
         offers = (FAKE._replace(labels=member.labels, model_types=member.model_types),)
+        line = Line(self.store, random.Random(self._rng.randrange(2**32)))
         stage = Stage(
-            seed=self._rng.randrange(2**32), network=self.network, member=member, store=self.store,
+            seed=self._rng.randrange(2**32), network=self.network, member=member, store=self.store, line=line,
             artefacts=self.artefacts, offers=offers, **self._stage_options,
         )  # fmt: skip
         for runtime in stage.runtimes:
             runtime.prepare_s = prepare_s
         await stage.start()
-        self.stages[id] = stage
+        self.stages[id], self.lines[id] = stage, line
         return stage
 
     async def end(self, id: str, grace_s: float = 5.0) -> None:
@@ -107,6 +112,25 @@ class Theatre:
             return
         self.network.crash(id)
         await stage.crash()
+
+    # --- what keeps instances from each other and from the store ----------------------------------------------
+
+    def cut_store(self, id: str) -> None:
+        """An instance is cut off from the store, until `mend`."""
+        self.lines[id].cut()
+        self.network.members.cut(id)
+
+    def freeze(self, id: str) -> None:
+        """An instance stops as by SIGSTOP, until `mend`."""
+        self.network.freeze(id)
+        self.cut_store(id)
+
+    def mend(self) -> None:
+        """Everybody reaches everybody, and the store."""
+        for id in self.stages:
+            self.lines[id].mend()
+            self.network.members.mend(id)
+        self.network.mend()
 
     async def register(
         self, model: str, artefact: Artefact | None = None, type: str = "fake", **keep: Any

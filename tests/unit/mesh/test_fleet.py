@@ -73,6 +73,16 @@ def test_a_denied_copy_is_believed_again_only_by_newer_word(fleet: Fleet) -> Non
     assert holders(fleet) == ["a"]
 
 
+def test_a_denial_ends_when_the_holder_itself_says_that_it_has_it_no_more(fleet: Fleet) -> None:
+    tell(fleet, "a", 5, Held("iris", True))
+    fleet.deny("a", "iris")
+    tell(fleet, "a", 6, Held("iris", False))
+    peer = fleet.get("a")
+    assert peer is not None
+    assert "iris" not in peer.denied
+    assert holders(fleet) == []
+
+
 def test_what_was_provided_does_not_undo_newer_word(fleet: Fleet) -> None:
     fleet.apply(Told("a", Update(1, 9, held=(Held("iris", True),))), 0.0)
     fleet.apply(Told("a", Update(1, 10, held=(Held("iris", False),))), 0.0)

@@ -9,7 +9,7 @@ import pytest
 from modelmesh.errors import Code, LoadFailed
 from modelmesh.journal import Did
 from modelmesh.testing.loop import run
-from modelmesh.testing.network import LEASE_S
+from modelmesh.testing.membership import LEASE_S
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.stage import Stage
 from modelmesh.testing.theatre import Theatre

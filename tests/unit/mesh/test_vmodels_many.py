@@ -33,6 +33,7 @@ def test_the_target_has_as_many_copies_before_it_takes_over(n: int) -> None:
                 await theatre.until(lambda: len(theatre.holders("m2")) == n)
                 assert "m2" not in clients.served
                 await theatre.until(lambda: theatre["d"].mesh.vmodel("v").active == "m2")
+                assert len(theatre.holders("m2")) == n
                 await asyncio.sleep(1.0)
                 assert clients.served["m2"]
                 assert holds(theatre, "m1") == [()] * 4
