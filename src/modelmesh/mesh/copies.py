@@ -57,6 +57,11 @@ class Want:
         return not (self.waiting or self.asked or self.waiters)
 
     @property
+    def only_requests(self) -> bool:
+        """Requests wait for it, and nobody asked for it here."""
+        return bool(self.waiting) and not self.asked and not self.waiters
+
+    @property
     def gentle(self) -> bool:
         """One of perhaps very many: such loads use half of the slots at most."""
         return self.suspicion or self.why >= Why.SCALE

@@ -418,6 +418,12 @@ class Mesh(Desk):
         self.keeping.members_changed()
 
     def _gone(self, copy: Copy) -> None:
+        want = copy.want
+        if self._others is not None and want is not None and want.only_requests and not copy.holds:
+            # They need no copy here: another instance may have it sooner, above all where a server here died.
+            copy.want = None
+            if not self._others.see_to(copy.model, want.waiting, want.latest_deadline_s):
+                copy.want = want
         self._sites.requeue(copy)
         self._asks.gone(copy.model)
 

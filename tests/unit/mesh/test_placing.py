@@ -62,6 +62,30 @@ def test_nothing_is_placed_behind_a_load_that_takes_longer_than_expected() -> No
     run(scene())
 
 
+def test_requests_for_a_copy_whose_server_died_are_served_where_it_is_quickest() -> None:
+    async def scene() -> None:
+        async with Theatre(2, max_loads=1, targets=1) as theatre:
+            a, b = theatre["a"], theatre["b"]
+            await theatre.register("iris", Artefact(load_s=0.01))
+            await a.mesh._asks.load("iris", "a test", False, 5.0)
+            assert (await a.ask("iris").answer).code is Code.OK
+            await theatre.register("slow", Artefact(load_s=5.0))
+            slow = asyncio.create_task(a.mesh._asks.load("slow", "a test", False, 10.0))
+            await theatre.settled()
+            (target,) = a.runtime.targets
+            a.dataplane.lose_target(target)
+            asked_s = a.clock.monotonic_s()
+            waiting = a.ask("iris")
+            await asyncio.sleep(0.01)
+            a.runtime.crash_target(target)
+            assert (await waiting.answer).code is Code.OK
+            assert a.clock.monotonic_s() < asked_s + 1.0
+            assert theatre.holders("iris") == ["b"] and b.runtime.loads == ["iris"]
+            await slow
+
+    run(scene())
+
+
 def test_who_joins_prepares_for_what_others_have_in_use_before_anything_is_placed_there() -> None:
     async def scene() -> None:
         async with Theatre(3) as theatre:
