@@ -119,7 +119,8 @@ def judged(
     counted = [each for each in outcomes if id(each) not in excused]
     failed = [each for each in counted if each.error]
     wrong = [each for each in outcomes if each.wrong]
-    late = [each.ended_s for each in counted if not _well(each) and each.ended_s > scene.struck_s]
+    again = [each for each in cold if each.at_s >= scene.mended_s]
+    late = [each.ended_s for each in (*counted, *again) if not _well(each) and each.ended_s > scene.struck_s]
     last_s = max(late, default=scene.struck_s)
     loads_during, loads_after = _grown(loads[0], loads[1]), _grown(loads[1], loads[2])
 
