@@ -36,7 +36,7 @@ class ModelServer:
         are told DEADLINE_EXCEEDED."""
 
     def start(self) -> None:
-        """Bind and serve on a thread of its own. Raises OSError."""
+        """Bind and serve: on the thread that waits in `next_batch`, and on one of its own while none does. Raises OSError."""
     def add_model(
         self,
         model_id: str,

@@ -8,16 +8,14 @@ use bytes::Bytes;
 use inference::datatype::Datatype;
 use inference::messages::Parameters;
 use inference::tensor::TensorData;
-use tokio::sync::{mpsc, oneshot};
 
+use crate::answers::Addressed;
 use crate::encode::{Output, response};
 use crate::executing::Marker;
 use crate::models::Model;
-use crate::queue::{Answer, Answered, Pending, Queue, Taken};
+use crate::queue::{Answered, Pending, Queue, Taken};
 use crate::status::{Code, Status};
-
-/// Answers on their way back to the thread of the sockets, a batch's all at once: one wake-up for all of them.
-pub type Answers = mpsc::UnboundedSender<Vec<(oneshot::Sender<Answer>, Answer)>>;
+use crate::wheel::Wheel;
 
 /// Requests of one model that run together. Dropped without an answer, they fail with INTERNAL.
 #[derive(Debug)]
@@ -29,7 +27,7 @@ pub struct Batch {
     started: Instant,
     marker: Option<Marker>,
     queue: Arc<Queue>,
-    answers: Answers,
+    wheel: Arc<Wheel>,
 }
 
 /// One stacked input.
@@ -50,7 +48,7 @@ impl Batch {
         taken: Taken,
         marker: Option<Marker>,
         queue: Arc<Queue>,
-        answers: Answers,
+        wheel: Arc<Wheel>,
     ) -> Self {
         let rows = taken
             .requests
@@ -64,7 +62,7 @@ impl Batch {
             started: Instant::now(),
             marker,
             queue,
-            answers,
+            wheel,
         }
     }
 
@@ -252,10 +250,9 @@ impl Batch {
         self.queue.done();
     }
 
-    fn finish(&mut self, answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
+    fn finish(&mut self, answers: Vec<Addressed>) {
         self.marker = None;
-        // The thread of the sockets ends only when nobody is left to answer.
-        let _ = self.answers.send(answers);
+        self.wheel.answer(answers);
         self.queue.done();
     }
 

@@ -1,8 +1,10 @@
 //! The worker's half of the data plane: an Open Inference Protocol server on a unix socket that hands out batches.
 //!
-//! One thread owns the sockets (`server`, `connection`, `grpc`, `call`): it reads, decodes and checks requests and puts them
-//! in the `queue`. Whoever runs the models takes a `batch` from there, and its answers go back to that thread in one piece.
+//! One thread at a time drives the sockets (`server`, `connection`, `grpc`, `call`): it reads, decodes and checks requests and
+//! puts them in the `queue`. Whoever runs the models takes a `batch` from there, and its `answers` go back in one piece. That is
+//! mostly one and the same thread (`wheel`).
 
+mod answers;
 mod batch;
 mod budget;
 mod call;
@@ -17,6 +19,7 @@ mod server;
 mod status;
 #[cfg(test)]
 mod testing;
+mod wheel;
 
 pub use batch::{Batch, Input};
 pub use encode::{Output, OutputData, Source};

@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use ahash::{HashMap, HashMapExt};
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::budget::Charge;
 use crate::models::{Lease, Model};
@@ -144,7 +145,9 @@ struct State {
 pub struct Queue {
     limits: Limits,
     state: Mutex<State>,
+    /// Tells threads that wait; `arriving` tells a task.
     arrived: Condvar,
+    arriving: Notify,
     emptied: Condvar,
 }
 
@@ -163,6 +166,7 @@ impl Queue {
                 next_sequence: 0,
             }),
             arrived: Condvar::new(),
+            arriving: Notify::new(),
             emptied: Condvar::new(),
         }
     }
@@ -191,7 +195,7 @@ impl Queue {
         state.change(&model, |line| line.waiting.push_back(pending));
         state.n_queued += 1;
         drop(state);
-        self.arrived.notify_one();
+        self.tell_one();
         Ok(Place { serial, sequence })
     }
 
@@ -227,22 +231,10 @@ impl Queue {
     /// [`Queue::done`] must be called for every batch taken.
     pub fn next(&self, timeout: Duration) -> Option<Taken> {
         let until = Instant::now().checked_add(timeout);
-        let mut unwanted = Vec::new();
         let mut state = self.state.lock();
         loop {
-            if state.phase == Phase::Closed {
-                return None;
-            }
-            if let Some(taken) = state.take(&self.limits, &mut unwanted) {
-                state.n_running += 1;
-                drop(state);
-                return Some(taken);
-            }
-            self.note_if_empty(&state);
-            if !unwanted.is_empty() {
-                // What they hold is given back now, not when something comes.
-                MutexGuard::unlocked(&mut state, || unwanted.clear());
-                continue;
+            if let Poll::Ready(taken) = self.take(&mut state) {
+                return taken;
             }
             let timed_out = match until {
                 Some(until) => self.arrived.wait_until(&mut state, until).timed_out(),
@@ -253,6 +245,42 @@ impl Queue {
             };
             if timed_out && state.order.is_empty() {
                 return None;
+            }
+        }
+    }
+
+    /// As [`Queue::next`], for a task; without a bound.
+    pub async fn next_arriving(&self) -> Option<Taken> {
+        loop {
+            let taken = self.take(&mut self.state.lock());
+            if let Poll::Ready(taken) = taken {
+                return taken;
+            }
+            self.arriving.notified().await;
+        }
+    }
+
+    /// The next requests to run together, if there are any; `None` when there never will be.
+    fn take(&self, state: &mut MutexGuard<'_, State>) -> Poll<Option<Taken>> {
+        let mut unwanted = Vec::new();
+        loop {
+            if state.phase == Phase::Closed {
+                return Poll::Ready(None);
+            }
+            let taken = state.take(&self.limits, &mut unwanted);
+            if taken.is_some() {
+                state.n_running += 1;
+            } else {
+                self.note_if_empty(state);
+            }
+            if !unwanted.is_empty() {
+                // What they hold is given back now, not when something comes, and not while others wait for the lock.
+                MutexGuard::unlocked(state, || unwanted.clear());
+            } else if taken.is_none() {
+                return Poll::Pending;
+            }
+            if taken.is_some() {
+                return Poll::Ready(taken);
             }
         }
     }
@@ -271,7 +299,7 @@ impl Queue {
         for group in groups {
             state.n_queued += group.len();
             state.change(model, |line| line.seal(group));
-            self.arrived.notify_one();
+            self.tell_one();
         }
     }
 
@@ -318,6 +346,7 @@ impl Queue {
         let lines = std::mem::take(&mut state.lines);
         drop(state);
         self.arrived.notify_all();
+        self.arriving.notify_one();
         self.emptied.notify_all();
         for line in lines.into_values() {
             for pending in line
@@ -329,6 +358,11 @@ impl Queue {
                 let _ = pending.answer.send(Err(stopping()));
             }
         }
+    }
+
+    fn tell_one(&self) {
+        self.arrived.notify_one();
+        self.arriving.notify_one();
     }
 
     fn note_if_empty(&self, state: &State) {

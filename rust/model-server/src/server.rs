@@ -6,24 +6,24 @@ use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixS
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
-use tokio::runtime::Builder;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::batch::{Answers, Batch};
+use crate::batch::Batch;
 use crate::budget::Budget;
 use crate::call::{Core, Counts};
 use crate::connection;
 use crate::executing::Executing;
 use crate::grpc::MessageLimits;
 use crate::models::{Models, Signature};
-use crate::queue::{Answer, Limits, Queue};
+use crate::queue::{Limits, Queue, Taken};
 use crate::status::{Code, Status};
+use crate::wheel::Wheel;
 
 /// How long the last answers may take to leave after the server has closed.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(250);
@@ -31,8 +31,6 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(250);
 const STUCK_CHECK: Duration = Duration::from_secs(1);
 /// How long to wait before accepting again when the process is out of file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
-
-type Sent = mpsc::UnboundedReceiver<Vec<(oneshot::Sender<Answer>, Answer)>>;
 
 /// What a server is told at its creation.
 #[derive(Clone, Debug)]
@@ -77,7 +75,7 @@ pub struct ModelServer {
 #[derive(Debug)]
 struct Started {
     executing: Arc<Executing>,
-    answers: Answers,
+    wheel: Arc<Wheel>,
 }
 
 #[derive(Debug)]
@@ -116,7 +114,7 @@ impl ModelServer {
         std::process::id() != self.process
     }
 
-    /// Binds and serves on a thread of its own. A socket file nobody listens on any more is replaced.
+    /// Binds and serves, on a thread of its own as long as nobody waits for batches. A socket file nobody listens on any more is replaced.
     ///
     /// # Errors
     /// When the socket, the file or the thread cannot be had, or the server was started before.
@@ -128,31 +126,23 @@ impl ModelServer {
         }
         let listener = bind(&self.config.socket_path)?;
         let executing = Executing::create(&self.config.executing_path)?;
-        let (answers, sent) = mpsc::unbounded_channel();
         let (stopping, stopped) = watch::channel(false);
         let (closing, closed) = oneshot::channel();
-        let runtime = Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()?;
+        let wheel = Wheel::new()?;
         let (core, watched) = (self.core.clone(), executing.clone());
         // Streams beyond the queue only wait in another place; some are other calls than ModelInfer.
         let streams_max = u32::try_from(self.config.limits.queue_max)
             .unwrap_or(u32::MAX)
             .saturating_add(64);
-        let thread = thread::Builder::new()
-            .name("model-server".to_owned())
-            .spawn(move || {
-                let work = serve(listener, core, streams_max, stopped, closed, sent, watched);
-                runtime.block_on(work);
-            })?;
+        let work = serve(listener, core, streams_max, stopped, closed, watched);
+        let thread = wheel.start(work)?;
         *serving = Some(Serving {
             thread,
             stopping,
             closing,
         });
         // Nobody else sets it: the lock above is held.
-        self.started.get_or_init(|| Started { executing, answers });
+        self.started.get_or_init(|| Started { executing, wheel });
         Ok(())
     }
 
@@ -171,7 +161,7 @@ impl ModelServer {
     /// stopped.
     pub fn next_batch(&self, timeout: Duration) -> Option<Batch> {
         loop {
-            let taken = self.core.queue.next(timeout)?;
+            let taken = self.take(timeout)?;
             let started = self.started.wait();
             let id = taken.model.id.clone();
             let (marker, unmarked) = match started.executing.mark(&taken.model) {
@@ -179,7 +169,7 @@ impl ModelServer {
                 Err(error) => (None, Some(error)),
             };
             let queue = self.core.queue.clone();
-            let mut batch = Batch::new(taken, marker, queue, started.answers.clone());
+            let mut batch = Batch::new(taken, marker, queue, started.wheel.clone());
             if let Some(error) = unmarked {
                 // Unmarked it must not run: if it killed the process, nobody would know which model it was.
                 let sentence =
@@ -198,6 +188,20 @@ impl ModelServer {
                 .rows
                 .fetch_add(rows as u64, Ordering::Relaxed);
             return Some(batch);
+        }
+    }
+
+    /// Drives the sockets while there is nothing to take, unless somebody else does, or there is no time to.
+    fn take(&self, timeout: Duration) -> Option<Taken> {
+        let queue = &self.core.queue;
+        let waiting = async { tokio::time::timeout(timeout, queue.next_arriving()).await };
+        let driven = match self.started.get() {
+            Some(started) if !timeout.is_zero() => started.wheel.drive(waiting),
+            _ => None,
+        };
+        match driven {
+            Some(taken) => taken.ok().flatten(),
+            None => queue.next(timeout),
         }
     }
 
@@ -259,24 +263,15 @@ fn is_stale(path: &Path) -> bool {
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// All that happens on the server's thread.
+/// All that the sockets need done.
 async fn serve(
     listener: StdUnixListener,
     core: Arc<Core>,
     streams_max: u32,
     stopping: watch::Receiver<bool>,
     closed: oneshot::Receiver<()>,
-    mut sent: Sent,
     executing: Arc<Executing>,
 ) {
-    let deliver = async {
-        while let Some(answers) = sent.recv().await {
-            for (answer, content) in answers {
-                // A caller who has left is not told.
-                let _ = answer.send(content);
-            }
-        }
-    };
     let mut connections = JoinSet::new();
     let accept = async {
         accept_all(listener, &core, streams_max, stopping, &mut connections).await;
@@ -286,7 +281,6 @@ async fn serve(
         let _ = tokio::time::timeout(FLUSH_TIMEOUT, flush).await;
     };
     tokio::select! {
-        () = deliver => {}
         () = accept => {}
         () = give_up_stuck(&executing, core.stuck_after) => {}
     }

@@ -10,15 +10,16 @@ use inference::datatype::Datatype;
 use inference::infer::{InferRequest, InferResponse};
 use inference::messages::InferRequestedOutputTensor;
 use inference::tensor::{Tensor, TensorData};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use crate::batch::{Answers, Batch};
+use crate::batch::Batch;
 use crate::budget::Budget;
 use crate::encode::PREFIX_BYTES;
 use crate::models::{Lease, Model, Models, Signature, TensorSpec};
 use crate::queue::{Answer, Limits, Pending, Place, Queue};
 use crate::request::Request;
 use crate::status::Status;
+use crate::wheel::Wheel;
 
 pub const LIMITS: Limits = Limits {
     batch_rows_max: 8,
@@ -130,20 +131,17 @@ impl Asked {
 pub struct Stand {
     pub models: Models,
     pub queue: Arc<Queue>,
-    answers: Answers,
-    sent: mpsc::UnboundedReceiver<Vec<(oneshot::Sender<Answer>, Answer)>>,
+    wheel: Arc<Wheel>,
     budget: Arc<Budget>,
     pub n_asked: Cell<usize>,
 }
 
 impl Stand {
     pub fn new(limits: Limits) -> Self {
-        let (answers, sent) = mpsc::unbounded_channel();
         Self {
             models: Models::new(),
             queue: Arc::new(Queue::new(limits)),
-            answers,
-            sent,
+            wheel: Wheel::new().unwrap(),
             budget: Budget::new(usize::MAX),
             n_asked: Cell::new(0),
         }
@@ -196,16 +194,12 @@ impl Stand {
             taken,
             None,
             self.queue.clone(),
-            self.answers.clone(),
+            self.wheel.clone(),
         ))
     }
 
-    /// What the server's thread does.
-    pub fn deliver(&mut self) {
-        while let Ok(answers) = self.sent.try_recv() {
-            for (sender, answer) in answers {
-                let _ = sender.send(answer);
-            }
-        }
+    /// What who drives the sockets does.
+    pub fn deliver(&self) {
+        self.wheel.deliver();
     }
 }

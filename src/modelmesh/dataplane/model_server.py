@@ -121,7 +121,7 @@ class ModelServer:
         )
 
     def start(self) -> None:
-        """Bind and serve on a thread of its own. Raises OSError."""
+        """Bind and serve: on the thread that waits in `next_batch`, and on one of its own while none does. Raises OSError."""
         self._native.start()
 
     def add_model(

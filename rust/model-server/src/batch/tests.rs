@@ -241,7 +241,7 @@ fn a_bad_request_is_found_by_halving() {
 
 #[test]
 fn outputs_without_rows_end_batching_for_good() {
-    let mut stand = Stand::with_rows(&["m"], LIMITS);
+    let stand = Stand::with_rows(&["m"], LIMITS);
     let mut asked = [stand.ask_rows("m", 1), stand.ask_rows("m", 2)];
     assert_eq!(
         reply(&mut stand.take().unwrap(), &[fp64("y", &[1], &[0.0])]),
@@ -264,7 +264,7 @@ fn outputs_without_rows_end_batching_for_good() {
 
 #[test]
 fn a_wrong_reply_leaves_the_batch_unanswered() {
-    let mut stand = Stand::with_rows(&["m"], LIMITS);
+    let stand = Stand::with_rows(&["m"], LIMITS);
     let message = request(vec![fp64("x", &[1, 2], &[0.0; 2])], &["y"]);
     let mut asked = stand.ask("m", message).unwrap();
     let mut batch = stand.take().unwrap();
@@ -308,7 +308,7 @@ fn a_wrong_reply_leaves_the_batch_unanswered() {
 
 #[test]
 fn a_dropped_batch_fails() {
-    let mut stand = Stand::with_rows(&["m"], LIMITS);
+    let stand = Stand::with_rows(&["m"], LIMITS);
     let mut asked = [stand.ask_rows("m", 1), stand.ask_rows("m", 1)];
     drop(stand.take().unwrap());
     stand.deliver();
@@ -320,7 +320,7 @@ fn a_dropped_batch_fails() {
 
 #[test]
 fn half_precision_is_answered_raw_and_typed_requests_typed() {
-    let mut stand = Stand::with_rows(&["m"], LIMITS);
+    let stand = Stand::with_rows(&["m"], LIMITS);
     let half = || {
         tensor(
             "y",

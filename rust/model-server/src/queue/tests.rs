@@ -120,7 +120,7 @@ fn a_full_queue_says_when_to_come_back() {
 
 #[test]
 fn draining_takes_nothing_new_and_closing_refuses_the_rest() {
-    let mut stand = Stand::with_rows(&["a"], LIMITS);
+    let stand = Stand::with_rows(&["a"], LIMITS);
     let mut served = stand.ask_rows("a", 8);
     let mut refused = stand.ask_rows("a", 8);
     assert!(!stand.queue.drain(Duration::ZERO));

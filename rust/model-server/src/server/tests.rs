@@ -18,7 +18,10 @@ fn server(name: &str) -> ModelServer {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let limited = async { tokio::time::timeout(Duration::from_secs(30), test).await };
     runtime.block_on(limited).unwrap();
 }
@@ -152,6 +155,46 @@ fn who_waits_for_a_batch_that_does_not_end_is_told() {
         }
     });
     server.stop(Duration::ZERO);
+    std::fs::remove_file(&server.config.executing_path).unwrap();
+}
+
+#[test]
+fn sockets_are_served_whoever_drives() {
+    let server = server("drives");
+    let rows = signature(&[spec("x", None, &[-1, 2])], &[], true);
+    server.add_model("called", 1, rows);
+    server.start().unwrap();
+    let message = request(vec![fp64("x", &[1, 2], &[1.0, 2.0])], &[]).encode();
+    let message = crate::encode::framed(&message).unwrap();
+    let (running, mut is_running) = tokio::sync::mpsc::unbounded_channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel();
+    std::thread::scope(|threads| {
+        let server = &server;
+        threads.spawn(move || {
+            // Each drives until its batch is there, runs it until it is told, and sends the answer back by driving again.
+            while let Some(mut batch) = server.next_batch(Duration::from_secs(20)) {
+                running.send(()).unwrap();
+                may_go_on.recv().unwrap();
+                batch.fail(Code::InvalidArgument, "as agreed").unwrap();
+            }
+        });
+        run(async {
+            let (mut client, _driver) = connect(server).await;
+            for _ in 0..5 {
+                let uri = "http://worker/inference.GRPCInferenceService/ModelInfer";
+                let head = Request::post(uri).header("content-type", "application/grpc");
+                let (response, mut body) =
+                    client.send_request(head.body(()).unwrap(), false).unwrap();
+                body.send_data(message.clone(), true).unwrap();
+                is_running.recv().await.unwrap();
+                let live = call(&mut client, "ServerLive").await.unwrap();
+                assert_eq!(live.status(), 200, "the spare thread answers meanwhile");
+                go_on.send(()).unwrap();
+                assert_eq!(response.await.unwrap().headers()["grpc-status"], "3");
+            }
+        });
+        server.stop(Duration::ZERO);
+    });
     std::fs::remove_file(&server.config.executing_path).unwrap();
 }
 
