@@ -244,6 +244,7 @@ def test_cold_models_are_waited_for_over_one_body(tmp_path: Path) -> None:
             await until_idle(face)
             held = face.ask("z", message)
             await face.event(Fault)
+            await face.until(lambda: face.plane.stats().parked_bytes == 5 + len(message))
             refused = await ask(face, ["a", "b"], message)
             assert refused.code == Code.RESOURCE_EXHAUSTED and "a and 1 more" in refused.details
             held.cancel()
