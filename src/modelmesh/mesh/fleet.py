@@ -155,6 +155,8 @@ class Fleet:
             changed.update(dict.fromkeys(peer.copies))
             peer.copies.clear()
             peer.failed.clear()
+            # It has said since what it holds: all of it follows.
+            peer.denied = {model: at for model, at in peer.denied.items() if at >= update.sequence}
             peer.heard = -1
         for held in update.held:
             self._hold(peer, held, update.sequence)

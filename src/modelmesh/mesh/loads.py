@@ -214,6 +214,9 @@ class Loads:
                 reason = "because the memory in use came out larger than planned"
                 self._evictions.make_room(lacking_bytes, reason, at_once=True, urgent=True)
             return
+        if not self._queue:
+            self._evictions.revive_all("nobody waits for its memory any more")
+            return
         free_slots = self.slots - len(self._running)
         gentle_slots = max(self.slots // 2, 1) - sum(gentle for *_, gentle in self._running.values())
         first = self._queue.first(self._tuning.lookahead if free_slots else 1, max(gentle_slots, 0) + 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -521,7 +521,7 @@ class Mesh(Desk):
         """Raise InvariantBroken when the books contradict each other. Linear in the copies, for tests."""
         check(self._copies, self._sites)
 
-    def pulse(self) -> Hashable:
+    def pulse(self) -> object:
         """Another value after nearly everything that changes what `check` looks at, for tests."""
         return self._journal.last, pulse(self._copies, self._sites)
 

@@ -139,8 +139,9 @@ class Others:
 
     async def run(self) -> None:
         """Hear the others until cancelled."""
+        members = self._members()
         while True:
-            members = self._members()
+            touched = False
             for news in await self._peers.next_news():
                 new = isinstance(news, Joined) and self._is_new(news.member)
                 before = self.fleet.get(news.member.id if isinstance(news, Joined) else news.id)
@@ -167,13 +168,18 @@ class Others:
                         self._journal.record(Did.REVIVED, "", f"Instance {id} answers again.")
                 if before is not None and self.fleet.get(before.id) is not before:
                     self.on_lost(before.id, before.copies)
-                self._copies.routes.changed_abroad(changed)
-                self.on_copies(changed)
-            self.abroad.follow()
-            if self._members() != members:
+                if changed:
+                    touched = True
+                    self._copies.routes.changed_abroad(changed)
+                    self.on_copies(changed)
+            before_members, members = members, self._members()
+            if members != before_members:
+                touched = True
+                self.abroad.follow()
                 self.provider.deployment_changed()
                 self.on_members()
-            self._settle()
+            if touched:  # mostly, others only tell how they are doing
+                self._settle()
 
     def _remember(self, rows: Sequence[Held]) -> None:
         """How models were used that another instance gave up, and this one keeps: it will be asked where to load them again."""
@@ -186,11 +192,8 @@ class Others:
         known = self.fleet.get(member.id)
         return known is None or known.member.epoch != member.epoch
 
-    def _members(self) -> list[tuple[str, int, bool, bool, bool]]:
-        return [
-            (peer.id, peer.member.epoch, peer.silent, peer.takes_loads, peer.heard >= 0)
-            for peer in self.fleet
-        ]
+    def _members(self) -> list[tuple[Member, bool, bool, bool]]:
+        return [(peer.member, peer.silent, peer.takes_loads, peer.heard >= 0) for peer in self.fleet]
 
     def tick(self) -> None:
         """Tell the others what is due."""

@@ -11,9 +11,13 @@ import random
 from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from modelmesh.errors import InvariantBroken, ModelMeshError, StoreUnavailable
+from modelmesh.mesh.tuning import Tuning
+
+UNKNOWN_S: Final = Tuning().unknown_cache_s
+"""So long after a registration an instance may remember that there was no such model."""
 
 
 class Clients:
@@ -26,6 +30,7 @@ class Clients:
         self.doubtful: set[str] = set()
         """Ids with a call under way, or with one that failed on the store."""
         self._lives: Counter[str] = Counter()
+        self._since_s: dict[str, float] = {}
         self.calls: set[asyncio.Task[None]] = set()
         """Those that have not ended."""
         self._problems: list[str] = []
@@ -42,8 +47,11 @@ class Clients:
         return sorted(model for model in self.registered if model not in self.doubtful)
 
     def life(self, model: str) -> int:
-        """The number of the registration of a model that is surely registered; 0 of any other."""
-        return self._lives[model] if model in self.registered and model not in self.doubtful else 0
+        """The number of the registration of a model that is surely registered, everywhere; 0 of any other."""
+        if model not in self.registered or model in self.doubtful:
+            return 0
+        age_s = asyncio.get_running_loop().time() - self._since_s[model]
+        return self._lives[model] if age_s > UNKNOWN_S else 0
 
     def is_free(self, model: str) -> bool:
         """Whether the id is surely not registered, nor about to be."""
@@ -65,6 +73,7 @@ class Clients:
         else:
             self.registered[model] = path
             self._lives[model] += 1
+            self._since_s[model] = asyncio.get_running_loop().time()
 
     # --- calls ----------------------------------------------------------------------------------------------
 

@@ -69,12 +69,12 @@ class Story:
         rng = self._rng
         (n,) = rng.choices([n for n, _ in SIZES], [weight for _, weight in SIZES])
         self._models = [f"m{index}" for index in range(max(12, 2 * n))]
+        tick_s = rng.choice((0.25, 1.0)) if n <= 4 else 1.0
         self._theatre = Theatre(
             n, seed=rng.randrange(2**32), budget_bytes=rng.choice((3_500, 6_000, 10_000)),
             max_loads=rng.choice((1, 2, 4)), load_timeout_s=LOAD_TIMEOUT_S, fill=rng.random() < 0.3,
             tuning=Tuning(
-                tick_s=0.25 if n <= 4 else 1.0, look_s=0.25, spare_s=5.0, retire_timeout_s=rng.choice((0.05, 1.0)),
-                unload_retry_s=0.1,
+                tick_s=tick_s, look_s=tick_s, spare_s=5.0, retire_timeout_s=rng.choice((0.05, 1.0)), unload_retry_s=0.1
             ),
         )  # fmt: skip
         self._theatre.network.delay_s = rng.choice(((0.0002, 0.002), (0.0002, 0.002), (0.005, 0.05)))

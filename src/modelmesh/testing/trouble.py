@@ -66,7 +66,7 @@ class Trouble:
 
     def _some(self, at_least: int = 2) -> str | None:
         """Any instance that is awake, if so many others are."""
-        ids = self.awake()
+        ids = [id for id in self.awake() if id not in self._down]
         return self._rng.choice(ids) if len(ids) > at_least else None
 
     def _crash(self) -> None:
@@ -111,15 +111,15 @@ class Trouble:
     async def _replace_all(self, ids: list[str]) -> None:
         self._revision += 1
         for id in ids:
-            if self.over:
-                break
+            if self.over or id not in self._theatre.stages or id in self._down:
+                continue
             new = f"{id[0]}{self._revision}"
             try:
                 await self._theatre.begin(new, revision=f"r{self._revision}")
             except StoreUnavailable:
                 break
-            await self._stop(id)
-            self._down.discard(id)
+            if len(self.awake()) > 1:
+                await self._stop(id)
         self._upgrading = False
 
     def _freeze(self) -> None:

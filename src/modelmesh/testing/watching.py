@@ -7,7 +7,6 @@ an instance costs a hundred times what a step does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
 from typing import Final
 
 from modelmesh.mesh.views import State
@@ -15,7 +14,7 @@ from modelmesh.testing.clients import Clients
 from modelmesh.testing.stage import Stage
 from modelmesh.testing.theatre import Theatre
 
-ANYWAY_STEPS: Final = 200
+ANYWAY_STEPS: Final = 101
 """All is looked at so often though nothing seems to have changed."""
 ROUTES_EVERY_S: Final = 0.5
 WRONG_MAX_S: Final = 3.0
@@ -29,29 +28,33 @@ class Watching:
         self._theatre = theatre
         self._clients = clients
         self._turn = 0
-        self._seen: dict[str, Hashable] = {}
+        self._order: list[str] = []
+        """Whose turn comes, the next one last."""
+        self._seen: dict[str, object] = {}
         self._routes_s = 0.0
         self._wrong: dict[tuple[str, str, str], float] = {}
         """(instance, model, holder) of routes that lead to no copy, and since when."""
 
     def step(self) -> None:
         """Raises InvariantBroken."""
-        stages = self._theatre.stages
-        if not stages:
-            return
         self._turn += 1
-        id = list(stages)[self._turn % len(stages)]
-        stage = stages[id]
-        pulse = stage.mesh.pulse(), stage.dataplane.publications
-        if self._seen.get(id) != pulse or self._turn % ANYWAY_STEPS < len(stages):
-            self._seen[id] = pulse
-            self._look(id, stage)
+        if not self._order:
+            self._order = list(self._theatre.stages)
+            self._look_further()
+        stage = self._theatre.stages.get(id := self._order.pop()) if self._order else None
+        if stage is not None:
+            pulse = stage.mesh.pulse(), stage.dataplane.publications
+            if self._seen.get(id) != pulse or self._turn % ANYWAY_STEPS == 0:
+                self._seen[id] = pulse
+                self._look(id, stage)
+        self._clients.complain()
+
+    def _look_further(self) -> None:
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._routes_s + ROUTES_EVERY_S:
             self._routes_s = now_s
             self._look_at_routes(now_s)
             self._look_at_deadlines(now_s)
-        self._clients.complain()
 
     def _look(self, id: str, stage: Stage) -> None:
         stage.mesh.check()

@@ -83,6 +83,17 @@ def test_a_denial_ends_when_the_holder_itself_says_that_it_has_it_no_more(fleet:
     assert holders(fleet) == []
 
 
+def test_a_denial_ends_when_the_holder_tells_anew_what_it_holds(fleet: Fleet) -> None:
+    tell(fleet, "a", 5, Held("iris", True), Held("rose", True))
+    fleet.deny("a", "iris")
+    peer = fleet.get("a")
+    assert peer is not None
+    tell(fleet, "a", 5, Held("iris", True), begins=True)
+    assert holders(fleet) == [] and "iris" in peer.denied
+    tell(fleet, "a", 6, Held("rose", True), begins=True)
+    assert "iris" not in peer.denied
+
+
 def test_what_was_provided_does_not_undo_newer_word(fleet: Fleet) -> None:
     fleet.apply(Told("a", Update(1, 9, held=(Held("iris", True),))), 0.0)
     fleet.apply(Told("a", Update(1, 10, held=(Held("iris", False),))), 0.0)

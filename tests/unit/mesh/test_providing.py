@@ -98,3 +98,50 @@ def test_a_request_presses_on_a_load_that_was_only_expected_to_be_useful() -> No
             theatre.check()
 
     run(scene())
+
+
+def test_what_a_silent_instance_holds_is_loaded_elsewhere_on_half_of_the_slots() -> None:
+    async def scene() -> None:
+        async with Theatre(3, max_loads=4) as theatre:
+            models = [f"m{index}" for index in range(24)]
+            for model in models:
+                await theatre.register(model, Artefact(size_bytes=100, load_s=0.3))
+                await theatre["c"].mesh._asks.load(model, "a test", False, 10.0)
+            await theatre.settled()
+            theatre.freeze("c")
+            await asyncio.sleep(2.5)
+            requests = [theatre["a"].ask(model, 20.0) for model in models]
+            busiest = 0
+            while not all(request.answer.done() for request in requests):
+                await asyncio.sleep(0.01)
+                for id in "ab":
+                    loading = [kind for kind in theatre[id].runtime.busy.values() if kind == "load"]
+                    busiest = max(busiest, len(loading))
+            assert {request.answer.result().code for request in requests} == {Code.OK}
+            assert busiest == 2
+            theatre.mend()
+            await theatre.settled()
+            theatre.check()
+
+    run(scene())
+
+
+def test_an_instance_that_is_cut_off_from_all_others_serves_what_it_can_load() -> None:
+    async def scene() -> None:
+        async with Theatre(4) as theatre:
+            await theatre.register("iris", Artefact(load_s=0.1))
+            await theatre["d"].mesh._asks.load("iris", "a test", False, 10.0)
+            await theatre.settled()
+            for id in "bcd":
+                theatre.network.cut("a", id)
+            await asyncio.sleep(2.0)
+            fleet = theatre["a"].mesh.fleet
+            assert fleet is not None and fleet.doubts_itself
+            assert (await theatre["a"].ask("iris", 5.0).answer).code is Code.OK
+            assert (await theatre["b"].ask("iris", 5.0).answer).code is Code.OK
+            assert theatre.holders("iris") == ["a", "d"]
+            theatre.mend()
+            await theatre.settled()
+            theatre.check()
+
+    run(scene())
