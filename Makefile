@@ -9,7 +9,7 @@ NATIVE := src/modelmesh/_native.abi3.so
 RUST_SOURCES := $(shell find rust -name '*.rs' -not -path '*/target/*' -not -path '*/fuzz/*') $(wildcard rust/*/Cargo.toml) rust/Cargo.toml rust/Cargo.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help build serve test test-python test-rust lint types fuzz bench soak reliability announced wire clean
+.PHONY: help build serve test test-python test-rust stories lint types fuzz bench soak reliability announced wire clean
 
 help:  ## Show these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,10 @@ test-rust: | $(VENV)/.rust
 
 test-python: $(VENV)/.dev $(VENV)/.etcd
 	$(BIN)/python -m pytest
+
+STORIES ?= 2500
+stories: $(VENV)/.dev  ## Thousands of stories of several instances in virtual time, five minutes of a core (STORIES=...)
+	MODELMESH_MANY_SEEDS=$(STORIES) $(BIN)/python -m pytest -q tests/simulation/test_many_instances.py
 
 lint: $(VENV)/.dev  ## Formatting, lint and the import contract, both languages
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

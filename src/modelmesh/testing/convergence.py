@@ -30,6 +30,7 @@ VMODEL_S: Final = 400.0
 """A target that failed several times is tried again within this."""
 KEPT_S: Final = 200.0
 """So is a load of a copy that is to be kept."""
+LOOKS: Final = 6
 ONCE: Final = 2
 """Models that are tried for being loaded once."""
 
@@ -52,7 +53,7 @@ class Convergence:
             await self._served(model)
         await self._vmodels_at_rest()
         await self._kept()
-        self._agreed()
+        await self._agreed()
         for model in self._clients.sure()[:ONCE]:
             await self._loaded_once(model)
         self._stored()
@@ -112,9 +113,19 @@ class Convergence:
                 self._expect(not peer.silent and not peer.lost, f"{id} still suspects {peer.id}")
                 self._expect(peer.load is not None, f"{id} does not know how {peer.id} is doing")
 
-    def _agreed(self) -> None:
-        """What each believes of the others is so."""
+    async def _agreed(self) -> None:
+        """What each believes of the others is so, but for what is being said."""
         self._all_know_all()
+        wrong = self._wrong_beliefs()
+        for _ in range(LOOKS):
+            if not wrong:
+                return
+            await asyncio.sleep(0.5)
+            wrong &= self._wrong_beliefs()
+        self._expect(not wrong, "; ".join(sorted(wrong)))
+
+    def _wrong_beliefs(self) -> set[str]:
+        wrong: set[str] = set()
         for id, stage in self._theatre.stages.items():
             for peer in stage.mesh.fleet or ():
                 theirs = self._theatre[peer.id].mesh
@@ -126,9 +137,10 @@ class Convergence:
                     and copy.state is State.LOADED
                     and copy.retirement is None
                 }
-                self._expect(believed <= held, f"{id} believes {sorted(believed - held)} of {peer.id}")
-                unknown = sorted(model for model in held - believed if model not in peer.denied)
-                self._expect(not unknown, f"{id} does not know {unknown} of {peer.id}")
+                wrong.update(f"{id} believes {model} of {peer.id}" for model in believed - held)
+                unknown = [model for model in held - believed if model not in peer.denied]
+                wrong.update(f"{id} does not know {model} of {peer.id}" for model in unknown)
+        return wrong
 
     # --- vmodels --------------------------------------------------------------------------------------------
 

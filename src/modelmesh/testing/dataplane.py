@@ -191,11 +191,7 @@ class FakeDataPlane:
         if self._draining:
             request.answer.set_result(Answer(Code.UNAVAILABLE, "draining"))
             return request
-        self.requests[request] = None
-        request.timers.append(
-            loop.call_at(request.deadline_s, self._finish, request, Answer(Code.DEADLINE_EXCEEDED))
-        )
-        request.answer.add_done_callback(lambda _: self._left(request))
+        self._begin(request)
         self._resolve(request)
         return request
 
@@ -206,13 +202,16 @@ class FakeDataPlane:
             Name(NameKind.MODEL, model), loop.time() + timeout_s, execution_s, loop.create_future(), loop.time(),
             model, forwarded=True,
         )  # fmt: skip
-        self.requests[request] = None
-        request.timers.append(
-            loop.call_at(request.deadline_s, self._finish, request, Answer(Code.DEADLINE_EXCEEDED))
-        )
-        request.answer.add_done_callback(lambda _: self._left(request))
+        self._begin(request)
         self._route(request)
         return request
+
+    def _begin(self, request: Request) -> None:
+        loop = asyncio.get_running_loop()
+        self.requests[request] = None
+        expiry = loop.call_at(request.deadline_s, self._finish, request, Answer(Code.DEADLINE_EXCEEDED))
+        request.timers.append(expiry)
+        request.answer.add_done_callback(lambda _: self._left(request))
 
     def _finish(self, request: Request, answer: Answer) -> None:
         if request.answer.cancelled():
