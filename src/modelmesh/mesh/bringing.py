@@ -81,7 +81,7 @@ class _Bringing:
         under_way = sorted(self._others.begun(self._model) - excluded)
         if under_way:
             return under_way[0]
-        return self._others.provider.place_beside(self._ask, self._beside, excluded)
+        return self._others.provider.places.choose_beside(self._ask, self._beside, excluded)
 
     async def look(self) -> None:
         """Wait until a load ends, but not for long, and take in what came of those that ended or were not heard of."""

@@ -232,6 +232,10 @@ class Fleet:
         """Whether all is known of those that answer, so that a copy not known is a copy not there."""
         return all(peer.heard >= 0 or peer.silent or peer.lost for peer in self)
 
+    def answers(self, peer: Peer) -> bool:
+        """Whether it may be asked for something, as far as known."""
+        return not peer.lost and (not peer.silent or self.doubts_itself)
+
     def holders(self, model: str) -> list[Peer]:
         """Who is believed to have it loaded; those that are suspected only when there is nobody else."""
         held = [peer for peer in self if peer.holds(model)]

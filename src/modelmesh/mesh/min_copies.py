@@ -52,7 +52,7 @@ class MinCopies:
         if self._others.fleet.doubts_itself or not self._others.fleet.whole:
             return False
         n = mine + len(self._others.fleet.staying(model, loading=True))
-        return n < record.keep.min_copies and self._others.provider.has_place(model, record)
+        return n < record.keep.min_copies and self._others.provider.places.has_place(model, record)
 
     def _is_here(self, model: str) -> bool:
         copy = self._copies.get(model)

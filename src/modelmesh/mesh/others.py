@@ -162,7 +162,7 @@ class Others:
                     case Told(id, update):
                         self._remember(update.held)
                         if update.load is not None:
-                            self.provider.told_load(id)
+                            self.provider.places.told_load(id)
                             self.on_tallies(id, update.epoch, update.load.tallies)
                     case Back(id):
                         self._journal.record(Did.REVIVED, "", f"Instance {id} answers again.")
@@ -176,7 +176,7 @@ class Others:
             if members != before_members:
                 touched = True
                 self.abroad.follow()
-                self.provider.deployment_changed()
+                self.provider.places.deployment_changed()
                 self.on_members()
             if touched:  # mostly, others only tell how they are doing
                 self._settle()

@@ -235,9 +235,9 @@ def test_a_guess_is_placed_only_where_memory_is_free() -> None:
             record = theatre["a"].mirror.model("three")
             assert record is not None
             ask = Ask("three", 5.0, Why.PREWARM, "a test")
-            assert others.provider._choose(ask, record, ()) is None
+            assert others.provider.places.choose(ask, record, ()) is None
             await theatre["a"].mesh.unload("one")
             await theatre.settled()
-            assert others.provider._choose(ask, record, ()) is not None
+            assert others.provider.places.choose(ask, record, ()) is not None
 
     run(scene())
