@@ -14,6 +14,7 @@ import grpc
 from rich.console import Console
 
 from bench import (
+    demand,
     density,
     miss,
     page,
@@ -64,6 +65,7 @@ def plan(groups: Sequence[str], quick: bool) -> list[tuple[str, Callable[[], lis
         ("density", functools.partial(density.registered, counts[-1])),
         *(("density", functools.partial(density.resident, count)) for count in counts),
         ("etcd", lambda: registrations.compare(quick=quick)),
+        ("mesh", lambda: demand.compare(quick=quick)),
         ("mesh", lambda: provided.compare(quick=quick)),
         ("policy", lambda: policy.compare(quick=quick)),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -70,3 +70,14 @@ def wait_met(instances: Sequence[Product], model: str) -> None:
             if time.monotonic() > ends_s:
                 raise TimeoutError(f"{instance.grpc} does not know of the copy of {model}.")
             time.sleep(0.05)
+
+
+def warm(instances: Sequence[Product], models: Iterable[str]) -> None:
+    """Load models until each instance has one: then they know each other, and all have imported the format. RuntimeError when
+    these are too few for that."""
+    for model in models:
+        instances[0].post(f"/models/{model}:load")
+        wait_met(instances, model)
+        if all(instance.get("/instance")["models_loaded"] for instance in instances):
+            return
+    raise RuntimeError("Not every instance was given a model.")

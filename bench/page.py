@@ -64,7 +64,7 @@ ABOUT = {
         "measured on another day.",
     ),
     "mesh": (
-        "Cold models in a mesh",
+        "Cold models and models in demand in a mesh",
         "Instances of one worker each on one etcd and one machine, each asked as a client would ask it.",
     ),
     "policy": (

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import grpc
 import grpc.aio
 
 from bench.load import INFER
-from bench.mesh import mesh, wait_met
+from bench.mesh import mesh, warm
 from bench.miss import Miss, journal, misses, tiny_request
 from bench.models import tiny_models
 from bench.product import Product
@@ -32,7 +32,7 @@ def compare(*, quick: bool) -> list[Row]:
             {"id": folder.name, "type": "sklearn", "path": str(folder)} for folder in folders
         )
         left = iter(names)
-        _meet(instances, left)
+        warm(instances, left)
         each = AT_ONCE // INSTANCES
         loads = [crowd(instances, [next(left) for _ in range(each)]) for _ in range(rounds)]
         found = provided(instances, [next(left) for _ in range(each)])
@@ -57,14 +57,6 @@ def _miss_row(how: str, found: Sequence[Miss], must: float | None, aim: float | 
     added_ms = statistics.median(miss.added_s for miss in found) * 1000
     what = f"cold model, {how}, {len(found)} misses: beyond queue, load and measuring"
     return Row("mesh", what, f"{added_ms:.2f} ms p50", "", added_ms, must, aim, " ms")
-
-
-def _meet(instances: Sequence[Product], names: Iterator[str]) -> None:
-    """Each has its format imported, and knows what the others hold."""
-    for instance in instances:
-        name = next(names)
-        instance.post(f"/models/{name}:load")
-        wait_met(instances, name)
 
 
 def crowd(instances: Sequence[Product], names: Sequence[str]) -> int:
