@@ -18,6 +18,8 @@ import httpx
 from bench.procs import rss_bytes, running, tree, wait_until
 
 COMMAND = Path(sys.executable).with_name("modelmesh")
+REGISTERED_EACH = 100_000
+"""What one request may register."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,15 @@ class Product:
         return _answer(httpx.post(f"{self.ops}{path}", json=body, timeout=600))
 
     def register(self, models: Iterable[Mapping[str, str]]) -> None:
-        """Many at once, each with `id`, `type` and `path`, by one streamed request. Raises Refused when one is not registered."""
+        """Many at once, each with `id`, `type` and `path`, by streamed requests. Raises Refused when one is not registered."""
         items = iter(models)
+        while several := [*islice(items, REGISTERED_EACH)]:
+            self._register(several)
 
+    def _register(self, models: Sequence[Mapping[str, str]]) -> None:
         def lines() -> Iterator[bytes]:
-            while group := [*islice(items, 500)]:
-                yield "".join(json.dumps(item) + "\n" for item in group).encode()
+            for start in range(0, len(models), 500):
+                yield "".join(json.dumps(model) + "\n" for model in models[start : start + 500]).encode()
 
         headers = {"content-type": "application/x-ndjson"}
         with httpx.stream(

@@ -30,12 +30,19 @@ class Figure:
 
 
 def resident(
-    folder: Path, console: Console, *, n_models: int, n_at_once: int, rate: float, seconds: float
+    network: Network,
+    folder: Path,
+    console: Console,
+    *,
+    n_models: int,
+    n_at_once: int,
+    rate: float,
+    seconds: float,
 ) -> Figure:
     """All models loaded in two instances, each asked through both; then many requests at a time, and a steady rate."""
     made = zoo(n_models, kinds=("sklearn-linear",), console=console)
-    shape = Shape(n_instances=2, n_etcd=1, etcd_bytes=2**31, memory="2GiB")
-    with Cluster(shape, Network(), made.models, folder) as cluster:
+    shape = Shape(n_instances=2, n_etcd=1, etcd_bytes=2**31, memory="2GiB", name="two-")
+    with Cluster(shape, network, made.models, folder) as cluster:
         _register(cluster, made.index)
         began_s = time.monotonic()
         with console.status(f"Loading {n_models:,} models, each by its first request"):
@@ -67,6 +74,7 @@ def resident(
 
 
 def registered(
+    network: Network,
     folder: Path,
     console: Console,
     *,
@@ -77,10 +85,10 @@ def registered(
     seconds: float,
 ) -> Figure:
     """Far more models than fit, asked by Zipf's law through all instances. A thousand files serve for all of them."""
-    made = zoo(1_000, kinds=("sklearn-wide",), size_bytes_max=64 << 10, console=console)
+    made = zoo(1_000, kinds=("sklearn-wide",), size_bytes_max=2 << 20, console=console)
     index = [replace(made.index[n % len(made.index)], name=f"m{n:06d}") for n in range(n_models)]
-    shape = Shape(n_instances=n_instances, n_etcd=1, etcd_bytes=2**32, memory="192MiB")
-    with Cluster(shape, Network(), made.models, folder) as cluster:
+    shape = Shape(n_instances=n_instances, n_etcd=1, etcd_bytes=2**32, memory="192MiB", name="many-")
+    with Cluster(shape, network, made.models, folder) as cluster:
         began_s = time.monotonic()
         with console.status(f"Registering {n_models:,} models"):
             _register(cluster, index, [made.index[n % len(made.index)].name for n in range(n_models)])

@@ -31,7 +31,7 @@ SERVICE = "reliability"
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What to start. `memory` is each instance's."""
+    """What to start. `memory` is each instance's; `name` begins the names of its machines."""
 
     n_instances: int = 4
     n_etcd: int = 3
@@ -40,6 +40,7 @@ class Shape:
     workers: int = 1
     grace_s: float = 30.0
     flags: tuple[str, ...] = ()
+    name: str = ""
 
 
 class Member:
@@ -147,7 +148,7 @@ class Cluster:
         self.network = network
         self.folder = folder
         self.models = models
-        self.etcd_machines = [network.machine(f"etcd{number}") for number in range(shape.n_etcd)]
+        self.etcd_machines = [network.machine(f"{shape.name}etcd{number}") for number in range(shape.n_etcd)]
         places = [Place(machine.host, machine.prefix) for machine in self.etcd_machines]
         self.etcd = Etcd(
             folder / "etcd",
@@ -156,7 +157,7 @@ class Cluster:
             places=places,
         )
         self.members: list[Member] = []
-        self._names = (f"i{number}" for number in itertools.count())
+        self._names = (f"{shape.name}i{number}" for number in itertools.count())
 
     def __enter__(self) -> Cluster:
         with contextlib.ExitStack() as stack:
