@@ -58,6 +58,10 @@ def _check_site(site: Site, copies: list[Copy]) -> None:
     _equal(f"retiring bytes of {name}", site.evictions.incoming_bytes - view.unloading_bytes, retiring_bytes)
     if site.loads.n_running > site.loads.slots:
         raise InvariantBroken(f"{site.loads.n_running} loads run on {site.loads.slots} slots of {name}.")
+    if site.loads.n_gentle > site.loads.gentle_slots:
+        raise InvariantBroken(
+            f"{site.loads.n_gentle} gentle loads run on {site.loads.slots} slots of {name}."
+        )
 
 
 def _check_copy(copy: Copy, copies: Copies) -> None:

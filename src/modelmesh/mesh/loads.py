@@ -111,6 +111,16 @@ class Loads:
     def n_running(self) -> int:
         return len(self._running)
 
+    @property
+    def n_gentle(self) -> int:
+        """Of those that run, the ones begun as one of perhaps very many."""
+        return sum(gentle for *_, gentle in self._running.values())
+
+    @property
+    def gentle_slots(self) -> int:
+        """As many of those may run at once."""
+        return max(self.slots // 2, 1)
+
     # --- wanting --------------------------------------------------------------------------------------------
 
     def want(self, model: str, record: ModelRecord) -> Want | None:
@@ -218,7 +228,7 @@ class Loads:
             self._evictions.revive_all("nobody waits for its memory any more")
             return
         free_slots = self.slots - len(self._running)
-        gentle_slots = max(self.slots // 2, 1) - sum(gentle for *_, gentle in self._running.values())
+        gentle_slots = self.gentle_slots - self.n_gentle
         first = self._queue.first(self._tuning.lookahead if free_slots else 1, max(gentle_slots, 0) + 1)
         queued = [copy for copy in first if self._estimated(copy)]
         self._start_estimates()

@@ -102,7 +102,9 @@ class Recovery:
                     heappushpop(most, (loss_s, model))
             await asyncio.sleep(0)
         models = [model for _, model in sorted(most, reverse=True)]
-        until_s = self._clock.monotonic_s() + MISSED_FOR_S
+        now_s = self._clock.monotonic_s()
+        self._missed = {model: missed for model, missed in self._missed.items() if now_s < missed.until_s}
+        until_s = now_s + MISSED_FOR_S
         for model in models:
             known = copies[model]
             why = f"its only holder {instance} is gone"
