@@ -13,8 +13,8 @@ from collections import Counter
 import pytest
 
 from modelmesh.errors import Code
-from modelmesh.testing.dataplane import Answer
 from modelmesh.testing.loop import run
+from modelmesh.testing.requests import Answer
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.theatre import Theatre
 

@@ -18,7 +18,7 @@ from modelmesh.mesh.views import State
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import REGISTRY, ModelRecord
 from modelmesh.testing.clients import Clients
-from modelmesh.testing.dataplane import Answer
+from modelmesh.testing.requests import Answer
 from modelmesh.testing.theatre import Theatre
 from modelmesh.testing.traffic import Traffic
 

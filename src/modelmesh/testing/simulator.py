@@ -22,8 +22,8 @@ from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.testing.clients import Clients
-from modelmesh.testing.dataplane import Answer, Request
 from modelmesh.testing.loop import run
+from modelmesh.testing.requests import Answer, Request
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.stage import Stage
 from modelmesh.testing.storage import bad_artefact, mend_storage, turn_storage

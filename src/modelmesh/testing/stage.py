@@ -30,9 +30,10 @@ from modelmesh.registry.keep import KeepChange
 from modelmesh.registry.mirror import Mirror
 from modelmesh.runtime.ids import Ids
 from modelmesh.store.memory import MemoryStore
-from modelmesh.testing.dataplane import FakeDataPlane, Request
+from modelmesh.testing.dataplane import FakeDataPlane
 from modelmesh.testing.line import Line
 from modelmesh.testing.network import Network
+from modelmesh.testing.requests import Request
 from modelmesh.testing.runtime import FAKE, Artefact, FakeRuntime
 
 WALL_START_S: Final = 1_700_000_000.0

@@ -9,7 +9,7 @@ from typing import Final
 from modelmesh.dataplane.protocol import Name, NameKind
 from modelmesh.errors import Code
 from modelmesh.testing.clients import Clients
-from modelmesh.testing.dataplane import Answer, Request
+from modelmesh.testing.requests import Answer, Request
 from modelmesh.testing.stage import Stage
 
 VMODELS: Final = ("v0", "v1")

@@ -13,8 +13,8 @@ from modelmesh.errors import Code
 from modelmesh.journal import Did
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.registry.keep import KeepChange
-from modelmesh.testing.dataplane import Answer
 from modelmesh.testing.loop import run
+from modelmesh.testing.requests import Answer
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.theatre import Theatre
 

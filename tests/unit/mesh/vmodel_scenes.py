@@ -7,7 +7,7 @@ from collections import Counter
 
 from modelmesh.errors import Code
 from modelmesh.mesh.bringing import bring
-from modelmesh.testing.dataplane import Request
+from modelmesh.testing.requests import Request
 from modelmesh.testing.theatre import Theatre
 
 
