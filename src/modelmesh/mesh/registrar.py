@@ -1,7 +1,7 @@
-"""The registrar: the only writer of the registry, and the feeder of the mirror.
+"""The registrar: the only writer of the registry, and by its other half (`follower`) the feeder of the mirror.
 
-Reads are served by the mirror and go on when the store is away; writes are compare-and-put transactions, recomputed when
-something changed meanwhile, and visible in the mirror before they return. What is learned while serving is written back lazily.
+Writes are compare-and-put transactions, recomputed when something changed meanwhile, and visible in the mirror before they
+return. What is learned while serving is written back lazily.
 """
 
 from __future__ import annotations
@@ -27,16 +27,13 @@ from modelmesh.errors import (
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
+from modelmesh.mesh.follower import WAIT_CURRENT_S, Follower
 from modelmesh.registry.ids import check_id
 from modelmesh.registry.keep import NO_KEEP, Keep, KeepChange
-from modelmesh.registry.mirror import Changed, ChangedIds, Mirror
+from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.registry.records import ModelRecord
-from modelmesh.store.protocol import Batch, Change, Compacted, Entry, Revision, Snapshot, Store, Txn
+from modelmesh.store.protocol import Change, Entry, Store, Txn
 
-READ_ENTRIES: Final = 2_000
-"""Entries read at once when mirroring. etcd counts all that follow a page, so many small pages cost it the square."""
-APPLY_ENTRIES: Final = 500
-"""The most that is applied in one step of the event loop."""
 BATCH_RECORDS: Final = 500
 """Records written in one transaction, if the store takes as many."""
 ATTEMPTS: Final = 16
@@ -51,8 +48,6 @@ READ_ONLY: Final = (
     "The registry is read-only here, so models and vmodels can be neither registered, changed nor deleted: ask an instance that "
     "may write to it, or start this one without read-only mode."
 )
-RETRY_S: Final = 1.0
-WAIT_CURRENT_S: Final = 5.0
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -68,7 +63,7 @@ class _Learned:
     content: str
 
 
-class Registrar:
+class Registrar(Follower):
     """`start` first; `stop` last. One owner, the event loop."""
 
     def __init__(
@@ -82,24 +77,18 @@ class Registrar:
         read_only: bool = False,
     ) -> None:
         """`root` is what all keys begin with, as given to the mirror. With `read_only` whatever would write is refused."""
-        self._store = store
+        super().__init__(store, mirror, root)
         self.refuses = READ_ONLY if read_only else ""
         """Why nothing is written; empty when it is."""
         self._forever = read_only
         self.txn_keys_max = store.txn_keys_max
         """The most records that one transaction may read and write."""
         self._batch_records = self._batch_records_max = min(BATCH_RECORDS, store.txn_keys_max)
-        self._mirror = mirror
         self._clock = clock
         self._journal = journal
-        self._root = root
-        self._listeners: list[Callable[[ChangedIds], None]] = []
         self._learned: dict[str, _Learned] = {}
         self._used: dict[str, int] = {}
-        self._reading: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._advanced = asyncio.Event()
-        """Set, and replaced, whenever the mirror's revision moves."""
 
     @property
     def read_only(self) -> bool:
@@ -112,14 +101,6 @@ class Registrar:
             self.refuses = why
             if not why:
                 self._tell(ChangedIds(vmodels=set(self._mirror.unsettled)))
-
-    @property
-    def mirror(self) -> Mirror:
-        return self._mirror
-
-    def on_change(self, listener: Callable[[ChangedIds], None]) -> None:
-        """Call `listener` with the ids that changed, after the mirror has them. It must not block or raise."""
-        self._listeners.append(listener)
 
     async def start(self) -> None:
         """Fill the mirror and keep it current from now on. Raises StoreUnavailable."""
@@ -289,113 +270,6 @@ class Registrar:
         if self.read_only and (txn.puts or txn.deletes):
             raise FailedPrecondition(self.refuses)
 
-    # Reading
-
-    async def wait_current(self, timeout_s: float = WAIT_CURRENT_S) -> None:
-        """Return once the mirror contains everything that was in the store when this was called. All who wait at a time
-        share one read. Raises StoreUnavailable."""
-        if self._reading is not None and not self._reading.done():
-            # The read under way may have been answered before this call: only the one after it will do.
-            await self._shared(self._reading, timeout_s)
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read_current(timeout_s), name="registry-current")
-            self._reading.add_done_callback(_look_at)
-        await self._shared(self._reading, timeout_s)
-
-    async def _shared(self, reading: asyncio.Task[None], timeout_s: float) -> None:
-        done, _ = await asyncio.wait({reading}, timeout=timeout_s)
-        if not done:
-            raise StoreUnavailable(f"The store did not answer within {timeout_s:g} s.")
-        if (error := reading.exception()) is not None:
-            raise error
-
-    async def _read_current(self, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                revision = await self._store.revision()
-                while self._mirror.revision < revision:
-                    await self._advanced.wait()
-        except TimeoutError:
-            raise StoreUnavailable(f"The registry did not become current within {timeout_s:g} s.") from None
-
-    async def _resync(self) -> Revision:
-        """Bring the mirror in line with the store, a page at a time, the next one being read while one is applied. Returns the
-        revision to watch from."""
-        page = await self._store.snapshot(self._root, limit=READ_ENTRIES)
-        first, after = page.revision, ""
-        while len(page.entries) == READ_ENTRIES:
-            last = page.entries[-1].key
-            ahead = asyncio.ensure_future(self._store.snapshot(self._root, after=last, limit=READ_ENTRIES))
-            try:
-                await self._apply_page(page, after, last)
-            finally:
-                page, after = await ahead, last
-        await self._apply_page(page, after, self._root + "\U0010ffff")
-        self._apply((), first)
-        return first
-
-    async def _apply_page(self, page: Snapshot, after: str, last: str) -> None:
-        """Take in what is stored with after < key ≤ last, a piece at a time."""
-        for start in range(0, max(len(page.entries), 1), APPLY_ENTRIES):
-            piece = page.entries[start : start + APPLY_ENTRIES]
-            end = piece[-1].key if start + APPLY_ENTRIES < len(page.entries) else last
-            await asyncio.sleep(0)
-            self._apply_piece(piece, page.revision, after, end)
-            after = end
-
-    def _apply_piece(self, entries: Sequence[Entry], revision: Revision, after: str, last: str) -> None:
-        """What is mirrored there and not stored any more is gone."""
-        present = {entry.key for entry in entries}
-        gone = [
-            Change(key, None, revision)
-            for key, known in self._mirror.keys_between(after, last)
-            if key not in present and known < revision
-        ]
-        self._apply(entries)
-        self._apply(gone)
-
-    async def _follow(self, after: Revision) -> None:
-        """Apply every change after `after`; begin again from a snapshot when the store no longer knows it."""
-        away = False
-        while True:
-            try:
-                if away:
-                    after = await self._resync()
-                    log.info("The registry is followed again.")
-                    away = False
-                async for batch in self._store.watch(self._root, after):
-                    await self._apply_batch(batch)
-                    after = batch.revision
-                return
-            except Compacted:
-                away = True
-            except StoreUnavailable as error:
-                if not away:
-                    log.warning("The registry is not followed until the store answers: %s", error)
-                away = True
-                await asyncio.sleep(RETRY_S)
-
-    async def _apply_batch(self, batch: Batch) -> None:
-        for start in range(0, len(batch.changes), APPLY_ENTRIES):
-            await asyncio.sleep(0)
-            if batch.revision <= self._mirror.revision:
-                return  # our own commits come back by the watch; who waited for one has applied it
-            self._apply(batch.changes[start : start + APPLY_ENTRIES])
-        self._apply((), batch.revision)
-
-    def _apply(self, changes: Sequence[Changed], complete_to: int = 0) -> None:
-        before = self._mirror.revision
-        changed = self._mirror.apply(changes, complete_to)
-        if self._mirror.revision != before:
-            self._advanced.set()
-            self._advanced = asyncio.Event()
-        if changed:
-            self._tell(changed)
-
-    def _tell(self, changed: ChangedIds) -> None:
-        for listener in self._listeners:
-            listener(changed)
-
     # Writing back what was learned
 
     def learned(self, model: str, size_bytes: int, load_ms: int, content: str) -> None:
@@ -526,9 +400,3 @@ def _about_equal(facts: _Learned, record: ModelRecord) -> bool:
 def _tell_bug(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("The task %s ended by a bug: please report it.", task.get_name(), exc_info=error)
-
-
-def _look_at(task: asyncio.Task[None]) -> None:
-    """Its error is told to those who wait; when they have all gone, nobody has to be warned of it."""
-    if not task.cancelled():
-        task.exception()

@@ -21,10 +21,11 @@ from modelmesh.errors import (
     StoreUnavailable,
 )
 from modelmesh.journal import Did, Journal
-from modelmesh.mesh import registrar
+from modelmesh.mesh import follower
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
-from modelmesh.mesh.registrar import BATCH_RECORDS, READ_ENTRIES, Registrar
+from modelmesh.mesh.follower import READ_ENTRIES
+from modelmesh.mesh.registrar import BATCH_RECORDS, Registrar
 from modelmesh.registry.keep import Keep, KeepChange
 from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.registry.records import ModelRecord, VModelRecord
@@ -373,8 +374,8 @@ def test_the_start_reads_every_page() -> None:
 
 @pytest.mark.parametrize(("read", "apply"), [(2000, 500), (40, 7)])
 def test_a_watch_that_lost_track_begins_again(read: int, apply: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registrar, "READ_ENTRIES", read)
-    monkeypatch.setattr(registrar, "APPLY_ENTRIES", apply)
+    monkeypatch.setattr(follower, "READ_ENTRIES", read)
+    monkeypatch.setattr(follower, "APPLY_ENTRIES", apply)
 
     async def scenario(house: House) -> None:
         await house.registrar.register_many([Registration(f"m{n:03}", "x") for n in range(30)])
