@@ -8,17 +8,12 @@ No slot is held while memory is awaited, and no task exists for a load that wait
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from itertools import islice
-from math import ceil
 from typing import Any, NamedTuple
 
 from modelmesh.clock import Clock
 from modelmesh.errors import (
-    Code,
-    LoadFailed,
     LoadTimeout,
     ModelMeshError,
     ModelNotFound,
@@ -28,6 +23,7 @@ from modelmesh.errors import (
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.copies import Copies, Copy, Want
+from modelmesh.mesh.estimates import Estimates, spec_of, unexpected
 from modelmesh.mesh.evictions import Evictions
 from modelmesh.mesh.failures import Failures, Standing
 from modelmesh.mesh.holds import UNTIL_USED
@@ -39,7 +35,7 @@ from modelmesh.mesh.views import State
 from modelmesh.policy.eviction import miss_cost_s
 from modelmesh.policy.urgency import Claim, Why, startable
 from modelmesh.registry.records import ModelRecord
-from modelmesh.runtime.protocol import Estimate, Loaded, ModelSpec, Runtime
+from modelmesh.runtime.protocol import Loaded, Runtime
 from modelmesh.settings.sizes import format_size
 
 
@@ -90,9 +86,11 @@ class Loads:
         self._on_loaded = on_loaded
         self._others_try = others_try
         self._queue = LoadQueue(tuning.asked_patience_s)
-        self._unestimated: deque[Copy] = deque()
-        """Queued copies whose estimate was not begun; those that left the queue are skipped."""
-        self._estimating: dict[int, Copy] = {}
+        self._estimates = Estimates(
+            budget, copies, runtime, tuning,
+            record_of=record_of, spawn=spawn, settle=settle,
+            on_learned=lambda copy: self.changed(copy.model), on_estimated=self._go_on, on_failed=self._refuse_queued,
+        )  # fmt: skip
         self._running: dict[str, tuple[asyncio.Task[None], float, bool]] = {}
         """model -> (its task, when the load began, whether it is gentle)"""
         self._inline: Copy | None = None
@@ -195,7 +193,7 @@ class Loads:
     def queue(self, model: str, record: ModelRecord, want: Want) -> None:
         """Queue a cold model with a want; `changed` gives it its place."""
         copy = self._copies.queue(model, record, self._clock.monotonic_s(), want, self._budget)
-        self._unestimated.append(copy)
+        self._estimates.want(copy)
 
     def wanted_again(self, copy: Copy, record: ModelRecord, want: Want | None) -> None:
         """Queue a model whose copy is gone, for those who want it still or while it is held."""
@@ -216,7 +214,7 @@ class Loads:
         """Start what may start, and make room for what may not. To be called after every change; idempotent."""
         if not self.slots:
             return
-        self._start_estimates()
+        self._estimates.start()
         ledger = self._budget.ledger
         if ledger.free_bytes < 0:
             lacking_bytes = -ledger.free_bytes - self._evictions.incoming_bytes
@@ -230,8 +228,8 @@ class Loads:
         free_slots = self.slots - len(self._running)
         gentle_slots = self.gentle_slots - self.n_gentle
         first = self._queue.first(self._tuning.lookahead if free_slots else 1, max(gentle_slots, 0) + 1)
-        queued = [copy for copy in first if self._estimated(copy)]
-        self._start_estimates()
+        queued = [copy for copy in first if self._estimates.stands(copy)]
+        self._estimates.start()
         queued = [copy for copy in queued if not self._set_aside(copy)]
         claims = [_claim(copy) for copy in queued]
         started, lacking_bytes = startable(
@@ -246,19 +244,6 @@ class Loads:
             self._evictions.revive_all("nobody waits for its memory any more")
         elif gentle_slots > sum(claims[index].gentle for index in started):
             self._make_room_by_worth(blocked[0])
-
-    def _estimated(self, copy: Copy) -> bool:
-        """Whether its estimate holds. One that includes a growth of the server is made anew when the capacity moved since: the
-        other load that moved it may have spared this one the growth."""
-        estimate = copy.estimate
-        if estimate is None:
-            return False
-        if not estimate.base_bytes or copy.estimated_capacity_bytes == self._budget.ledger.capacity_bytes:
-            return True
-        copy.estimate = None
-        if not self._estimate_now(copy):
-            self._unestimated.appendleft(copy)
-        return copy.estimate is not None
 
     def _set_aside(self, copy: Copy) -> bool:
         """Whether it cannot be loaded as things are, whoever is evicted; then it holds up nobody else. It is refused at
@@ -326,72 +311,16 @@ class Loads:
             retry_after_s=1.0,
         )
 
-    # --- estimating -----------------------------------------------------------------------------------------
+    # --- loading --------------------------------------------------------------------------------------------
 
-    def _start_estimates(self) -> None:
-        n_now = 0
-        while self._unestimated and len(self._estimating) < self._tuning.estimates_max:
-            copy = self._unestimated.popleft()
-            if copy.state is not State.QUEUED or self._copies.get(copy.model) is not copy:
-                continue
-            if n_now < self._tuning.estimates_max and self._estimate_now(copy):
-                n_now += 1
-                continue
-            self._estimating[id(copy)] = copy
-            self._spawn(self._estimate(copy), f"estimate {copy.model}")
-
-    def _estimate_now(self, copy: Copy) -> bool:
-        """Estimate without a task, as a model that was loaded before can be. Whether it was."""
-        record = self._record_of(copy.model)
-        estimate = None if record is None else self._runtime.estimate_now(_spec(copy.model, record))
-        if record is None or estimate is None:
-            return False
-        self._take_estimate(copy, record, estimate, self._budget.ledger.capacity_bytes)
-        return True
-
-    def _take_estimate(
-        self, copy: Copy, record: ModelRecord, estimate: Estimate, capacity_bytes: int
-    ) -> None:
-        copy.estimate = refined(estimate, record)
-        copy.needed_bytes = copy.estimate.peak_bytes + copy.estimate.base_bytes
-        copy.estimated_capacity_bytes = capacity_bytes
-        if copy.load_s == 0.0 and copy.estimate.load_s > 0.0:
-            copy.load_s = copy.estimate.load_s
-            self.changed(copy.model)
-
-    async def _estimate(self, copy: Copy) -> None:
-        record, capacity_bytes = self._record_of(copy.model), self._budget.ledger.capacity_bytes
-        error: ModelMeshError | None = None
-        estimate: Estimate | None = None
-        try:
-            if record is None:
-                raise ModelNotFound.named(copy.model)
-            async with asyncio.timeout(self._tuning.estimate_timeout_s):
-                estimate = await self._runtime.estimate(_spec(copy.model, record))
-        except TimeoutError:
-            error = LoadTimeout(f"The size of model {copy.model} was not known in time.", model=copy.model)
-        except ModelMeshError as raised:
-            error = raised
-        except Exception as raised:
-            error = _unexpected(copy.model, raised)
-        finally:
-            del self._estimating[id(copy)]
-        if copy.state is not State.QUEUED or self._copies.get(copy.model) is not copy:
-            self._settle()
-            return
-        if error is not None or estimate is None or record is None:
-            self._refuse_queued(copy, error or _unexpected(copy.model, ValueError("no estimate")))
-            self._settle()
-            return
-        self._take_estimate(copy, record, estimate, capacity_bytes)
+    async def _go_on(self, copy: Copy) -> None:
+        """It is estimated; if it may start now, the task that estimated it loads it."""
         self._inline = copy
         self._settle()
         inline = self._inline is None
         self._inline = None
         if inline:
             await self._load(copy)
-
-    # --- loading --------------------------------------------------------------------------------------------
 
     def _start(self, copy: Copy) -> None:
         if not self._copies.begin_loading(copy):
@@ -432,7 +361,7 @@ class Loads:
                 raise ModelNotFound.named(copy.model)
             copy.calling = True
             async with asyncio.timeout(self.load_timeout_s):
-                loaded = await self._runtime.load(_spec(copy.model, record), estimate)
+                loaded = await self._runtime.load(spec_of(copy.model, record), estimate)
         except TimeoutError:
             error = LoadTimeout(
                 f"Loading model {copy.model} was not done within {self.load_timeout_s:.0f} s.",
@@ -447,7 +376,7 @@ class Loads:
         except ModelMeshError as raised:
             error = raised
         except Exception as raised:
-            error = _unexpected(copy.model, raised)
+            error = unexpected(copy.model, raised)
         finally:
             self._running.pop(copy.model, None)
         if copy.cancelled:
@@ -567,24 +496,6 @@ class Loads:
         self._queue.age(self._clock.monotonic_s())
 
 
-def refined(estimate: Estimate, record: ModelRecord) -> Estimate:
-    """The estimate with what was learned of the same content: its size, the peak in proportion, its load time."""
-    same = not estimate.content or not record.content or estimate.content == record.content
-    if not same or record.size_bytes <= 0:
-        return estimate
-    growth = estimate.peak_bytes / estimate.size_bytes if estimate.size_bytes > 0 else 1.0
-    return replace(
-        estimate,
-        size_bytes=record.size_bytes,
-        peak_bytes=max(ceil(record.size_bytes * growth), record.size_bytes),
-        load_s=record.load_ms / 1000 or estimate.load_s,
-    )
-
-
-def _spec(model: str, record: ModelRecord) -> ModelSpec:
-    return ModelSpec(id=model, type=record.type, path=record.path, key=record.key)
-
-
 def _because(want: Want) -> str:
     if want.waiting:
         return f"{want.waiting} request{'s wait' if want.waiting > 1 else ' waits'}"
@@ -606,13 +517,3 @@ def _why(copy: Copy) -> Why:
 def _claim(copy: Copy) -> Claim:
     gentle = copy.want is not None and copy.want.gentle
     return Claim(copy.needed_bytes, _why(copy) < Why.SCALE, gentle)
-
-
-def _unexpected(model: str, error: Exception) -> LoadFailed:
-    failed = LoadFailed(
-        f"Loading model {model} failed unexpectedly: {type(error).__name__}: {error}",
-        code=Code.INTERNAL,
-        model=model,
-    )
-    failed.__cause__ = error
-    return failed
