@@ -1,4 +1,5 @@
-"""What the faces ask of models and vmodels, answered from the parts of the mesh (`mesh.control.ControlPlane`)."""
+"""What the faces ask of models and vmodels (`mesh.control.ControlPlane`), and vmodels and folders of models
+(`transitions.Loader`), answered from the parts of the mesh."""
 
 from __future__ import annotations
 
@@ -9,19 +10,21 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from modelmesh.clock import Clock
-from modelmesh.dataplane.protocol import Name, NameKind
+from modelmesh.dataplane.protocol import DataPlane, Name, NameKind
 from modelmesh.errors import (
     LoadFailed,
     LoadTimeout,
     ModelMeshError,
     ModelNotFound,
+    ModelTooLarge,
     NoCapacity,
     RuntimeUnavailable,
 )
 from modelmesh.journal import Journal
 from modelmesh.mesh.asks import ASKED, TIMEOUT_S, Asks
+from modelmesh.mesh.bringing import bring
 from modelmesh.mesh.control import Page, Query, Registration
-from modelmesh.mesh.copies import Copies
+from modelmesh.mesh.copies import Copies, Purpose
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.filling import Filling
 from modelmesh.mesh.names import Names
@@ -52,6 +55,7 @@ class Desk(ABC):
     _clock: Clock
     _failures: Failures
     _copies: Copies
+    _dataplane: DataPlane
     _filling: Filling
     _journal: Journal
     _mirror: Mirror
@@ -231,6 +235,61 @@ class Desk(ABC):
     def failures_stand(self, permanent_s: float) -> None:
         """How long a bad artefact is not tried again, from the next failure on."""
         self._failures.permanent_s = permanent_s
+
+    # --- transitions.Loader: what vmodels and folders ask ---------------------------------------------------
+
+    async def ensure_loaded(
+        self, model: str, *, why: str, hold: bool = False, timeout_s: float | None = None
+    ) -> None:
+        """Return when this concrete model is loaded, here or in any instance; with `hold` it then stays until its first use. A
+        standing failure does not keep it from being tried. Raises ModelNotFound, LoadFailed, LoadTimeout, NoCapacity,
+        RuntimeUnavailable."""
+        await self._load(model, why, hold, timeout_s)
+
+    async def bring(self, model: str, copies: int, *, beside: str, why: str) -> None:
+        """See `transitions.Loader`."""
+        try:
+            if self._others is not None and len(self._others.fleet):
+                await bring(self._others, self._clock, model, copies, beside=beside, why=why)
+            else:
+                await self._asks.load(model, why, False, None)
+        except ModelTooLarge:
+            raise
+        except NoCapacity:  # not beside it, then: as for requests that wait, its copies give way
+            await self._load(model, why, False, None, Why.URGENT)
+
+    def hold(self, model: str, why: str) -> None:
+        """Keep its copy here from being evicted, also one yet to be loaded, until released. Idempotent."""
+        self._copies.hold(model, why)
+
+    def release(self, model: str, why: str) -> None:
+        """End a hold. No error when there is none."""
+        self._asks.release(model, why)
+
+    def copies(self, model: str) -> int:
+        """In how many instances it is loaded and can serve; a copy here that only makes room can be had back."""
+        copy = self._copies.get(model)
+        here = (
+            copy is not None
+            and copy.state is State.LOADED
+            and (copy.retirement is None or copy.retirement.purpose is Purpose.ROOM)
+        )
+        return here + (0 if self._others is None else self._others.copies(model))
+
+    def failure(self, model: str) -> str:
+        """Why it cannot be loaded, while a permanent failure stands; else empty."""
+        standing = self._failures.standing(model)
+        return str(standing.error) if standing is not None and standing.permanent else ""
+
+    def redirect(self, vmodel: str, model: str) -> None:
+        """Until its record changes, requests for a vmodel are for this model, also those that wait: the one they are for now
+        cannot be loaded. The active one itself ends this."""
+        before = self._names.resolve(Name(NameKind.VMODEL, vmodel))
+        self._names.redirect(vmodel, model)
+        copy = None if before is None else self._copies.get(before)
+        if copy is not None and copy.want is not None:
+            rows = {row.model: row.waiting for row in self._dataplane.take_waiting()}
+            copy.want.waiting = rows.get(copy.model, 0)
 
     # --- ControlPlane: the mesh -----------------------------------------------------------------------------
 

@@ -15,16 +15,15 @@ from itertools import count
 from typing import Any
 
 from modelmesh.clock import Clock
-from modelmesh.dataplane.protocol import DataPlane, Event, Name, NameKind, Usage
-from modelmesh.errors import ModelTooLarge, NoCapacity, RuntimeUnavailable
+from modelmesh.dataplane.protocol import DataPlane, Event, Usage
+from modelmesh.errors import RuntimeUnavailable
 from modelmesh.journal import Journal
 from modelmesh.mesh.alarm import Alarm
 from modelmesh.mesh.asks import Asks
-from modelmesh.mesh.bringing import bring
 from modelmesh.mesh.care import Care
 from modelmesh.mesh.changes import Changes
 from modelmesh.mesh.condition import Condition
-from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
+from modelmesh.mesh.copies import Copies, Copy, identity
 from modelmesh.mesh.desk import Desk
 from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.faults import Faults
@@ -48,17 +47,13 @@ from modelmesh.mesh.sites import Sites
 from modelmesh.mesh.targets import Targets
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.usage import UsageReader
-from modelmesh.mesh.views import InstanceView, State
+from modelmesh.mesh.views import InstanceView
 from modelmesh.mesh.vmodels import VModels
 from modelmesh.mesh.whole import Whole
 from modelmesh.peers.protocol import Member, Peers
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.thrash import Thrashing
-from modelmesh.policy.urgency import Why
-from modelmesh.runtime.protocol import (
-    Loaded,
-    Runtime,
-)
+from modelmesh.runtime.protocol import Loaded, Runtime
 
 log = logging.getLogger(__name__)
 
@@ -426,61 +421,6 @@ class Mesh(Desk):
                 copy.want = want
         self._sites.requeue(copy)
         self._asks.gone(copy.model)
-
-    # --- what vmodels and folders ask (`transitions.Loader`) -------------------------------------------------
-
-    async def ensure_loaded(
-        self, model: str, *, why: str, hold: bool = False, timeout_s: float | None = None
-    ) -> None:
-        """Return when this concrete model is loaded, here or in any instance; with `hold` it then stays until its first use. A
-        standing failure does not keep it from being tried. Raises ModelNotFound, LoadFailed, LoadTimeout, NoCapacity,
-        RuntimeUnavailable."""
-        await self._load(model, why, hold, timeout_s)
-
-    async def bring(self, model: str, copies: int, *, beside: str, why: str) -> None:
-        """See `transitions.Loader`."""
-        try:
-            if self._others is not None and len(self._others.fleet):
-                await bring(self._others, self._clock, model, copies, beside=beside, why=why)
-            else:
-                await self._asks.load(model, why, False, None)
-        except ModelTooLarge:
-            raise
-        except NoCapacity:  # not beside it, then: as for requests that wait, its copies give way
-            await self._load(model, why, False, None, Why.URGENT)
-
-    def hold(self, model: str, why: str) -> None:
-        """Keep its copy here from being evicted, also one yet to be loaded, until released. Idempotent."""
-        self._copies.hold(model, why)
-
-    def release(self, model: str, why: str) -> None:
-        """End a hold. No error when there is none."""
-        self._asks.release(model, why)
-
-    def copies(self, model: str) -> int:
-        """In how many instances it is loaded and can serve; a copy here that only makes room can be had back."""
-        copy = self._copies.get(model)
-        here = (
-            copy is not None
-            and copy.state is State.LOADED
-            and (copy.retirement is None or copy.retirement.purpose is Purpose.ROOM)
-        )
-        return here + (0 if self._others is None else self._others.copies(model))
-
-    def failure(self, model: str) -> str:
-        """Why it cannot be loaded, while a permanent failure stands; else empty."""
-        standing = self._failures.standing(model)
-        return str(standing.error) if standing is not None and standing.permanent else ""
-
-    def redirect(self, vmodel: str, model: str) -> None:
-        """Until its record changes, requests for a vmodel are for this model, also those that wait: the one they are for now
-        cannot be loaded. The active one itself ends this."""
-        before = self._names.resolve(Name(NameKind.VMODEL, vmodel))
-        self._names.redirect(vmodel, model)
-        copy = None if before is None else self._copies.get(before)
-        if copy is not None and copy.want is not None:
-            rows = {row.model: row.waiting for row in self._dataplane.take_waiting()}
-            copy.want.waiting = rows.get(copy.model, 0)
 
     # --- ControlPlane: the instance -------------------------------------------------------------------------
 
