@@ -16,7 +16,14 @@ import grpc
 import grpc.aio
 import pytest
 
-from modelmesh.errors import Code, FailedPrecondition, LoadFailed, ModelMeshError, RuntimeUnavailable
+from modelmesh.errors import (
+    Code,
+    FailedPrecondition,
+    LoadFailed,
+    LoadTimeout,
+    ModelMeshError,
+    RuntimeUnavailable,
+)
 from modelmesh.management.peers import service
 from modelmesh.peers.connected import ConnectedPeers
 from modelmesh.peers.protocol import Ask, Member, Order, Peers, Provided, Remembered
@@ -199,4 +206,17 @@ def test_who_is_not_there_or_late_is_unavailable(pair: Pair, tmp_path: Path) -> 
             await peers.recall("b", ["iris"], 1, 0.2)
         assert asyncio.get_running_loop().time() - began_s < 2.0
 
+    play(pair, tmp_path, scene)
+
+
+def test_a_load_that_takes_longer_than_is_waited_for_is_told_as_such(pair: Pair, tmp_path: Path) -> None:
+    """And not as an instance that does not answer: another one would not be faster."""
+
+    async def scene(peers: Peers, asked: Asked) -> None:
+        asked.takes_s = 5.0
+        for call in (peers.provide("b", hasty), peers.load("b", hasty)):
+            with pytest.raises(LoadTimeout, match="Model iris was not loaded in time"):
+                await call
+
+    hasty = replace(ASK, deadline_s=0.3)
     play(pair, tmp_path, scene)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import httpx
 
+from modelmesh import __version__
 from modelmesh.cli.exits import CommandFailed, Exit
 
 _TIMEOUT_S = 10.0
+_VERSION_S = 2.0
 
 
 class Client:
@@ -66,7 +69,7 @@ class Client:
         response = self._send(
             self._ops, "POST", "/models:batch", content=lines, headers=headers, timeout=60.0
         )
-        return [httpx.Response(200, content=line).json() for line in response.content.splitlines()]
+        return [self._decoded(response, line) for line in response.content.splitlines()]
 
     def rest(
         self, method: str, path: str, *, content: bytes | None = None, wait_s: float | None = None
@@ -89,7 +92,13 @@ class Client:
     ) -> Any:
         params = {name: str(value) for name, value in (query or {}).items() if value not in (None, "")}
         response = self._send(self._ops, method, path, params=params, json=body, timeout=wait_s)
-        return response.json() if response.content else None
+        return self._decoded(response, response.content) if response.content else None
+
+    def _decoded(self, response: httpx.Response, raw: bytes) -> Any:
+        try:
+            return json.loads(raw, object_hook=lambda fields: _Told(self._ops, fields))
+        except ValueError as error:
+            raise CommandFailed(_stranger(response), Exit.REFUSED) from error
 
     def _send(self, base: str, method: str, path: str, **more: Any) -> httpx.Response:
         try:
@@ -113,9 +122,34 @@ class Client:
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise CommandFailed(f"{base} could not be asked: {error}.", Exit.NO_INSTANCE) from error
+        if response.status_code == 404 and f"nothing at {response.request.url.path}" in response.text:
+            raise CommandFailed(_other_version(base, response.request.url.path), Exit.REFUSED)
         if response.is_error:
             raise CommandFailed(_sentence(response), Exit.REFUSED)
         return response
+
+
+class _Told(dict[str, Any]):
+    """An object of an answer. That a field is missing is told in a sentence: instances of other versions may not have it."""
+
+    def __init__(self, ops: str, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self._ops = ops
+
+    def __missing__(self, field: str) -> NoReturn:
+        raise CommandFailed(_other_version(self._ops, f'"{field}"'), Exit.REFUSED)
+
+
+def _other_version(ops: str, what: str) -> str:
+    """Why an answer is not what the command expects."""
+    try:
+        version = httpx.get(f"{ops}/instance", timeout=_VERSION_S).json()["version"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return f"{ops} knows no {what}; is that the ops port of a modelmesh instance, and of version {__version__}?"
+    return (
+        f"The instance at {ops} knows no {what}, which this command needs: its version is {version}, and that of the command "
+        f"{__version__}. Use the command of the instance's version, or upgrade the instance."
+    )
 
 
 def at(collection: str, id: str, verb: str = "") -> str:
@@ -123,12 +157,16 @@ def at(collection: str, id: str, verb: str = "") -> str:
     return f"/{collection}/{quote(id, safe='')}{verb}"
 
 
+def _stranger(response: httpx.Response) -> str:
+    return f"{response.request.url} answered {response.status_code}; is that the ops port of a modelmesh instance?"
+
+
 def _sentence(response: httpx.Response) -> str:
     """What the instance said. The ops API answers an object, the REST port of inference a text."""
     try:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
-        return f"{response.request.url} answered {response.status_code}; is that the ops port of a modelmesh instance?"
+        return _stranger(response)
     if isinstance(error, str):
         return error
     sentence = str(error.get("message", error))

@@ -25,13 +25,14 @@ from modelmesh.mesh.budget import Budget
 from modelmesh.mesh.copies import Copies, Copy, Want
 from modelmesh.mesh.estimates import Estimates, spec_of, unexpected
 from modelmesh.mesh.evictions import Evictions
-from modelmesh.mesh.failures import Failures, Standing
+from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.holds import UNTIL_USED
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.queue import LoadQueue
 from modelmesh.mesh.refusals import Refusals
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
+from modelmesh.policy.backoff import Nature
 from modelmesh.policy.eviction import miss_cost_s
 from modelmesh.policy.urgency import Claim, Why, startable
 from modelmesh.registry.records import ModelRecord
@@ -378,14 +379,14 @@ class Loads:
         except Exception as raised:
             error = unexpected(copy.model, raised)
         finally:
-            self._running.pop(copy.model, None)
+            _, began_s, _ = self._running.pop(copy.model)
         if copy.cancelled:
             self._evictions.unload(copy)
         elif loaded is not None:
             self._loaded(copy, loaded)
         else:
             assert error is not None
-            self._failed(copy, error)
+            self._failed(copy, error, self._clock.monotonic_s() - began_s)
         self._settle()
 
     def _loaded(self, copy: Copy, loaded: Loaded) -> None:
@@ -396,7 +397,7 @@ class Loads:
         reserved_bytes = copy.needed_bytes
         self._copies.loaded(copy, loaded, now_s)
         self._copies.publish()  # who waits goes on while the rest is noted
-        self._failures.forget(copy.model)
+        n_passed = self._failures.loaded(copy.model)
         self.total += 1
         if want is not None and want.waiting:
             self._budget.thrash.loaded(copy.model, loaded.size_bytes, now_s)
@@ -418,12 +419,20 @@ class Loads:
             waiting=copy.resumed,
             free_bytes=self._budget.ledger.free_bytes,
         )
+        if n_passed:
+            self._journal.record(
+                Did.REVIVED,
+                "",
+                f"Model {copy.model} loads again: {n_passed} other{'s' if n_passed > 1 else ''} that failed may, too, and "
+                "are tried when they are asked for.",
+                models=n_passed,
+            )
         self._on_loaded(copy, loaded)
         self._answer(want, None)
 
-    def _failed(self, copy: Copy, error: ModelMeshError) -> None:
+    def _failed(self, copy: Copy, error: ModelMeshError, took_s: float) -> None:
         """The load failed: whoever waits is told, what may be left of it is unloaded, its bytes are charged until then."""
-        self._fail(copy, error)
+        self._fail(copy, error, took_s)
         self.tell(copy, error)
         self._evictions.unload(copy)
 
@@ -434,21 +443,21 @@ class Loads:
         self.tell(copy, error)
         self.drop(copy)
 
-    def _fail(self, copy: Copy, error: ModelMeshError) -> Standing:
-        standing = self._failures.record(copy.model, error, copy.identity)
+    def _fail(self, copy: Copy, error: ModelMeshError, took_s: float = 0.0) -> None:
+        standing = self._failures.record(copy.model, error, copy.identity, took_s=took_s)
         self.failed_total += 1
         self._measures.count("modelmesh_loadmodel_failure")
+        if standing.nature is Nature.AWAY and standing.count & (standing.count - 1):
+            return  # looked for in vain every second: told the 1st, 2nd, 4th, 8th time
         stands_s = standing.expires_s - standing.at_s
-        kind = "pointless to try again before it changes" if standing.permanent else "perhaps passing"
         self._journal.record(
             Did.LOAD_FAILED,
             copy.model,
-            f"{error} ({kind}; tried again in {stands_s:.0f} s at the earliest)",
+            f"{error} ({_KINDS[standing.nature]}; tried again in {stands_s:.0f} s at the earliest)",
             failures=standing.count,
             stands_s=stands_s,
             reserved_bytes=copy.needed_bytes,
         )
-        return standing
 
     # --- telling those who wait -----------------------------------------------------------------------------
 
@@ -507,6 +516,13 @@ _REASONS = {
     Why.ASKED: "it was asked for",
     Why.SCALE: "it is expected to be used",
     Why.PREWARM: "it was used lately and memory is free",
+}
+
+
+_KINDS = {
+    Nature.AWAY: "perhaps only away",
+    Nature.PASSING: "perhaps passing",
+    Nature.BAD: "pointless to try again before it changes",
 }
 
 

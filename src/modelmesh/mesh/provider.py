@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from modelmesh.clock import Clock
 from modelmesh.errors import (
+    LoadFailed,
     LoadTimeout,
     ModelMeshError,
     ModelNotFound,
@@ -20,9 +21,11 @@ from modelmesh.errors import (
     RuntimeUnavailable,
 )
 from modelmesh.journal import Did, Journal
+from modelmesh.mesh.failures import nature
 from modelmesh.mesh.fleet import Fleet
 from modelmesh.mesh.places import Here, Places
 from modelmesh.peers.protocol import Ask, Load, Member, Peers, Provided
+from modelmesh.policy.backoff import Nature
 from modelmesh.policy.keeper import ranked
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.urgency import Why
@@ -201,9 +204,10 @@ class Provider:
             except ModelMeshError as raised:
                 error = raised
                 tried.add(there)
-                self._journal.record(
-                    Did.LOAD_FAILED, model, f"{there} could not load it: {raised}", places=len(tried)
-                )
+                if not isinstance(raised, LoadFailed) or nature(raised) is not Nature.AWAY:
+                    self._journal.record(  # what is away is looked for often: who looked tells of it now and then
+                        Did.LOAD_FAILED, model, f"{there} could not load it: {raised}", places=len(tried)
+                    )
             else:
                 if ask.copies <= 1:
                     return provided

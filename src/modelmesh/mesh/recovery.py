@@ -20,10 +20,11 @@ from typing import Any, Final
 from modelmesh.clock import Clock
 from modelmesh.errors import ModelMeshError, NoCapacity, RuntimeUnavailable
 from modelmesh.journal import Did, Journal
-from modelmesh.mesh.failures import is_permanent
+from modelmesh.mesh.failures import nature
 from modelmesh.mesh.fleet import Known
 from modelmesh.mesh.whole import Whole
 from modelmesh.peers.protocol import Ask
+from modelmesh.policy.backoff import Nature
 from modelmesh.policy.eviction import miss_cost_s
 from modelmesh.policy.urgency import Why
 from modelmesh.registry.mirror import Mirror
@@ -122,7 +123,7 @@ class Recovery:
 
     def refused(self, model: str, error: ModelMeshError) -> None:
         """Requests were refused because the model could not be loaded. It is tried again unless that is pointless."""
-        if is_permanent(error) or len(self._missed) >= MISSED_MAX or not self._whole.keeps(model):
+        if nature(error) is Nature.BAD or len(self._missed) >= MISSED_MAX or not self._whole.keeps(model):
             return
         until_s = self._clock.monotonic_s() + MISSED_FOR_S
         fresh = model not in self._missed

@@ -47,7 +47,7 @@ class Refusals:
             remaining_s = standing.expires_s - now_s
             retry_after_s = None if standing.permanent else remaining_s
             cache_s = min(remaining_s, self._tuning.failure_cache_s)
-        text = str(error)
+        text = str(error) if standing is None else f"{error} ({standing.outlook(now_s)})"
         for_now = isinstance(error, NoCapacity) and not isinstance(error, ModelTooLarge)
         thrashing = self._thrashing(model) if for_now else None
         if thrashing is not None:

@@ -24,8 +24,10 @@ from modelmesh.errors import (
     StoreUnavailable,
 )
 from modelmesh.journal import Did, Journal
+from modelmesh.mesh.failures import nature
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.vmodel_rules import begin_trial_in, fail_in, must_load, switch_in
+from modelmesh.policy.backoff import Nature
 from modelmesh.registry.mirror import ChangedIds
 from modelmesh.registry.records import Canary, VModelRecord
 
@@ -235,7 +237,8 @@ class Transitions:
         known, count = self._failures.get(vmodel, (target, 0))
         count = count + 1 if known == target else 1
         self._failures[vmodel] = (target, count)
-        waits_s = RETRY_PERMANENT_S if isinstance(error, LoadFailed) and error.permanent else RETRY_S
+        bad = isinstance(error, LoadFailed) and nature(error) is Nature.BAD
+        waits_s = RETRY_PERMANENT_S if bad else RETRY_S
         wait_s = error.retry_after_s or waits_s[min(count, len(waits_s)) - 1]
         self._retry(vmodel, target, wait_s)
         record = self._mirror.vmodel(vmodel)

@@ -16,6 +16,7 @@ from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
 from modelmesh.mesh.registrar import register_in
 from modelmesh.registry.ids import check_id, follows_versions
+from modelmesh.registry.keep import NO_KEEP, taken_over
 from modelmesh.registry.records import Canary, VModelRecord
 
 HOUR_MS: Final = 3_600_000
@@ -214,7 +215,9 @@ def _use(draft: Draft, model: str, used_ms: int) -> None:
 
 
 def _move(draft: Draft, vmodel: str, old: VModelRecord | None, new: VModelRecord | None) -> None:
-    """Write the vmodel, and count its references by what it referred to before and does after."""
+    """Write the vmodel, count its references by what it referred to before and does after, and pass on how its model is kept."""
+    if old is not None and new is not None and old.active != new.active:
+        _pass_on_keep(draft, vmodel, old.active, new.active)
     before = set() if old is None else {old.active, old.target}
     after = set() if new is None else {new.active, new.target}
     for model in sorted(after - before):
@@ -228,3 +231,14 @@ def _move(draft: Draft, vmodel: str, old: VModelRecord | None, new: VModelRecord
             gone = left == 0 and record.auto_delete
             draft.put_model(model, None if gone else replace(record, references=left))
     draft.put_vmodel(vmodel, new)
+
+
+def _pass_on_keep(draft: Draft, vmodel: str, former: str, model: str) -> None:
+    """What was set for a name goes with the name: to a model that has no terms of its own, and away from the former, unless
+    another name may rely on it. A version that the bare name leaves has a name of its own by design; nobody relies on that."""
+    leaving, taking = draft.model(former), draft.model(model)
+    if leaving is None or taking is None or (keep := taken_over(leaving.keep, taking.keep)) == taking.keep:
+        return
+    draft.put_model(model, replace(taking, keep=keep))
+    if leaving.references <= 1 or follows_versions(vmodel, former):
+        draft.put_model(former, replace(leaving, keep=NO_KEEP))

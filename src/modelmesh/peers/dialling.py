@@ -32,7 +32,7 @@ _OPTIONS: Final = (
 
 
 class Connection:
-    """A channel, and what is behind it."""
+    """A channel, and what is behind it, which knows more of a failure than the channel tells."""
 
     def __init__(self, address: str, target: str = "", behind: Relayed | None = None) -> None:
         """To an address; through `target`, if that is not the same."""
@@ -41,6 +41,11 @@ class Connection:
         options = (*_OPTIONS, ("grpc.default_authority", address))
         self.channel: grpc.aio.Channel = grpc.aio.insecure_channel(target or address, options=options)
         self._behind = behind
+
+    @property
+    def refusal(self) -> str:
+        """Why the other side ended it, where it said so; else empty."""
+        return "" if self._behind is None else self._behind.refusal
 
     async def close(self) -> None:
         """Cancel all calls. Idempotent."""
@@ -91,6 +96,8 @@ class MutualTls:
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 reader, writer = await asyncio.open_connection(host, port, ssl=self._context)
+        except ssl.SSLError as error:
+            raise RuntimeUnavailable(tls_refused(address, error)) from error
         except (OSError, TimeoutError) as error:
             why = error or f"no handshake within {HANDSHAKE_S:g} s"
             raise RuntimeUnavailable(f"The instance at {address} cannot be reached: {why}.") from error
@@ -98,8 +105,11 @@ class MutualTls:
         if not is_for(host, names):
             writer.transport.abort()
             said = ", ".join(name for _, name in names)
-            raise RuntimeUnavailable(f"The certificate shown at {address} is for others: {said}.")
-        relayed = Relayed(reader, writer)
+            raise RuntimeUnavailable(
+                f"The certificate shown at {address} is for others: {said}. Give that instance one with this address, or without "
+                "any, as peer_tls_cert."
+            )
+        relayed = Relayed(address, reader, writer)
         try:
             target = f"unix:{await relayed.listen(self._socket_dir)}"
         except OSError as error:
@@ -113,8 +123,11 @@ class Relayed:
 
     _numbers = count(1)
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._address = address
         self._far = reader, writer
+        self.refusal = ""
+        """See `Connection`. Who is shown a certificate says what it thinks of it only after the handshake (RFC 8446, 4.4.2.4)."""
         self._server: asyncio.Server | None = None
         self._relaying: asyncio.Task[None] | None = None
         self._path: Path
@@ -153,6 +166,8 @@ class Relayed:
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            if isinstance(error := self._far[0].exception(), ssl.SSLError):
+                self.refusal = tls_refused(self._address, error)
         finally:
             for way in ways:
                 way.cancel()
@@ -166,6 +181,25 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         while data := await reader.read(CHUNK_BYTES):
             writer.write(data)
             await writer.drain()
+
+
+def tls_refused(address: str, error: ssl.SSLError) -> str:
+    """What went wrong between the certificates of two instances, and what to look at."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"The certificate shown at {address} is not trusted here ({error.verify_message}): check peer_tls_trust of this "
+            "instance, and peer_tls_cert of that one."
+        )
+    reason = error.reason or str(error)
+    _, alert, what = reason.partition("_ALERT_")
+    if alert:
+        return (
+            f"The instance at {address} refused the certificate of this one ({what.replace('_', ' ').lower()}): check "
+            "peer_tls_cert of this instance, and peer_tls_trust of that one."
+        )
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        return f"The instance at {address} speaks no TLS: give all instances peer_tls_cert and peer_tls_key, or none."
+    return f"The instance at {address} cannot be spoken to by TLS: {reason.replace('_', ' ').lower()}."
 
 
 def split(address: str) -> tuple[str, int]:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from modelmesh.errors import Code, ModelMeshError, RuntimeUnavailable
+from modelmesh.errors import Code, LoadTimeout, ModelMeshError, RuntimeUnavailable
 from modelmesh.peers import messages
 from modelmesh.peers.dialling import Connection, Dial, dial
 from modelmesh.peers.protocol import (
@@ -69,7 +69,7 @@ class Link:
                 self.met.set()
                 if not self._complained:
                     self._complained = True
-                    log.warning("%s", error)
+                    log.warning("Not connected to instance %s: %s", self.member.id, error)
             self._fall_silent()
             pause_s = REDIAL_S if self._sequence != before else min(2 * pause_s, REDIAL_S_MAX)
             await asyncio.sleep(pause_s)
@@ -151,7 +151,7 @@ class Link:
             async with asyncio.timeout(TAKEN_S):
                 await self._reply(call, ask.model)
             while True:
-                reply = await self._reply(call, ask.model)
+                reply = await self._reply(call, ask.model, taken=True)
                 if reply.HasField("provided"):
                     return messages.from_provided(reply.provided)
         except TimeoutError as error:
@@ -162,10 +162,10 @@ class Link:
         finally:
             call.cancel()
 
-    async def _reply(self, call: Any, model: str) -> pb.ProvideReply:
+    async def _reply(self, call: Any, model: str, *, taken: bool = False) -> pb.ProvideReply:
         import grpc.aio
 
-        reply = await self._answer(call.read(), model)
+        reply = await self._answer(call.read(), model, loads=taken)
         if reply is grpc.aio.EOF:
             raise RuntimeUnavailable(
                 f"The instance {self.member.id} ended without an answer about model {model}.", model=model
@@ -175,7 +175,7 @@ class Link:
     async def load(self, ask: Ask) -> Provided:
         """See `Peers.load`."""
         request = messages.to_ask(self._me, ask)
-        answer = await self._unary("Load", request, pb.Provided, ask.deadline_s, ask.model)
+        answer = await self._unary("Load", request, pb.Provided, ask.deadline_s, ask.model, loads=True)
         return messages.from_provided(answer)
 
     async def unload(self, model: str, why: str) -> None:
@@ -209,13 +209,22 @@ class Link:
         )
         return call(request, timeout=timeout_s)
 
-    async def _unary(self, method: str, request: Any, answer: type[Any], timeout_s: float, model: str) -> Any:
+    async def _unary(
+        self,
+        method: str,
+        request: Any,
+        answer: type[Any],
+        timeout_s: float,
+        model: str,
+        *,
+        loads: bool = False,
+    ) -> Any:
         call = self._channel(request).unary_unary(
             f"/{messages.SERVICE}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
-        return await self._answer(call(request, timeout=timeout_s), model)
+        return await self._answer(call(request, timeout=timeout_s), model, loads=loads)
 
     def _channel(self, request: Any) -> grpc.aio.Channel:
         if self._connection is None:
@@ -225,12 +234,15 @@ class Link:
             )
         return self._connection.channel
 
-    async def _answer(self, waiting: Awaitable[Any], model: str) -> Any:
+    async def _answer(self, waiting: Awaitable[Any], model: str, *, loads: bool = False) -> Any:
+        """With `loads` the instance has it loaded meanwhile: no answer in time is no sign that it does not answer."""
         import grpc.aio
 
         try:
             return await waiting
         except grpc.aio.AioRpcError as error:
+            if loads and self._is_late(error):
+                raise LoadTimeout(f"Model {model} was not loaded in time.", model=model) from error
             raise self._failed(error, model) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -239,16 +251,21 @@ class Link:
             # Not who waits was cancelled: the channel was closed.
             raise RuntimeUnavailable(f"The connection to {self.member.id} is closed.", model=model) from None
 
+    @staticmethod
+    def _is_late(error: grpc.aio.AioRpcError) -> bool:
+        """Whether the deadline passed before it answered."""
+        code = Code(error.code().value[0])
+        return code is Code.DEADLINE_EXCEEDED and messages.KIND not in dict(error.trailing_metadata() or ())
+
     def _failed(self, error: grpc.aio.AioRpcError, model: str) -> ModelMeshError:
         """What the other raised, or that it cannot be reached."""
         trailers = dict(error.trailing_metadata() or ())
         code, details = Code(error.code().value[0]), error.details() or error.code().name
         kind = str(trailers.get(messages.KIND, ""))
         if not kind:
-            return RuntimeUnavailable(
-                f"The instance {self.member.id} at {self.member.address} does not answer: {details}.",
-                model=model,
-            )
+            refusal = "" if self._connection is None else self._connection.refusal
+            silent = f"The instance {self.member.id} at {self.member.address} does not answer: {details}."
+            return RuntimeUnavailable(refusal or silent, model=model)
         pushback = str(trailers.get("grpc-retry-pushback-ms", ""))
         retry_after_s = int(pushback) / 1000 if pushback.isdigit() else None
         return messages.error_of(kind, code, details, model, retry_after_s)

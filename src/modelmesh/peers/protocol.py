@@ -235,10 +235,10 @@ class Peers(Protocol):
 
     async def provide(self, id: str, ask: Ask) -> Provided:
         """Ask an instance, as the model's keeper, to have it loaded somewhere. It says within 250 ms that it took that on, else
-        RuntimeUnavailable is raised; then it may take until the deadline."""
+        RuntimeUnavailable is raised; then it may take until the deadline, after which LoadTimeout is."""
 
     async def load(self, id: str, ask: Ask) -> Provided:
-        """Ask an instance to load the model itself."""
+        """Ask an instance to load the model itself. Raises LoadTimeout when that is not done until the deadline."""
 
     async def unload(self, id: str, model: str, why: str) -> None:
         """Ask an instance to give its copy up, when its requests are done."""

@@ -78,6 +78,11 @@ class KeepChange:
 AS_IT_IS: Final = KeepChange()
 
 
+def taken_over(former: Keep, own: Keep) -> Keep:
+    """How a model is kept to which a name moves: on its own terms, and without any on those of the model that had the name."""
+    return former if own == NO_KEEP else own
+
+
 def stored(min_copies: int, max_copies: int, pin: bool, priority: float) -> Keep:
     """As it was stored, whoever wrote it: what is out of bounds counts as the nearest that is not."""
     if min_copies == max_copies == 0 and not pin and priority == 1.0:

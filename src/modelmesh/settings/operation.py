@@ -33,7 +33,7 @@ class Lifecycle:
             parsing.seconds,
             "450",
             "Seconds after which a model whose artefact could not be loaded is tried again when asked for; also the longest "
-            "pause after failures that may pass, or for files that are not there.",
+            "pause after failures that may pass. Files that are not there are looked for again after a second.",
             "SECONDS",
             live=True,
         ),

@@ -187,8 +187,9 @@ class Story:
         return path
 
     def _some_keep(self, path: str) -> KeepChange:
-        """How a model is kept. Only small ones are held, so that there is always room for all the others in turn."""
-        priority = self._rng.choice((0.5, 1.0, 4.0))
+        """How a model is kept. Only small ones are held, so that there is always room for all the others in turn: those have
+        terms of their own, and so never take over what a name that moves to them had."""
+        priority = self._rng.choice((0.5, 2.0, 4.0))
         if self._theatre.artefacts[path].size_bytes > SMALL_BYTES:
             return KeepChange(priority=priority)
         return KeepChange(min_copies=self._rng.randrange(4), pin=self._rng.random() < 0.3, priority=priority)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from modelmesh.errors import RuntimeUnavailable
+from modelmesh.errors import LoadTimeout, RuntimeUnavailable
 from modelmesh.peers.protocol import (
     Ask,
     Back,
@@ -424,7 +424,10 @@ class FakePeers:
             await asyncio.wait({task}, timeout=ask.deadline_s)
         finally:
             task.cancel()
+        late = not task.done()
         await asyncio.sleep(self._network.delay())
-        if task.cancelled() or not task.done() or not self._network.reaches(self.me.id, id):
+        if late and kind in ("provide", "load"):
+            raise LoadTimeout(f"Model {ask.model} was not loaded in time.", model=ask.model)
+        if late or task.cancelled() or not self._network.reaches(self.me.id, id):
             raise RuntimeUnavailable(f"Instance {id} did not answer in time.", model=ask.model)
         return task.result()

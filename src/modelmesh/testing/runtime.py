@@ -103,6 +103,8 @@ class FakeRuntime:
         self.unattributed_bytes = 0
         self.loads: list[str] = []
         """Every load that was begun, in order."""
+        self.looks: list[str] = []
+        """Every model whose files were looked at for an estimate, in order."""
         self.violations: list[str] = []
         self.in_use: Callable[[int], int] = lambda replica_id: 0
         """How many requests a replica serves now: unloading it then is a violation."""
@@ -140,6 +142,7 @@ class FakeRuntime:
             return None
 
     async def estimate(self, spec: ModelSpec) -> Estimate:
+        self.looks.append(spec.id)
         await asyncio.sleep(0)
         return self._estimate(spec)
 

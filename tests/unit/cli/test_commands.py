@@ -272,6 +272,54 @@ def test_another_server_is_recognised(run: Run, rest: tuple[str, list[tuple[str,
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("list",), '"total"'),
+        (("status",), "/instances"),
+        (("explain", "m"), '"now"'),
+        (("config", "list"), "/config"),
+        (("cordon", "a"), "/instances/a:cordon"),
+    ],
+)
+def test_an_instance_of_another_version_is_told_in_a_sentence(
+    run: Run, arguments: tuple[str, ...], what: str
+) -> None:
+    class Older(BaseHTTPRequestHandler):
+        """Knows /instance as of its time, and objects with nothing in them where the path is known at all."""
+
+        def do_GET(self) -> None:
+            known = self.path.partition("?")[0] in ("/instance", "/models", "/explain/m")
+            self._answer({"id": "a", "version": "0.0.1", "ledger": {}, "addresses": {}} if known else None)
+
+        def do_POST(self) -> None:
+            self._answer(None)
+
+        def _answer(self, value: object) -> None:
+            error = {
+                "error": {"code": "NOT_FOUND", "message": f"There is nothing at {self.path}; see /docs."}
+            }
+            raw = json.dumps(value or error).encode()
+            self.send_response(200 if value else 404)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Older) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        result = run(*arguments, "--ops", url)
+        server.shutdown()
+        thread.join(10)
+    assert result.exit_code == Exit.REFUSED
+    begins = f"The instance at {url} knows no {what}, which this command needs: its version is 0.0.1, and"
+    assert result.err.startswith(begins), result.err
+
+
 def test_infer_with_rows_asks_what_the_model_takes(run: Run, rest: tuple[str, list[tuple[str, Any]]]) -> None:
     answer = run("infer", "team/iris", "--data", "[[1.5, 2], [3, 4]]").json
     assert answer["outputs"] == [

@@ -19,6 +19,7 @@ from modelmesh.mesh.folder import OWNER, FolderKeeper
 from modelmesh.mesh.registrar import Registrar
 from modelmesh.mesh.vmodel_rules import Setting
 from modelmesh.mesh.vmodels import VModels
+from modelmesh.registry.keep import NO_KEEP, Keep, KeepChange
 from modelmesh.registry.mirror import Mirror
 from modelmesh.storage.folder import FolderScanner
 from modelmesh.store.memory import MemoryStore
@@ -114,6 +115,11 @@ class House:
             names[id] = os.path.relpath(model.path, self.folder)
         return names
 
+    def keep(self, name: str) -> Keep:
+        record = self.mirror.model(self.active(name))
+        assert record is not None
+        return record.keep
+
     def active(self, name: str) -> str:
         record = self.mirror.vmodel(name)
         assert record is not None
@@ -205,6 +211,28 @@ def test_a_changed_folder_is_switched_to_and_the_old_model_forgotten(folder: Pat
         assert house.active("iris") in house.loader.loaded, "it was loaded before the switch"
         assert house.mirror.model(before) is None
         assert house.mirror.n_models == 1
+
+    serve(folder, scenario)
+
+
+def test_how_a_name_is_kept_outlives_its_files(folder: Path) -> None:
+    write(folder / "iris" / "model.onnx")
+    write(folder / "rose" / "1" / "model.onnx")
+
+    async def scenario(house: House) -> None:
+        for name in ("iris", "rose"):
+            await house.registrar.keep(house.active(name), KeepChange(min_copies=2))
+        before = house.active("iris")
+        house.loader.loaded.update((before, house.active("rose")))
+        write(folder / "iris" / "model.onnx", "better")
+        write(folder / "rose" / "2" / "model.onnx")
+        await house.until(lambda: house.active("iris") != before and house.names()["rose"] == "rose/2")
+        keeps = {path: house.keep(id) for id, path in house.names().items()}
+        assert keeps == {"iris": Keep(2), "rose/1": NO_KEEP, "rose/2": Keep(2)}, "the bare name had it"
+        write(folder / "rose" / "2" / "model.onnx", "better")
+        second = house.active("rose")
+        await house.until(lambda: house.active("rose") != second)
+        assert house.keep("rose") == house.keep("rose:2") == Keep(2)
 
     serve(folder, scenario)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from modelmesh.errors import Code
+from modelmesh.errors import Code, LoadTimeout
 from modelmesh.mesh.views import State
 from modelmesh.peers.protocol import Ask
 from modelmesh.policy.urgency import Why
 from modelmesh.testing.loop import run
 from modelmesh.testing.runtime import Artefact
-from modelmesh.testing.stage import Stage
+from modelmesh.testing.stage import Stage, raised
 from modelmesh.testing.theatre import Theatre
 
 
@@ -57,6 +57,17 @@ def test_a_load_that_began_goes_on_when_nobody_waits_for_it_any_more() -> None:
             await theatre.settled()
             assert len(theatre.holders("iris")) == theatre.loads("iris") == 1
             theatre.check()
+
+    run(scene())
+
+
+def test_a_call_that_gives_up_is_told_that_the_load_takes_longer_wherever_it_asked() -> None:
+    async def scene() -> None:
+        async with Theatre(4) as theatre:
+            await theatre.register("iris", Artefact(load_s=2.0))
+            for stage in theatre:
+                error = await raised(stage.mesh.load("iris", timeout_s=0.4))
+                assert isinstance(error, LoadTimeout), error
 
     run(scene())
 

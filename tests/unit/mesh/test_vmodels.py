@@ -29,6 +29,7 @@ from modelmesh.mesh.transitions import RUNNING
 from modelmesh.mesh.views import VModelView
 from modelmesh.mesh.vmodel_rules import REASON_MAX, Setting, switch_in
 from modelmesh.mesh.vmodels import VModels
+from modelmesh.registry.keep import NO_KEEP, Keep, KeepChange
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import ModelRecord
 from modelmesh.store.memory import MemoryStore
@@ -204,6 +205,54 @@ def test_the_expected_target_decides(present: str, expected: str, target: str, a
         else:
             with pytest.raises(FailedPrecondition, match="expected"):
                 await house.set("v", target, expected_target=expected)
+
+    with_house(scenario)
+
+
+def test_how_a_model_is_kept_goes_with_the_name() -> None:
+    async def scenario(house: House) -> None:
+        def keep(model: str) -> Keep:
+            record = house.registrar.mirror.model(model)
+            assert record is not None
+            return record.keep
+
+        kept = Keep(min_copies=2, priority=4.0)
+        await house.set("v", "a")
+        await house.registrar.keep("a", KeepChange(min_copies=2, priority=4.0))
+        house.loader.loaded.add("a")
+        moving = asyncio.create_task(house.set("v", "b", sync=True))
+        await asyncio.sleep(0.5)
+        assert (keep("a"), keep("b")) == (kept, NO_KEEP), "not before the switch: a target may yet fail"
+        assert (await moving).active == "b"
+        assert (keep("a"), keep("b")) == (NO_KEEP, kept)
+
+        new = Registration("", "onnx", "/new")
+        await house.set("v", "new", model=new, auto_delete_target=True, sync=True)
+        assert (keep("b"), keep("new")) == (NO_KEEP, kept)
+        await house.set("v", "b", force=True)
+        assert house.registrar.mirror.model("new") is None
+        assert keep("b") == kept, "also from a model that is gone with this"
+
+        await house.registrar.keep("c", KeepChange(pin=True))
+        await house.set("v", "c", force=True)
+        assert (keep("b"), keep("c")) == (kept, Keep(pin=True)), "terms of its own"
+
+        await house.set("w", "c")
+        await house.set("v", "a", force=True)
+        assert keep("a") == keep("c") == Keep(pin=True), "another name may rely on them"
+
+    with_house(scenario)
+
+
+def test_a_target_that_fails_takes_nothing_over() -> None:
+    async def scenario(house: House) -> None:
+        await house.set("v", "a")
+        await house.registrar.keep("a", KeepChange(pin=True))
+        house.loader.loaded.add("a")
+        house.loader.broken["b"] = LoadFailed("It is torn.")
+        assert (await house.set("v", "b", sync=True)).target_failed
+        record = house.registrar.mirror.model("b")
+        assert record is not None and record.keep == NO_KEEP
 
     with_house(scenario)
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from modelmesh.policy.backoff import PERMANENT_S, TRANSIENT_S_MAX, Nature, stands_s
+from modelmesh.policy.backoff import LOOKS_PER_S, PERMANENT_S, TRANSIENT_S_MAX, Nature, look_s, stands_s
 from modelmesh.policy.copies import next_count, wanted
 from modelmesh.policy.thrash import WINDOW_S, Thrash
 
@@ -26,11 +26,20 @@ def test_bad_artefacts_stand_long_and_a_suggestion_wins() -> None:
     assert stands_s(5, Nature.BAD, rng, suggested_s=8.0) <= 10.0
 
 
-def test_what_is_not_there_is_looked_for_again_soon_and_then_ever_more_rarely() -> None:
+def test_what_was_away_is_looked_for_each_second_but_all_together_at_a_bounded_rate() -> None:
     rng = random.Random(1)
-    for count in range(1, 40):
-        expected_s = min(2.0 ** (count - 1), PERMANENT_S)
-        assert 0.75 * expected_s <= stands_s(count, Nature.ABSENT, rng) <= 1.25 * expected_s
+    assert all(0.75 <= stands_s(count, Nature.AWAY, rng) <= 1.25 for count in range(1, 40))
+    assert look_s(0.0, 50.0, took_s=0.0) == 50.0 + 1 / LOOKS_PER_S
+    turn_s = 0.0
+    for _ in range(1_000):
+        turn_s = look_s(turn_s, 0.0, took_s=0.0)
+    assert turn_s == pytest.approx(1_000 / LOOKS_PER_S)
+    assert look_s(turn_s, 0.0, took_s=30.0) == TRANSIENT_S_MAX, "none has to wait for longer"
+
+
+def test_looks_that_take_long_take_turns_that_leave_half_a_slot_free() -> None:
+    assert look_s(0.0, 10.0, took_s=3.0) == 16.0
+    assert look_s(16.0, 10.0, took_s=3.0) == 22.0
 
 
 @pytest.mark.parametrize(
