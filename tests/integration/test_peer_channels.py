@@ -16,7 +16,7 @@ from modelmesh.peers.dialling import MutualTls, is_for
 
 OK = grpc.StatusCode.OK
 Pair = tuple[Path, Path]
-LOAD = "/modelmesh.peers.v1.Peers/Load"
+UNLOAD = "/modelmesh.peers.v1.Peers/Unload"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ async def answers(folder: Path, here: Pair, there: Pair, of_here: bytes, of_ther
             connection = await MutualTls(*here, of_here, sockets).dial(face.peer)
         except RuntimeUnavailable as error:
             return str(error)
-        reply = await face.ask(method=LOAD, headers=(), channel=connection.channel, timeout_s=10.0)
+        reply = await face.ask(method=UNLOAD, headers=(), channel=connection.channel, timeout_s=10.0)
         assert (reply.code is grpc.StatusCode.OK) is bool(face.control.requests)
         await connection.close()
         await connection.close()
@@ -128,9 +128,9 @@ def test_a_connection_that_breaks_ends_the_channel(tmp_path: Path, authority: Au
         tls = PeerTls(pair[0].read_bytes(), pair[1].read_bytes(), trusted)
         async with relay_face(tmp_path, peer_port=0, peer_tls=tls) as face:
             connection = await MutualTls(*pair, trusted, tmp_path).dial(face.peer)
-            assert (await face.ask(method=LOAD, headers=(), channel=connection.channel)).code is OK
+            assert (await face.ask(method=UNLOAD, headers=(), channel=connection.channel)).code is OK
             face.plane.stop()
-            reply = await face.ask(method=LOAD, headers=(), channel=connection.channel)
+            reply = await face.ask(method=UNLOAD, headers=(), channel=connection.channel)
             assert reply.code is grpc.StatusCode.UNAVAILABLE
             await connection.close()
 

@@ -14,7 +14,15 @@ import grpc.aio
 import pytest
 from between import Between
 
-from modelmesh.errors import Code, LoadFailed, ModelNotFound, NoCapacity, Quarantined, RuntimeUnavailable
+from modelmesh.errors import (
+    Code,
+    LoadFailed,
+    LoadTimeout,
+    ModelNotFound,
+    NoCapacity,
+    Quarantined,
+    RuntimeUnavailable,
+)
 from modelmesh.management.peers import service
 from modelmesh.peers import connected, link, messages
 from modelmesh.peers.connected import ConnectedPeers
@@ -180,9 +188,9 @@ def test_a_start_waits_for_its_address_and_not_for_those_that_are_not_there(tmp_
 
             await c.peers.stop()
             there = await dial(address)
-            load = there.channel.unary_unary(f"/{messages.SERVICE}/Load")
+            unload = there.channel.unary_unary(f"/{messages.SERVICE}/Unload")
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await load(messages.to_ask("a", ASK).SerializeToString())
+                await unload(b"")
             assert refused.value.details() == "This instance is starting, or stopping."
             await there.close()
             await c.stop()
@@ -312,5 +320,49 @@ def test_a_keeper_that_does_not_take_it_on_is_given_up_at_once_and_a_slow_load_i
             await b.deafen()
             with pytest.raises(RuntimeUnavailable, match=r"The instance b at unix:.* does not answer"):
                 await a.peers.load("b", ASK)
+
+    asyncio.run(scenario())
+
+
+def test_many_questions_are_answered_as_they_are_ready_and_forgotten_when_nobody_waits(
+    tmp_path: Path,
+) -> None:
+    class Slow(Mesh):
+        """Takes as many hundredths of a second as the model's name says."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.ended: list[str] = []
+
+        async def load(self, asker: str, ask: Ask) -> Provided:
+            try:
+                await asyncio.sleep(int(ask.model) / 100)
+            finally:
+                self.ended.append(ask.model)
+            return Provided(ask.model, 1, 5)
+
+    async def scenario() -> None:
+        async with nodes(tmp_path, "a", "b") as (_, (a, b)):
+            await a.until(lambda: bool(a.seen(Joined)), "b is known")
+            slow = b.peers.hosted = Slow()
+
+            async def ask(model: int) -> str:
+                return (await a.peers.load("b", replace(ASK, model=str(model)))).holder
+
+            assert await asyncio.gather(*map(ask, (20, 10, 0))) == ["20", "10", "0"]
+            assert slow.ended == ["0", "10", "20"]
+            given_up = asyncio.create_task(ask(10_000))
+            with pytest.raises(LoadTimeout, match="9000 was not loaded in time"):
+                await a.peers.load("b", replace(ASK, model="9000", deadline_s=0.05))
+            given_up.cancel()
+            await a.until(lambda: {"9000", "10000"} <= set(slow.ended), "both are forgotten")
+            waiting = asyncio.create_task(ask(9001))
+            await asyncio.sleep(0.05)
+            await b.deafen()
+            with pytest.raises(RuntimeUnavailable, match="b"):
+                await waiting
+            await b.listen()
+            await a.until(lambda: bool(a.seen(Back)), "b is back")
+            assert await ask(1) == "1"
 
     asyncio.run(scenario())

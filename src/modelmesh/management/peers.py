@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import grpc
 import grpc.aio
 
 from modelmesh.errors import ModelMeshError, RuntimeUnavailable
-from modelmesh.management.server import Context, Service, abort, remaining_s, unary
+from modelmesh.management.answering import Answering
+from modelmesh.management.server import Context, Service, abort, unary
 from modelmesh.peers import messages
 from modelmesh.peers.picture import Picture
 from modelmesh.peers.protocol import Hosted
 from modelmesh.wire.generated import peers_pb2 as pb
 
-DEADLINE_S: Final = 120.0
-"""Of a question that came without one."""
 RECALLED_MAX: Final = 1_000
 """Entries of the journal in one answer, whatever was asked for."""
 
@@ -38,19 +38,12 @@ class _Service:
             yield messages.to_update(update)
         yield pb.Update(epoch=picture.epoch, sequence=picture.sequence, goodbye=True)
 
-    async def provide(self, request: pb.AskRequest, context: Context) -> AsyncIterator[pb.ProvideReply]:
-        try:
-            hosted = self._hosted()
-            yield pb.ProvideReply(taken=True)
-            provided = await hosted.provide(request.asker, messages.from_ask(request, _left_s(context)))
-        except ModelMeshError as error:
-            await _abort(context, error)
-            raise
-        yield pb.ProvideReply(provided=messages.to_provided(provided))
-
-    async def load(self, request: pb.AskRequest, context: Context) -> pb.Provided:
-        ask = messages.from_ask(request, _left_s(context))
-        return messages.to_provided(await self._hosted().load(request.asker, ask))
+    async def converse(
+        self, questions: AsyncIterator[pb.Question], context: Context
+    ) -> AsyncIterator[pb.Answer]:
+        async with contextlib.aclosing(Answering(self._hosted).answers(questions)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def unload(self, request: pb.UnloadRequest, context: Context) -> pb.UnloadReply:
         await self._hosted().unload(request.asker, request.model, request.why)
@@ -70,11 +63,6 @@ class _Service:
         return self._asked.hosted
 
 
-def _left_s(context: Context) -> float:
-    left_s = remaining_s(context)
-    return DEADLINE_S if left_s is None else left_s
-
-
 async def _abort(context: Context, error: ModelMeshError) -> None:
     await abort(context, error, ((messages.KIND, type(error).__name__),))
 
@@ -83,17 +71,19 @@ def service(asked: Asked) -> Service:
     """The peer service of an instance."""
     calls = _Service(asked)
 
-    def stream(handle: Any, request: Any, answer: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        return grpc.unary_stream_rpc_method_handler(
-            handle, request_deserializer=request.FromString, response_serializer=answer.SerializeToString
-        )
-
     return Service(
         messages.SERVICE,
         {
-            "Follow": stream(calls.follow, pb.FollowRequest, pb.Update),
-            "Provide": stream(calls.provide, pb.AskRequest, pb.ProvideReply),
-            "Load": unary(calls.load, pb.AskRequest, pb.Provided, _abort),
+            "Follow": grpc.unary_stream_rpc_method_handler(
+                calls.follow,
+                request_deserializer=pb.FollowRequest.FromString,
+                response_serializer=pb.Update.SerializeToString,
+            ),
+            "Converse": grpc.stream_stream_rpc_method_handler(
+                calls.converse,
+                request_deserializer=pb.Question.FromString,
+                response_serializer=pb.Answer.SerializeToString,
+            ),
             "Unload": unary(calls.unload, pb.UnloadRequest, pb.UnloadReply, _abort),
             "Recall": unary(calls.recall, pb.RecallRequest, pb.RecallReply, _abort),
             "Order": unary(calls.order, pb.OrderRequest, pb.OrderReply, _abort),

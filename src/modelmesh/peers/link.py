@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from modelmesh.errors import Code, LoadTimeout, ModelMeshError, RuntimeUnavailable
 from modelmesh.peers import messages
+from modelmesh.peers.conversation import Conversation, NotTaken
 from modelmesh.peers.dialling import Connection, Dial, dial
 from modelmesh.peers.protocol import (
     Ask,
@@ -53,6 +54,7 @@ class Link:
         self._tell = tell
         self._connect = connect
         self._connection: Connection | None = None
+        self._talk: Conversation | None = None
         self._epoch = self._sequence = 0
         self._told_silent = self._complained = False
 
@@ -76,14 +78,16 @@ class Link:
 
     async def _dial(self) -> None:
         """Anew each time, because certificates may be others by now."""
-        before, self._connection = self._connection, await self._connect(self.member.address)
-        if before is not None:
-            await before.close()
+        await self._use(await self._connect(self.member.address))
 
     async def _follow(self) -> bool:
         """Until the stream ends; whether with a goodbye."""
-        request = pb.FollowRequest(follower=self._me, epoch=self._epoch, sequence=self._sequence)
-        call = self._stream("Follow", request, pb.Update, None)
+        follow = self._channel("").unary_stream(
+            f"/{messages.SERVICE}/Follow",
+            request_serializer=pb.FollowRequest.SerializeToString,
+            response_deserializer=pb.Update.FromString,
+        )
+        call = follow(pb.FollowRequest(follower=self._me, epoch=self._epoch, sequence=self._sequence))
         try:
             while True:
                 message = await self._next(call)
@@ -146,37 +150,27 @@ class Link:
 
     async def provide(self, ask: Ask) -> Provided:
         """See `Peers.provide`."""
-        call = self._stream("Provide", messages.to_ask(self._me, ask), pb.ProvideReply, ask.deadline_s)
+        return await self._converse(pb.Question(provide=messages.to_ask(self._me, ask)), ask, TAKEN_S)
+
+    async def load(self, ask: Ask) -> Provided:
+        """See `Peers.load`."""
+        return await self._converse(pb.Question(load=messages.to_ask(self._me, ask)), ask, None)
+
+    async def _converse(self, question: pb.Question, ask: Ask, taken_s: float | None) -> Provided:
+        if self._talk is None or self._talk.ended:
+            self._talk = Conversation(self._channel(ask.model), self.member.id)
         try:
-            async with asyncio.timeout(TAKEN_S):
-                await self._reply(call, ask.model)
-            while True:
-                reply = await self._reply(call, ask.model, taken=True)
-                if reply.HasField("provided"):
-                    return messages.from_provided(reply.provided)
-        except TimeoutError as error:
+            answer = await self._answer(self._talk.ask(question, ask.deadline_s, taken_s), ask.model)
+        except NotTaken as error:
             raise RuntimeUnavailable(
                 f"The instance {self.member.id} did not take model {ask.model} on within {TAKEN_S * 1000:.0f} ms.",
                 model=ask.model,
             ) from error
-        finally:
-            call.cancel()
-
-    async def _reply(self, call: Any, model: str, *, taken: bool = False) -> pb.ProvideReply:
-        import grpc.aio
-
-        reply = await self._answer(call.read(), model, loads=taken)
-        if reply is grpc.aio.EOF:
-            raise RuntimeUnavailable(
-                f"The instance {self.member.id} ended without an answer about model {model}.", model=model
-            )
-        return cast("pb.ProvideReply", reply)
-
-    async def load(self, ask: Ask) -> Provided:
-        """See `Peers.load`."""
-        request = messages.to_ask(self._me, ask)
-        answer = await self._unary("Load", request, pb.Provided, ask.deadline_s, ask.model, loads=True)
-        return messages.from_provided(answer)
+        except TimeoutError as error:
+            raise LoadTimeout(f"Model {ask.model} was not loaded in time.", model=ask.model) from error
+        if answer.WhichOneof("told") == "provided":
+            return messages.from_provided(answer.provided)
+        raise messages.from_refused(answer.refused, ask.model)
 
     async def unload(self, model: str, why: str) -> None:
         """See `Peers.unload`."""
@@ -195,54 +189,41 @@ class Link:
 
     async def close(self) -> None:
         """Cancel all calls. Idempotent."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        await self._use(None)
+
+    async def _use(self, connection: Connection | None) -> None:
+        """Instead of the one before, whose calls are cancelled."""
+        before, self._connection = self._connection, connection
+        talk, self._talk = self._talk, None
+        if talk is not None:
+            await talk.close()
+        if before is not None:
+            await before.close()
 
     # --- the wire -------------------------------------------------------------------------------------------
 
-    def _stream(self, method: str, request: Any, answer: type[Any], timeout_s: float | None) -> Any:
-        call = self._channel(request).unary_stream(
+    async def _unary(self, method: str, request: Any, answer: type[Any], timeout_s: float, model: str) -> Any:
+        call = self._channel(model).unary_unary(
             f"/{messages.SERVICE}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
-        return call(request, timeout=timeout_s)
+        return await self._answer(call(request, timeout=timeout_s), model)
 
-    async def _unary(
-        self,
-        method: str,
-        request: Any,
-        answer: type[Any],
-        timeout_s: float,
-        model: str,
-        *,
-        loads: bool = False,
-    ) -> Any:
-        call = self._channel(request).unary_unary(
-            f"/{messages.SERVICE}/{method}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=answer.FromString,
-        )
-        return await self._answer(call(request, timeout=timeout_s), model, loads=loads)
-
-    def _channel(self, request: Any) -> grpc.aio.Channel:
+    def _channel(self, model: str) -> grpc.aio.Channel:
         if self._connection is None:
             raise RuntimeUnavailable(
                 f"The instance {self.member.id} at {self.member.address} was not reached yet.",
-                model=getattr(request, "model", ""),
+                model=model,
             )
         return self._connection.channel
 
-    async def _answer(self, waiting: Awaitable[Any], model: str, *, loads: bool = False) -> Any:
-        """With `loads` the instance has it loaded meanwhile: no answer in time is no sign that it does not answer."""
+    async def _answer(self, waiting: Awaitable[Any], model: str) -> Any:
         import grpc.aio
 
         try:
             return await waiting
         except grpc.aio.AioRpcError as error:
-            if loads and self._is_late(error):
-                raise LoadTimeout(f"Model {model} was not loaded in time.", model=model) from error
             raise self._failed(error, model) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -250,12 +231,6 @@ class Link:
                 raise
             # Not who waits was cancelled: the channel was closed.
             raise RuntimeUnavailable(f"The connection to {self.member.id} is closed.", model=model) from None
-
-    @staticmethod
-    def _is_late(error: grpc.aio.AioRpcError) -> bool:
-        """Whether the deadline passed before it answered."""
-        code = Code(error.code().value[0])
-        return code is Code.DEADLINE_EXCEEDED and messages.KIND not in dict(error.trailing_metadata() or ())
 
     def _failed(self, error: grpc.aio.AioRpcError, model: str) -> ModelMeshError:
         """What the other raised, or that it cannot be reached."""

@@ -14,6 +14,7 @@ from modelmesh.errors import (
     ModelMeshError,
     Quarantined,
     RuntimeUnavailable,
+    code_of,
 )
 from modelmesh.peers.protocol import Ask, Failed, Held, Load, Order, Provided, Remembered, Tally, Update
 from modelmesh.policy.urgency import Why
@@ -117,6 +118,20 @@ def to_provided(provided: Provided) -> pb.Provided:
 
 def from_provided(message: pb.Provided) -> Provided:
     return Provided(message.holder, message.epoch, message.sequence)
+
+
+def to_refused(error: ModelMeshError) -> pb.Refused:
+    return pb.Refused(
+        kind=type(error).__name__,
+        code=int(code_of(error)),
+        message=error.message,
+        retry_after_s=error.retry_after_s,
+    )
+
+
+def from_refused(refused: pb.Refused, model: str) -> ModelMeshError:
+    retry_after_s = refused.retry_after_s if refused.HasField("retry_after_s") else None
+    return error_of(refused.kind, _code(refused.code), refused.message, model, retry_after_s)
 
 
 def to_recalled(entries: Sequence[Remembered]) -> pb.RecallReply:

@@ -15,6 +15,8 @@ PIECE: Final = 1000
 LOG_MAX: Final = 20_000
 """Changes kept for those that were away for a moment; who missed more is told everything anew."""
 HEARTBEAT_S: Final = 0.25
+GATHER_S: Final = 0.002
+"""What changes within so long is told together: mostly a load that begins and is done, whose requests wait for no news of it."""
 
 
 class Picture:
@@ -91,6 +93,7 @@ class Picture:
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await changed.wait()
+                await asyncio.sleep(GATHER_S)
             except TimeoutError:
                 continue
 

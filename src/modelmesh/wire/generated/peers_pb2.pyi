@@ -150,13 +150,43 @@ class AskRequest(_message.Message):
     execution_s: float
     def __init__(self, asker: _Optional[str] = ..., model: _Optional[str] = ..., need: _Optional[int] = ..., why: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., last_used_wall_ms: _Optional[int] = ..., tried: _Optional[_Iterable[str]] = ..., hops: _Optional[int] = ..., until_used: _Optional[bool] = ..., suspicion: _Optional[bool] = ..., copies: _Optional[int] = ..., worth_s: _Optional[float] = ..., execution_s: _Optional[float] = ...) -> None: ...
 
-class ProvideReply(_message.Message):
-    __slots__ = ("taken", "provided")
+class Question(_message.Message):
+    __slots__ = ("number", "deadline_ms", "provide", "load", "withdrawn")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    PROVIDE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    deadline_ms: int
+    provide: AskRequest
+    load: AskRequest
+    withdrawn: bool
+    def __init__(self, number: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., provide: _Optional[_Union[AskRequest, _Mapping]] = ..., load: _Optional[_Union[AskRequest, _Mapping]] = ..., withdrawn: _Optional[bool] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("number", "taken", "provided", "refused")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     TAKEN_FIELD_NUMBER: _ClassVar[int]
     PROVIDED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    number: int
     taken: bool
     provided: Provided
-    def __init__(self, taken: _Optional[bool] = ..., provided: _Optional[_Union[Provided, _Mapping]] = ...) -> None: ...
+    refused: Refused
+    def __init__(self, number: _Optional[int] = ..., taken: _Optional[bool] = ..., provided: _Optional[_Union[Provided, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("kind", "code", "message", "retry_after_s")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    code: int
+    message: str
+    retry_after_s: float
+    def __init__(self, kind: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
 
 class Provided(_message.Message):
     __slots__ = ("holder", "epoch", "sequence")
