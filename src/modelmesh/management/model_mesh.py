@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from modelmesh.errors import (
@@ -22,6 +22,7 @@ from modelmesh.errors import (
 )
 from modelmesh.management.server import Context, Service, unary
 from modelmesh.mesh.control import Admit, ControlPlane, Registration
+from modelmesh.mesh.gathering import Gathering
 from modelmesh.mesh.views import CopyView, ModelView, State, VModelView
 from modelmesh.registry.ids import check_id
 from modelmesh.wire.generated import model_mesh_pb2 as pb
@@ -29,6 +30,8 @@ from modelmesh.wire.generated import model_mesh_pb2 as pb
 NAME: Final = "mmesh.ModelMesh"
 LEGACY_NAME: Final = "com.ibm.watson.tas.proto.TasRuntime"
 HOUR_MS: Final = 3_600_000
+ADMITTED_AT_ONCE: Final = 128
+"""Registrations whose paths are looked at together: each takes some file system calls."""
 _NOT_GIVEN_FROM: Final = 1 << 63
 """The predecessor reads the unsigned field as a signed one, and takes a negative time as none."""
 
@@ -50,14 +53,15 @@ class ModelMesh:
         self._control = control
         self._admit = admit
         self._wall_s = wall_s
+        self._admissions = Gathering(self._admit_all, ADMITTED_AT_ONCE)
 
     async def register_model(self, request: pb.RegisterModelRequest, context: Context) -> Status:
         """Idempotent; ALREADY_EXISTS for other attributes."""
         used_ms = self._used_ms(request.lastUsedTime, load_now=request.loadNow)
         registration = await self._admitted(check_id(request.modelId), request.modelInfo, used_ms)
-        await self._control.register(registration)
+        view = await self._control.register(registration)
         if not request.loadNow:
-            return await self._model(registration.id)
+            return _status(view)
         return await self._ensured(registration.id, used_ms, sync=request.sync)
 
     async def unregister_model(
@@ -118,7 +122,18 @@ class ModelMesh:
         if not info.type.strip():
             raise InvalidInput(f"Model {model} needs a type, for example sklearn.", model=model)
         registration = Registration(model, info.type, info.path, info.key, used_ms)
-        return await asyncio.to_thread(self._admit, registration)
+        return await self._admissions.one(registration)
+
+    async def _admit_all(
+        self, registrations: Sequence[Registration]
+    ) -> Sequence[Registration | ModelMeshError]:
+        return await asyncio.to_thread(lambda: [self._admitted_or_why(each) for each in registrations])
+
+    def _admitted_or_why(self, registration: Registration) -> Registration | ModelMeshError:
+        try:
+            return self._admit(registration)
+        except ModelMeshError as error:
+            return error
 
     def _used_ms(self, given: int, *, load_now: bool) -> int:
         """When a model to register was last used: what the client says, but not in the future; else an hour ago when it is to be

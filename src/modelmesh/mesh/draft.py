@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from modelmesh.errors import InvalidInput
+from modelmesh.errors import FailedPrecondition, InvalidInput
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import REGISTRY, VMODELS, ModelRecord, VModelRecord
 from modelmesh.store.protocol import Entry, Txn
@@ -17,12 +17,15 @@ class Draft:
     """What was read is compared when committing, so a decision taken on old news is taken again on the news.
 
     Reading sees what the draft wrote. `known` holds keys as the store has them now (None: absent); the mirror
-    stands in for all others."""
+    stands in for all others. `refuses` says why nothing may be written; empty when it may."""
 
-    def __init__(self, mirror: Mirror, root: str, known: Mapping[str, Entry | None]) -> None:
+    def __init__(
+        self, mirror: Mirror, root: str, known: Mapping[str, Entry | None], refuses: str = ""
+    ) -> None:
         self._mirror = mirror
         self._root = root
         self._known = known
+        self._refuses = refuses
         self._read: dict[str, int] = {}
         self._models: dict[str, ModelRecord | None] = {}
         self._vmodels: dict[str, VModelRecord | None] = {}
@@ -53,16 +56,22 @@ class Draft:
         return self._vmodels[id]
 
     def put_model(self, id: str, record: ModelRecord | None) -> None:
-        """Write a model record; None deletes it."""
+        """Write a model record; None deletes it. Raises FailedPrecondition."""
         if self.model(id) != record:
+            self._check_writable()
             self._models[id] = record
             self._written.add(self._root + REGISTRY + id)
 
     def put_vmodel(self, id: str, record: VModelRecord | None) -> None:
-        """Write a vmodel record; None deletes it."""
+        """Write a vmodel record; None deletes it. Raises FailedPrecondition."""
         if self.vmodel(id) != record:
+            self._check_writable()
             self._vmodels[id] = record
             self._written.add(self._root + VMODELS + id)
+
+    def _check_writable(self) -> None:
+        if self._refuses:
+            raise FailedPrecondition(self._refuses)
 
     def txn(self) -> Txn:
         """The transaction that compares all that was read and writes all that was written."""

@@ -28,6 +28,7 @@ from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.draft import Draft
 from modelmesh.mesh.follower import WAIT_CURRENT_S, Follower
+from modelmesh.mesh.gathering import Gathering
 from modelmesh.registry.ids import check_id
 from modelmesh.registry.keep import NO_KEEP, Keep, KeepChange
 from modelmesh.registry.mirror import ChangedIds, Mirror
@@ -84,6 +85,7 @@ class Registrar(Follower):
         self.txn_keys_max = store.txn_keys_max
         """The most records that one transaction may read and write."""
         self._batch_records = self._batch_records_max = min(BATCH_RECORDS, store.txn_keys_max)
+        self._registering = Gathering(self._register_each, self._batch_records_max)
         self._clock = clock
         self._journal = journal
         self._learned: dict[str, _Learned] = {}
@@ -135,17 +137,26 @@ class Registrar(Follower):
 
     async def register(self, registration: Registration) -> None:
         """Register a model; one with equal attributes is left as it is. Raises AlreadyExists, InvalidInput, StoreUnavailable."""
-        (answer,) = await self._register([registration])
-        if answer is not None:
-            raise answer
+        await self._registering.one(registration)
 
     async def register_many(self, registrations: Sequence[Registration]) -> list[ModelMeshError | None]:
         """One answer per registration, in order: None when it is registered. A store that fails midway answers for the rest."""
+        return await self._register_all(registrations, self._note_together)
+
+    async def _register_each(self, registrations: Sequence[Registration]) -> list[ModelMeshError | None]:
+        """As `register_many`, of models that were not registered together."""
+        return await self._register_all(registrations, self._note_each)
+
+    async def _register_all(
+        self, registrations: Sequence[Registration], note: Callable[[Sequence[str]], None]
+    ) -> list[ModelMeshError | None]:
         answers: list[ModelMeshError | None] = []
         while len(answers) < len(registrations):
             chunk = registrations[len(answers) : len(answers) + self._batch_records]
             try:
-                answers.extend(await self._register(chunk))
+                some, added = await self._register(chunk)
+                note(added)
+                answers.extend(some)
                 self._more()
             except PayloadTooLarge as error:
                 if not self._fewer_than(len(chunk)):
@@ -153,6 +164,17 @@ class Registrar(Follower):
             except StoreUnavailable as error:
                 answers.extend([error] * (len(registrations) - len(answers)))
         return answers
+
+    def _note_each(self, added: Sequence[str]) -> None:
+        for model in added:
+            self._journal.record(Did.REGISTERED, model, "It was registered.")
+
+    def _note_together(self, added: Sequence[str]) -> None:
+        if len(added) > 1:
+            reason = f"{len(added)} models were registered."
+            self._journal.record(Did.REGISTERED, "", reason, models=len(added))
+        else:
+            self._note_each(added)
 
     def _fewer_than(self, count: int) -> bool:
         """These many records are too large together: write half as many at once. False when that is none."""
@@ -162,8 +184,11 @@ class Registrar(Follower):
     def _more(self) -> None:
         self._batch_records = min(2 * self._batch_records, self._batch_records_max)
 
-    async def _register(self, registrations: Sequence[Registration]) -> list[ModelMeshError | None]:
-        added: set[str] = set()
+    async def _register(
+        self, registrations: Sequence[Registration]
+    ) -> tuple[list[ModelMeshError | None], list[str]]:
+        """In one transaction. The answers, and the models that were not there before."""
+        added: dict[str, None] = {}
 
         def decide(draft: Draft) -> list[ModelMeshError | None]:
             added.clear()
@@ -173,20 +198,13 @@ class Registrar(Follower):
                     registration = replace(registration, last_used_ms=0)
                 try:
                     if register_in(draft, registration):
-                        added.add(registration.id)
+                        added[registration.id] = None
                     answers.append(None)
                 except ModelMeshError as error:
                     answers.append(error)
             return answers
 
-        answers = await self.transact(decide)
-        if len(added) == 1:
-            self._journal.record(Did.REGISTERED, next(iter(added)), "It was registered.")
-        elif added:
-            self._journal.record(
-                Did.REGISTERED, "", f"{len(added)} models were registered.", models=len(added)
-            )
-        return answers
+        return await self.transact(decide), list(added)
 
     async def unregister(self, model: str) -> bool:
         """Forget a model. False when it was not registered. Raises FailedPrecondition while vmodels refer to it."""
@@ -239,14 +257,13 @@ class Registrar(Follower):
         free of side effects. Raises what `decide` raises, StaleRevision after many attempts, StoreUnavailable."""
         known: dict[str, Entry | None] = {}
         for _ in range(ATTEMPTS):
-            draft = Draft(self._mirror, self._root, known)
+            draft = Draft(self._mirror, self._root, known, self.refuses)
             raised: ModelMeshError | None = None
             try:
                 result = decide(draft)
                 txn = draft.txn()
                 if not txn.compares:
                     return result
-                self._check_writable(txn)
             except ModelMeshError as error:
                 raised = error
                 txn = Txn(compares=draft.txn().compares)
@@ -265,10 +282,6 @@ class Registrar(Follower):
             known.update(dict.fromkeys(txn.compares, None))
             known.update(commit.current)
         raise StaleRevision(f"The registry changed under {ATTEMPTS} attempts to write to it: try again.")
-
-    def _check_writable(self, txn: Txn) -> None:
-        if self.read_only and (txn.puts or txn.deletes):
-            raise FailedPrecondition(self.refuses)
 
     # Writing back what was learned
 

@@ -56,8 +56,8 @@ class Conversation:
         return self._reading.done()
 
     async def ask(self, question: pb.Question, deadline_s: float, taken_s: float | None) -> pb.Answer:
-        """Give the question its number, send it and wait for its answer. Raises NotTaken after `taken_s` (None: never), unless it was
-        taken or answered by then; TimeoutError after the deadline; grpc.aio.AioRpcError when the stream breaks,
+        """Give the question its number, send it and wait for its answer. Raises NotTaken after `taken_s` (None: never), unless it
+        was taken or answered by then; TimeoutError after the deadline; grpc.aio.AioRpcError when the stream breaks,
         asyncio.CancelledError when it is closed."""
         number, loop = next(self._numbers), asyncio.get_running_loop()
         question.number = number

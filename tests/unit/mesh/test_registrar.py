@@ -225,6 +225,36 @@ def test_register_many_answers_each_in_few_commits() -> None:
     with_registrar(scenario)
 
 
+def test_those_who_register_at_the_same_time_share_commits_and_each_gets_its_own_answer() -> None:
+    async def scenario(house: House) -> None:
+        store = house.store
+        store.before_commit = lambda: asyncio.sleep(0.1)
+
+        async def register(*registrations: Registration) -> list[BaseException | None]:
+            calls = (house.registrar.register(each) for each in registrations)
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        models = [Registration(f"m{n}", "onnx", f"/{n}") for n in range(20)]
+        answers = await register(*models, Registration("m7", "other"), Registration("", "onnx"), models[3])
+        assert [type(answer) for answer in answers] == [type(None)] * 20 + [
+            AlreadyExists, InvalidInput, type(None),
+        ]  # fmt: skip
+        assert len(store.commits) == 1
+        assert [await stored(store, f"m{n}") for n in range(20)] == [
+            ModelRecord("onnx", f"/{n}") for n in range(20)
+        ]
+        assert all(len(house.journal.about(f"m{n}")) == 1 for n in range(20)), "each has its own story"
+        store.outage = "The store is away."
+        lost = await register(Registration("x", "onnx"), Registration("y", "onnx"))
+        assert [type(answer) for answer in lost] == [StoreUnavailable] * 2
+        store.outage = ""
+        house.registrar.keep_off("It is read-only.")
+        refused = await register(models[0], Registration("z", "onnx"))
+        assert refused[0] is None and isinstance(refused[1], FailedPrecondition)
+
+    with_registrar(scenario)
+
+
 def test_register_many_survives_a_conflict() -> None:
     async def scenario(house: House) -> None:
         house.store.flowing.clear()
