@@ -17,6 +17,8 @@ from bench.models import ZooModel
 from bench.reliability.cluster import Cluster, Member
 
 MIB = 2**20
+LOOKED_FOR_S = 2.0
+"""A model whose files are back serves after so long."""
 
 
 @dataclass
@@ -48,8 +50,8 @@ class Scene:
         return entry in self.apart and self.struck_s - 1 <= at_s < self.mended_s
 
     def excuses_model(self, model: str, at_s: float) -> bool:
-        """Whether it could not be had then, or was not looked for again yet: for no longer than its files were away."""
-        return model in self.cold and at_s < self.mended_s + self.lasts_s
+        """Whether it could not be had then, or was not looked for again yet (docs/mesh.md, "When storage was away")."""
+        return model in self.cold and at_s < self.mended_s + LOOKED_FOR_S
 
     @contextlib.contextmanager
     def lasting(self) -> Iterator[None]:
@@ -233,7 +235,7 @@ FAULTS = (
     Fault("etcd-compacted", "etcd compacted while an instance cannot follow", etcd_compacted),
     Fault("etcd-slow", "etcd stands still for four fifths of the time", etcd_slow),
     Fault("etcd-full", "etcd full (quota exceeded), then emptied", etcd_full),
-    Fault("storage-lost", "the models' files gone, and back", storage_lost),
+    Fault("storage-lost", "the models' files gone, and back", storage_lost, lasts_s=30),
     Fault("all-replaced", "all instances replaced, one by one", all_replaced),
     Fault("scaled-in", "an instance fewer (SIGTERM)", scaled_in),
 )
