@@ -29,9 +29,9 @@ class RuntimeDir:
         _remove_abandoned(base)
         try:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+            self._lock: int | None = _claim(self.path)
         except OSError as error:
             raise SettingsError(f"No folder for sockets can be made in {base}: {error.strerror}.") from error
-        self._lock = _lock(self.path)
 
     def remove(self) -> None:
         """Idempotent."""
@@ -53,23 +53,29 @@ def _base() -> Path:
     )
 
 
-def _lock(folder: Path) -> int | None:
-    """The open and locked descriptor, or None when another process holds the lock."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
+def _claim(folder: Path) -> int:
+    """The open and locked descriptor of the folder's lock file, which has its name only once it is locked: nobody ever sees an
+    unlocked one of a living owner."""
+    unnamed = folder / f"{_LOCK}.new"
+    descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    unnamed.rename(folder / _LOCK)
     return descriptor
 
 
 def _remove_abandoned(base: Path) -> None:
-    """Folders of ours whose owner is gone. Those without a lock file are being made right now, and left alone."""
+    """Folders of ours whose owner is gone. Those without a lock file are being made or removed right now, and left alone."""
     for folder in base.glob(f"{_PREFIX}*"):
-        if folder.stat().st_uid != os.getuid() or not (folder / _LOCK).exists():
-            continue
-        descriptor = _lock(folder)
-        if descriptor is not None:
+        try:
+            if folder.stat().st_uid != os.getuid():
+                continue
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # gone meanwhile, being made, or none of ours
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its owner lives
+        finally:
             os.close(descriptor)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +31,46 @@ def test_one_in_use_is_left_alone(tmp_path: Path) -> None:
     assert first.path != second.path
     first.remove()
     second.remove()
+
+
+def before_first(
+    monkeypatch: pytest.MonkeyPatch, call: tuple[Any, str], about: Path, act: Callable[[], object]
+) -> None:
+    """Do something else just before a function is first called for a path below `about`, or for a descriptor."""
+    function, acts = getattr(*call), [act]
+
+    def called(subject: Any, *args: Any, **kwargs: Any) -> Any:
+        if acts and (isinstance(subject, int) or str(subject).startswith(str(about))):
+            acts.pop()()
+        return function(subject, *args, **kwargs)
+
+    monkeypatch.setattr(*call, called)
+
+
+@pytest.mark.parametrize("call", [(os, "stat"), (os, "open"), (fcntl, "flock")])
+def test_one_that_is_removed_while_it_is_looked_at_disturbs_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[Any, str]
+) -> None:
+    going = RuntimeDir(tmp_path)
+    before_first(monkeypatch, call, going.path, going.remove)
+    made = RuntimeDir(tmp_path)
+    assert list(tmp_path.iterdir()) == [made.path]
+    made.remove()
+
+
+@pytest.mark.parametrize("call", [(os, "open"), (fcntl, "flock"), (os, "rename")])
+def test_one_that_is_being_made_is_not_taken_for_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[Any, str]
+) -> None:
+    others: list[RuntimeDir] = []
+    before_first(monkeypatch, call, tmp_path, lambda: others.append(RuntimeDir(tmp_path)))
+    made = RuntimeDir(tmp_path)
+    (other,) = others
+    assert sorted(tmp_path.iterdir()) == sorted([made.path, other.path])
+    RuntimeDir(tmp_path).remove()
+    assert made.path.exists() and other.path.exists(), "both hold their locks"
+    made.remove()
+    other.remove()
 
 
 def test_what_a_killed_owner_left_is_removed_by_the_next(tmp_path: Path) -> None:
