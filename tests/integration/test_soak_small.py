@@ -32,6 +32,7 @@ def test_a_zoo_is_served_from_a_fraction_of_its_memory(
         workers=1,
         seconds=8,
         n_clients=16,
+        samples_min=8,
         evictions_min=50,
         overcommit_min=0.2,
         seed=SEED,
