@@ -21,7 +21,7 @@ FOUND = (0, 6, 17, 22, 31, 44, 55, 70, 146, 231, 258, 305, 670, 1205, 1517, 2289
 HAPPENS = (
     "OK", "NOT_FOUND", "UNAVAILABLE", "DEADLINE_EXCEEDED", "loads", "kept", "scaled up", "scaled down", "evictions", "crashes",
     "freezes", "partitions", "splits", "isolations", "store cuts", "outages", "storms", "stops", "upgrades", "sick",
-    "asked of all at once",
+    "storage lost", "asked of all at once",
 )  # fmt: skip
 
 

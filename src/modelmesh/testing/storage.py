@@ -28,8 +28,21 @@ def turn_storage(artefacts: Mapping[str, Artefact], rng: random.Random) -> None:
         _mend(artefact)
 
 
+def lose_storage(artefacts: Mapping[str, Artefact]) -> None:
+    """Nothing that is there now can be found any more, until `find_storage`."""
+    for artefact in artefacts.values():
+        artefact.estimate_error = LoadFailed("There is nothing there.", code=Code.NOT_FOUND)
+
+
+def find_storage(artefacts: Mapping[str, Artefact]) -> None:
+    """All can be found again."""
+    for artefact in artefacts.values():
+        artefact.estimate_error = None
+
+
 def mend_storage(artefacts: Mapping[str, Artefact]) -> None:
     """All storage works again; bad artefacts stay bad."""
+    find_storage(artefacts)
     for artefact in artefacts.values():
         _mend(artefact)
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from modelmesh.errors import Code, LoadFailed, StoreUnavailable
 from modelmesh.testing.clients import Clients
-from modelmesh.testing.storage import mend_storage, turn_storage
+from modelmesh.testing.storage import find_storage, lose_storage, mend_storage, turn_storage
 from modelmesh.testing.theatre import Theatre
 
 STORE_AWAY: Final = "The store is away."
@@ -39,7 +39,7 @@ class Trouble:
             (6, self._crash), (3, self._leave), (6, self._return), (1, self._upgrade), (4, self._freeze),
             (4, self._cut), (2, self._split), (2, self._isolate), (2, self._cut_store), (6, self._mend),
             (2, self._outage), (2, self._storm), (4, self._break), (2, self._sicken), (4, self._forget),
-            (3, self._lose_server),
+            (3, self._lose_server), (1, self._lose_storage),
         )  # fmt: skip
 
     def awake(self) -> list[str]:
@@ -185,6 +185,14 @@ class Trouble:
 
     def _break(self) -> None:
         turn_storage(self._theatre.artefacts, self._rng)
+
+    def _lose_storage(self) -> None:
+        """The storage of all models is gone for a while."""
+        self._seen["storage lost"] += 1
+        lose_storage(self._theatre.artefacts)
+        asyncio.get_running_loop().call_later(
+            self._rng.choice((0.5, 5.0)), find_storage, self._theatre.artefacts
+        )
 
     def _sicken(self) -> None:
         """One instance can load nothing, or can again."""

@@ -272,25 +272,13 @@ def test_another_server_is_recognised(run: Run, rest: tuple[str, list[tuple[str,
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "what"),
-    [
-        (("list",), '"total"'),
-        (("status",), "/instances"),
-        (("explain", "m"), '"now"'),
-        (("config", "list"), "/config"),
-        (("cordon", "a"), "/instances/a:cordon"),
-    ],
-)
-def test_an_instance_of_another_version_is_told_in_a_sentence(
-    run: Run, arguments: tuple[str, ...], what: str
-) -> None:
+def test_an_instance_of_another_version_is_told_in_a_sentence(run: Run) -> None:
     class Older(BaseHTTPRequestHandler):
-        """Knows /instance as of its time, and objects with nothing in them where the path is known at all."""
+        """Knows some paths, and tells little there."""
 
         def do_GET(self) -> None:
             known = self.path.partition("?")[0] in ("/instance", "/models", "/explain/m")
-            self._answer({"id": "a", "version": "0.0.1", "ledger": {}, "addresses": {}} if known else None)
+            self._answer({"id": "a", "version": "0.0.1"} if known else None)
 
         def do_POST(self) -> None:
             self._answer(None)
@@ -312,12 +300,20 @@ def test_an_instance_of_another_version_is_told_in_a_sentence(
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}"
-        result = run(*arguments, "--ops", url)
+        for command, what in {
+            "list": '"total"',
+            "status": "/instances",
+            "explain m": '"now"',
+            "config list": "/config",
+            "cordon a": "/instances/a:cordon",
+        }.items():
+            result = run(*command.split(), "--ops", url)
+            begins = (
+                f"The instance at {url} knows no {what}, which this command needs: its version is 0.0.1, and"
+            )
+            assert (result.exit_code, result.err[: len(begins)]) == (Exit.REFUSED, begins)
         server.shutdown()
         thread.join(10)
-    assert result.exit_code == Exit.REFUSED
-    begins = f"The instance at {url} knows no {what}, which this command needs: its version is 0.0.1, and"
-    assert result.err.startswith(begins), result.err
 
 
 def test_infer_with_rows_asks_what_the_model_takes(run: Run, rest: tuple[str, list[tuple[str, Any]]]) -> None:
