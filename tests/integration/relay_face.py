@@ -226,6 +226,25 @@ CLIENT_OPTIONS = [
 SERVER_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
+class Doors:
+    """Requests wait in the model until they are let out, one by one, oldest first."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[bytes, asyncio.Event]] = []
+
+    async def serve(self, request: bytes, context: Context) -> bytes:
+        door = asyncio.Event()
+        self.waiting.append((request, door))
+        await door.wait()
+        return request
+
+    async def let_out(self, face: Face) -> bytes:
+        await face.until(lambda: bool(self.waiting), "a request in the model")
+        request, door = self.waiting.pop(0)
+        door.set()
+        return request
+
+
 @asynccontextmanager
 async def relay_face(
     folder: Path,

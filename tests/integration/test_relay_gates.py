@@ -6,30 +6,11 @@ import asyncio
 from pathlib import Path
 
 import grpc
-from relay_face import Context, Face, relay_face, run
+from relay_face import Doors, relay_face, run
 
 from modelmesh.dataplane.protocol import Fault, Queueing, Replica, Retired, Route, TargetLost
 
 Code = grpc.StatusCode
-
-
-class Doors:
-    """Requests wait in the model until they are let out, one by one, oldest first."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[bytes, asyncio.Event]] = []
-
-    async def serve(self, request: bytes, context: Context) -> bytes:
-        door = asyncio.Event()
-        self.waiting.append((request, door))
-        await door.wait()
-        return request
-
-    async def let_out(self, face: Face) -> bytes:
-        await face.until(lambda: bool(self.waiting), "a request in the model")
-        request, door = self.waiting.pop(0)
-        door.set()
-        return request
 
 
 def test_a_replica_never_has_more_than_its_slots_and_queues_by_deadline(tmp_path: Path) -> None:

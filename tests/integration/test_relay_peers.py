@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from relay_face import CLIENT_OPTIONS, METHOD, Context, Face, echo, relay_face, run
+from relay_face import CLIENT_OPTIONS, METHOD, Context, Doors, Face, echo, relay_face, run
 
 from modelmesh.dataplane.protocol import (
     Fault,
@@ -229,13 +229,8 @@ def test_a_request_hops_once(tmp_path: Path) -> None:
 def test_a_retiring_copy_is_not_here(tmp_path: Path) -> None:
     async def test() -> None:
         async with two(tmp_path) as (here, there):
-            release = asyncio.Event()
-
-            async def wait(request: bytes, context: Context) -> bytes:
-                await release.wait()
-                return request
-
-            there.upstreams[0].serve = wait
+            doors = Doors()
+            there.upstreams[0].serve = doors.serve
             here.serve("iris", IRIS)
             there.serve("iris", Replica(1, 1))
             first = here.ask()
@@ -243,7 +238,8 @@ def test_a_retiring_copy_is_not_here(tmp_path: Path) -> None:
             there.plane.retire([(1, 7)], 60_000)
             second = here.ask()
             await here.event(NotHere, replica_id=IRIS.id)
-            release.set()
+            there.upstreams[0].serve = echo
+            await doors.let_out(there)
             assert (await first).code == Code.OK, "what runs ends"
             there.plane.publish([Route("iris", (Replica(1, 1),))])
             here.plane.publish([Route("iris", (Replica(1001, THERE),))])
@@ -460,20 +456,15 @@ def test_a_draining_instance_serves_the_others_until_it_stops(tmp_path: Path) ->
 def test_a_drain_waits_for_what_others_sent(tmp_path: Path) -> None:
     async def test() -> None:
         async with two(tmp_path) as (here, there):
-            release = asyncio.Event()
-
-            async def wait(request: bytes, context: Context) -> bytes:
-                await release.wait()
-                return request
-
-            there.upstreams[0].serve = wait
+            doors = Doors()
+            there.upstreams[0].serve = doors.serve
             here.serve("iris", IRIS)
             there.serve("iris", Replica(1, 1))
             asked = here.ask()
             await there.until(lambda: there.upstreams[0].running == 1)
             there.plane.drain(60_000)
             assert there.plane.stats().in_flight == 1
-            release.set()
+            await doors.let_out(there)
             assert (await asked).code == Code.OK
             await there.until(lambda: there.plane.stats().in_flight == 0)
 
