@@ -1,9 +1,11 @@
-//! Open Inference Protocol: messages, tensors, REST <-> gRPC, id splice. Pure bytes in, bytes out; no I/O.
+//! Open Inference Protocol: messages, tensors, REST <-> gRPC, id splice; and what gRPC writes in headers. Pure bytes in, bytes out;
+//! no I/O.
 
 use std::fmt;
 
 pub mod code;
 pub mod datatype;
+pub mod grpc;
 pub mod infer;
 pub mod messages;
 pub mod rest;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use inference::Invalid;
+use inference::grpc::{timeout, unbase64};
 use inference::infer::InferRequest;
 use inference::messages::{
     ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
@@ -19,7 +20,7 @@ use prost::Message;
 use tokio::sync::oneshot;
 
 use crate::encode::framed;
-use crate::grpc::{self, Body, Caller, Ending, MessageLimits, base64_decode};
+use crate::grpc::{Body, Caller, Ending, MessageLimits};
 use crate::models::{Lease, Models, TensorSpec};
 use crate::queue::{Pending, Place, Queue};
 use crate::request::Request;
@@ -62,8 +63,11 @@ pub async fn serve(head: Parts, mut body: Body, mut caller: Caller, core: Arc<Co
     if !is_grpc {
         return caller.refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
     }
-    let deadline =
-        grpc::timeout(&head.headers).and_then(|timeout| Instant::now().checked_add(timeout));
+    let deadline = head
+        .headers
+        .get("grpc-timeout")
+        .and_then(|value| timeout(value.as_bytes()))
+        .and_then(|timeout| Instant::now().checked_add(timeout));
     let ending = tokio::select! {
         biased;
         ending = answer(&head, &mut body, deadline, &core) => ending.unwrap_or_else(|ending| ending),
@@ -243,7 +247,7 @@ fn model_id(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, Status> {
     let Some(value) = headers.get("mm-model-id-bin") else {
         return Ok(None);
     };
-    let id = base64_decode(value.as_bytes()).and_then(|bytes| String::from_utf8(bytes).ok());
+    let id = unbase64(value.as_bytes()).and_then(|bytes| String::from_utf8(bytes).ok());
     match id {
         Some(id) => Ok(Some(Cow::Owned(id))),
         None => Err(Status::invalid(

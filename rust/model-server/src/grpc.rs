@@ -6,9 +6,6 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::{Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
 use h2::RecvStream;
@@ -330,35 +327,6 @@ fn percent_encode(sentence: &str) -> String {
     encoded
 }
 
-/// How long the caller waits, by the header `grpc-timeout`; `None` when it does not say, or nothing that can be understood.
-#[must_use]
-pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit())
-    {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(count * 3600)),
-        "M" => Some(Duration::from_secs(count * 60)),
-        "S" => Some(Duration::from_secs(count)),
-        "m" => Some(Duration::from_millis(count)),
-        "u" => Some(Duration::from_micros(count)),
-        "n" => Some(Duration::from_nanos(count)),
-        _ => None,
-    }
-}
-
-/// The value of a `-bin` header: base64, with or without padding. `None` when it is not.
-#[must_use]
-pub fn base64_decode(text: &[u8]) -> Option<Vec<u8>> {
-    const EITHER: GeneralPurposeConfig =
-        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    GeneralPurpose::new(&STANDARD, EITHER).decode(text).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -367,25 +335,6 @@ mod tests {
     use flate2::write::GzEncoder;
 
     use super::*;
-
-    #[test]
-    fn timeouts_are_read_and_nonsense_ignored() {
-        let read = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", HeaderValue::from_str(text).unwrap());
-            timeout(&headers)
-        };
-        assert_eq!(read("2S"), Some(Duration::from_secs(2)));
-        assert_eq!(
-            read("99999999H"),
-            Some(Duration::from_secs(99_999_999 * 3600))
-        );
-        assert_eq!(read("150m"), Some(Duration::from_millis(150)));
-        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
-        for nonsense in ["", "S", "1", "1x", "-1S", "123456789S", "1 S"] {
-            assert_eq!(read(nonsense), None, "{nonsense}");
-        }
-    }
 
     fn gzip(data: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -416,26 +365,5 @@ mod tests {
             "100 %25 gr%C3%B6%C3%9Fer%0A"
         );
         assert!(percent_encode(&"ö".repeat(10_000)).len() < SENTENCE_BYTES_MAX + 16);
-    }
-
-    #[test]
-    fn base64_with_and_without_padding() {
-        for (text, bytes) in [
-            ("", &b""[..]),
-            ("aQ", b"i"),
-            ("aQ==", b"i"),
-            ("aXI=", b"ir"),
-            ("aXJp", b"iri"),
-            ("/+8", b"\xff\xef"),
-        ] {
-            assert_eq!(
-                base64_decode(text.as_bytes()).as_deref(),
-                Some(bytes),
-                "{text}"
-            );
-        }
-        for nonsense in ["a", "a=b", "aX-p", "aaaaa"] {
-            assert_eq!(base64_decode(nonsense.as_bytes()), None, "{nonsense}");
-        }
     }
 }

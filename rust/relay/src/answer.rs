@@ -12,10 +12,11 @@ use http::{HeaderMap, HeaderValue};
 use crate::attempt::{Attempt, Broken};
 use crate::body::Body;
 use crate::call::Door;
-use crate::headers::{self, Private};
+use crate::id_headers::MODEL_ID;
 use crate::pick::Lease;
 use crate::replica::Replica;
 use crate::status::{Code, NotHere, Status};
+use crate::trailers::{self, Private};
 use crate::upstream::{Failure, Head};
 
 /// Which replica answers, since when.
@@ -45,7 +46,7 @@ impl Answer {
     /// # Errors
     /// What the client is told when the response is not gRPC.
     pub fn begun(attempt: Attempt, head: Head, server: Option<Server>) -> Result<Answer, Status> {
-        if head.http != http::StatusCode::OK && headers::code_in(&head.headers).is_none() {
+        if head.http != http::StatusCode::OK && trailers::code_in(&head.headers).is_none() {
             return Err(no_grpc(head.http.as_u16()));
         }
         let mut answer = Answer {
@@ -57,11 +58,9 @@ impl Answer {
             private: Private::default(),
             server,
         };
-        answer.private = headers::take_private(&mut answer.head);
+        answer.private = trailers::take_private(&mut answer.head);
         if let Some(server) = &answer.server {
-            answer
-                .head
-                .insert(headers::MODEL_ID, server.model_header.clone());
+            answer.head.insert(MODEL_ID, server.model_header.clone());
         }
         Ok(answer)
     }
@@ -83,7 +82,7 @@ impl Answer {
     }
 
     fn without_private(&mut self, mut trailers: HeaderMap) -> HeaderMap {
-        let private = headers::take_private(&mut trailers);
+        let private = trailers::take_private(&mut trailers);
         self.private.not_here = private.not_here.or(self.private.not_here);
         self.private.execution_us = private.execution_us.or(self.private.execution_us);
         trailers
@@ -170,8 +169,8 @@ impl Answer {
             .await
             .map_err(|failure| self.sentence(failure.into()))?;
         let mut trailers = self.without_private(trailers);
-        if headers::code_in(&trailers).is_none() {
-            trailers = headers::of_status(&Status::new(
+        if trailers::code_in(&trailers).is_none() {
+            trailers = trailers::of_status(&Status::new(
                 Code::Internal,
                 "The model server ended its answer without a status.",
             ));
@@ -192,7 +191,7 @@ impl Answer {
 
     /// It ended by itself, with these trailers.
     pub fn finish(&mut self, door: &Door<'_>, trailers: &HeaderMap) -> Code {
-        let code = headers::code_in(trailers).unwrap_or(Code::Internal);
+        let code = trailers::code_in(trailers).unwrap_or(Code::Internal);
         let Some(server) = self.server.take() else {
             return code;
         };

@@ -13,9 +13,9 @@ use crate::answer::Answer;
 use crate::attempt::{Attempt, Broken};
 use crate::body::{Body, gone};
 use crate::books::Books;
+use crate::deadline::deadline_of;
 use crate::event_loop::EventLoop;
-use crate::headers;
-use crate::headers::Forwarded;
+use crate::headers::{self, Forwarded};
 use crate::meaning::Turn;
 use crate::method::{Class, Method};
 use crate::name::Name;
@@ -148,7 +148,7 @@ pub fn admit(
         );
         return Err(Status::new(Code::ResourceExhausted, sentence));
     }
-    headers::deadline_of(headers, now)
+    deadline_of(headers, now)
 }
 
 /// A call against its deadline and its client's patience. The loser is dropped, which cancels it all the way.
@@ -189,7 +189,7 @@ pub async fn answer(
         door.books.stage.set(Stage::Sent);
         return control(door, body).await;
     }
-    let name = name.ok_or_else(|| headers::nameless(door.method))?;
+    let name = name.ok_or_else(|| door.method.nameless())?;
     door.books.asked.borrow_mut().push_str(&name.name);
     door.books.early.set(false);
     let plane = &*door.event_loop.plane;

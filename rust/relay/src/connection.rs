@@ -11,11 +11,13 @@ use http::{HeaderMap, Method, Response, StatusCode, Version};
 
 use crate::call::Origin;
 use crate::event_loop::EventLoop;
-use crate::flood::Watched;
-use crate::headers;
+use crate::flood::Flood;
+use crate::headers::is_grpc;
+use crate::heard::Heard;
 use crate::plane::Held;
 use crate::status::Status;
 use crate::stream::Stream;
+use crate::trailers::of_status;
 use crate::upstream::{PEER_WINDOWS, WINDOWS};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,11 +49,12 @@ pub async fn serve(stream: Stream, event_loop: Rc<EventLoop>, origin: Origin) {
         ),
         Origin::Peer => (PEER_STREAMS_MAX, PEER_WINDOWS, None),
     };
-    let stream = Watched::new(
-        stream,
-        streams_max,
-        Box::new(move || counted.counters.floods.add(1)),
-    );
+    let mut flood = Flood::new(streams_max);
+    let stream = Heard::new(stream, move |bytes: &[u8]| {
+        flood
+            .watch(bytes)
+            .inspect_err(|_| counted.counters.floods.add(1))
+    });
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(windows.stream_bytes)
@@ -143,7 +146,7 @@ fn accept(
         responder.refuse_http(StatusCode::METHOD_NOT_ALLOWED);
         return;
     }
-    if !headers::is_grpc(&parts.headers) {
+    if !is_grpc(&parts.headers) {
         responder.refuse_http(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         return;
     }
@@ -255,7 +258,7 @@ impl Responder {
 
     /// The end, with a status of our own.
     pub fn finish(&mut self, status: &Status) {
-        let trailers = headers::of_status(status);
+        let trailers = of_status(status);
         if self.has_begun() {
             self.trailers(trailers);
         } else {

@@ -4,11 +4,7 @@
 //! all time out at once resets as many streams as it may have open, and that is no flood.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Instant;
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 const FRAME_HEADER_BYTES: usize = 9;
 const PREFACE_BYTES: usize = 24;
@@ -48,33 +44,33 @@ impl Allowance {
     }
 }
 
-/// A connection whose incoming frames are counted.
-pub struct Watched<S> {
-    stream: S,
+/// What is left of the allowances of one connection.
+pub struct Flood {
     skip: usize,
     header: [u8; FRAME_HEADER_BYTES],
     have: usize,
     idle: Allowance,
     resets: Allowance,
-    on_flood: Box<dyn Fn()>,
 }
 
-impl<S> Watched<S> {
-    /// Watches a connection that starts with the client's preface and may have `streams_max` streams open.
-    pub fn new(stream: S, streams_max: u32, on_flood: Box<dyn Fn()>) -> Watched<S> {
+impl Flood {
+    /// Before the client's preface; it may have `streams_max` streams open.
+    pub fn new(streams_max: u32) -> Flood {
         let resets = 2.0 * f64::from(streams_max.max(50));
-        Watched {
-            stream,
+        Flood {
             skip: PREFACE_BYTES,
             header: [0; FRAME_HEADER_BYTES],
             have: 0,
             idle: Allowance::new(IDLE_BURST, IDLE_PER_SECOND),
             resets: Allowance::new(resets, RESETS_PER_SECOND),
-            on_flood,
         }
     }
 
-    fn watch(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Counts the frames in what comes next.
+    ///
+    /// # Errors
+    /// When there are too many: the connection is of no use to anybody.
+    pub fn watch(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -103,53 +99,9 @@ impl<S> Watched<S> {
         if allowed {
             return Ok(());
         }
-        (self.on_flood)();
         Err(io::Error::other(
             "the client floods this connection with frames that carry nothing",
         ))
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.watch(&buf.filled()[before..])?;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -164,10 +116,10 @@ mod tests {
     }
 
     fn survives(frame: &[u8], times: usize, cut: usize) -> bool {
-        let mut watched = Watched::new((), 100, Box::new(|| ()));
+        let mut flood = Flood::new(100);
         let mut bytes = vec![0; PREFACE_BYTES];
         (0..times).for_each(|_| bytes.extend(frame));
-        bytes.chunks(cut).all(|chunk| watched.watch(chunk).is_ok())
+        bytes.chunks(cut).all(|chunk| flood.watch(chunk).is_ok())
     }
 
     #[test]

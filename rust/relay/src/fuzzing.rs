@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method as Verb};
 
+use crate::deadline::deadline_of;
 use crate::frames::{Frames, PREFIX_BYTES, gunzip, parse_prefix};
-use crate::headers::{
-    deadline_of, forwarded, id_header, list_bytes, names_of, of_status, status_in, to_peer,
-};
+use crate::headers::{forwarded, list_bytes, to_peer};
+use crate::id_headers::{id_header, names_of};
 use crate::method::Method;
 use crate::rest::{Endpoint, passed_on, route};
 use crate::status::{Code, Status};
+use crate::trailers::{of_status, status_in};
 
 /// A request's head: the first line is the path, the others are headers as `name: value`.
 pub fn head(input: &[u8]) {

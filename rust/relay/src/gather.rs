@@ -15,9 +15,11 @@ use crate::dispatch::{Reply, Request};
 use crate::event_loop::EventLoop;
 use crate::frames::{Frames, PREFIX_BYTES, gunzip, parse_prefix};
 use crate::headers;
+use crate::id_headers::MODEL_ID;
 use crate::method::{Class, Method};
 use crate::name::Name;
 use crate::status::{Code, Status};
+use crate::trailers::status_in;
 
 /// Serves a call; returns its answer.
 pub async fn dispatch(event_loop: &EventLoop, request: Request) -> Reply {
@@ -107,11 +109,7 @@ async fn gather(
     let mut chunks: Vec<Bytes> = Vec::new();
     let mut trailers = if answer.is_only_trailers() {
         let trailers = std::mem::take(&mut head);
-        head.extend(
-            trailers
-                .get(headers::MODEL_ID)
-                .map(|id| (headers::MODEL_ID, id.clone())),
-        );
+        head.extend(trailers.get(MODEL_ID).map(|id| (MODEL_ID, id.clone())));
         trailers
     } else {
         while let Some(chunk) = answer.chunk(body).await? {
@@ -129,7 +127,7 @@ async fn gather(
         answer.trailers().await?
     };
     answer.finish(door, &trailers);
-    let status = headers::status_in(&trailers).unwrap_or_else(|| {
+    let status = status_in(&trailers).unwrap_or_else(|| {
         Status::new(
             Code::Internal,
             "The model server ended its answer without a status.",
@@ -138,7 +136,7 @@ async fn gather(
     let gzip = headers::gzip(&head);
     headers::without_grpc(&mut head);
     headers::without_grpc(&mut trailers);
-    trailers.remove(headers::MODEL_ID);
+    trailers.remove(MODEL_ID);
     let message = if status.code == Code::Ok {
         frames.end()?;
         one_message(joined(chunks), gzip, bytes_max)?

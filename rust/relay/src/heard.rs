@@ -1,41 +1,39 @@
-//! A connection to a server, on which it is heard when anything comes: data, and room for more, while a pong waits behind them.
+//! A connection on which somebody listens to what comes, before it is handled.
 
 use std::io::{IoSlice, Result};
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::liveness::Liveness;
 use crate::stream::Stream;
 
 /// See the module.
-pub struct Heard {
+pub struct Heard<L> {
     stream: Stream,
-    liveness: Rc<Liveness>,
+    listen: L,
 }
 
-impl Heard {
-    /// Listens to a connection.
-    pub fn new(stream: Stream, liveness: Rc<Liveness>) -> Heard {
-        Heard { stream, liveness }
+impl<L: FnMut(&[u8]) -> Result<()>> Heard<L> {
+    /// `listen` gets all bytes in their order, none at the end; an error of it is one of the connection.
+    pub fn new(stream: Stream, listen: L) -> Heard<L> {
+        Heard { stream, listen }
     }
 }
 
-impl AsyncRead for Heard {
+impl<L: FnMut(&[u8]) -> Result<()> + Unpin> AsyncRead for Heard<L> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
+        let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.liveness.hear();
-        Poll::Ready(Ok(()))
+        Poll::Ready((self.listen)(&buf.filled()[before..]))
     }
 }
 
-impl AsyncWrite for Heard {
+impl<L: Unpin> AsyncWrite for Heard<L> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

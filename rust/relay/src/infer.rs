@@ -17,6 +17,7 @@ use crate::inject::Injection;
 use crate::pick::{self, Pick};
 use crate::replica::{Replica, Route, Target};
 use crate::status::{Code, NotHere, Status};
+use crate::trailers::status_in;
 use crate::upstream::Failure;
 use crate::waiting::Found;
 
@@ -246,11 +247,10 @@ impl Call<'_> {
         if let Some(why) = answer.not_here() {
             return Tried::NotHere(why);
         }
-        let Some(status) = headers::status_in(trailers).filter(|status| status.code != Code::Ok)
-        else {
+        let Some(status) = status_in(trailers).filter(|status| status.code != Code::Ok) else {
             return Tried::Answer(answer);
         };
-        let told = status.code == Code::NotFound || headers::tells_loss(&status, &replica.model);
+        let told = status.code == Code::NotFound || status.tells_loss(&replica.model);
         if !replica.target.signals_loss && told && !self.reloaded {
             return Tried::NotHere(NotHere::Told);
         }

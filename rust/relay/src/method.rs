@@ -8,6 +8,7 @@ use ahash::AHashMap;
 
 use crate::name::NameKind;
 use crate::rules::MethodRules;
+use crate::status::{Code, Status};
 
 /// Where the calls of a method go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,16 @@ impl Method {
             None => method.class = Class::Unlisted,
         }
         method
+    }
+
+    /// What a request that names no model is told.
+    pub fn nameless(&self) -> Status {
+        let sentence = if self.id_path.is_empty() {
+            "The request names no model; send its id in the header mm-model-id or mm-vmodel-id."
+        } else {
+            "The request names no model; put its id into the message, or into the header mm-model-id or mm-vmodel-id."
+        };
+        Status::new(Code::InvalidArgument, sentence)
     }
 
     /// The same on the port for other instances, where the peer service alone is of the control plane: whether the method is let

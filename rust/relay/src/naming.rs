@@ -3,7 +3,8 @@
 use crate::body::Body;
 use crate::call::Door;
 use crate::frames::{PREFIX_BYTES, gunzip, parse_prefix};
-use crate::headers;
+use crate::headers::gzip;
+use crate::id_headers;
 use crate::method::Method;
 use crate::name::Name;
 use crate::status::{Code, Status};
@@ -21,11 +22,11 @@ pub async fn names_of(door: &Door<'_>, body: &mut Body<'_>) -> Result<Vec<Name>,
     {
         return Ok(vec![name]);
     }
-    let names = headers::names_of(door.headers)?;
+    let names = id_headers::names_of(door.headers)?;
     if !names.is_empty() {
         return Ok(names);
     }
-    let nameless = || headers::nameless(door.method);
+    let nameless = || door.method.nameless();
     if door.method.message_first || door.method.id_path.is_empty() {
         return Err(nameless());
     }
@@ -47,7 +48,7 @@ async fn name_in_message(door: &Door<'_>, body: &mut Body<'_>) -> Result<Option<
         let bytes = body.first(PREFIX_BYTES + wanted).await?;
         let message = bytes.get(PREFIX_BYTES..).unwrap_or_default();
         let (named, whole) = if compressed {
-            if !headers::gzip(door.headers) {
+            if !gzip(door.headers) {
                 return Err(unreadable());
             }
             let (plain, all) = gunzip(
@@ -86,7 +87,7 @@ fn named(method: &Method, message: &[u8], whole: bool) -> Result<Option<Name>, S
         Status::new(Code::InvalidArgument, error.to_string())
     };
     let id = match inference::splice::extract(&method.id_path, message) {
-        Ok(Some("")) => return Err(headers::nameless(method)),
+        Ok(Some("")) => return Err(method.nameless()),
         Ok(Some(id)) => id,
         Err(error) if whole => return Err(malformed(error)),
         Ok(None) | Err(_) => return Ok(None),

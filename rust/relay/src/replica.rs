@@ -458,7 +458,7 @@ impl Route {
                 targets.push(replica.target.queue.clone());
             }
         }
-        let model_header = crate::headers::id_header(&model);
+        let model_header = crate::id_headers::id_header(&model);
         Route {
             model,
             replicas,

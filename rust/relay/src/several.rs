@@ -18,10 +18,11 @@ use crate::connection::Responder;
 use crate::dispatch::Reply;
 use crate::frames::{PREFIX_BYTES, parse_prefix, prefix};
 use crate::gather;
-use crate::headers;
+use crate::id_headers::requires_all;
 use crate::name::Name;
 use crate::plane::Held;
 use crate::status::{Code, Status};
+use crate::trailers::of_status;
 use crate::waiting::no_room;
 
 /// Serves the request, whose names are in the order of its headers.
@@ -196,7 +197,7 @@ impl<'a> Fan<'a> {
                 let too_large = Status::too_large("response", self.bytes as u64, limit as u64);
                 Err(Ended::Failed(too_large))
             }
-            Ended::Unknown(_) if !headers::requires_all(self.door.headers) => Ok(ended),
+            Ended::Unknown(_) if !requires_all(self.door.headers) => Ok(ended),
             Ended::Answered(_) | Ended::Unknown(_) | Ended::Failed(_) => Err(ended),
         }
     }
@@ -234,7 +235,7 @@ async fn pass_on(answers: Vec<Reply>, responder: &RefCell<Responder>) -> Result<
         status = answer.status;
     }
     head.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    trailers.extend(headers::of_status(&status));
+    trailers.extend(of_status(&status));
     responder.borrow_mut().head(head, false);
     let mut response_bytes = 0;
     if status.code == Code::Ok {

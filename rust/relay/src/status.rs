@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 pub use inference::code::{CODES, Code};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 /// How a call ended, as the client is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,48 +71,37 @@ impl Status {
     pub fn http_status(&self) -> u16 {
         self.http.unwrap_or_else(|| self.code.http_status())
     }
+
+    /// Whether a model server that does not signal loss says in words that it lost the model. Both texts count only when they name
+    /// it: an input may be "not found" too.
+    pub fn tells_loss(&self, model: &str) -> bool {
+        let text = &self.message;
+        let names_it = text.contains(model);
+        let unknown = text.starts_with("Request for unknown model")
+            && (text.ends_with(" is not found") || text.ends_with(" has no available versions"));
+        let not_found = text.starts_with("Model ") && text.ends_with(" not found");
+        names_it
+            && match self.code {
+                Code::Unavailable => unknown,
+                Code::InvalidArgument => not_found,
+                _ => false,
+            }
+    }
 }
+
+/// What of printable ASCII `grpc-message` does not carry as it is, either.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
 /// A sentence as the `grpc-message` header carries it: all but printable ASCII percent-encoded, '%' too.
 pub fn percent_encode(message: &str) -> String {
-    let mut encoded = String::with_capacity(message.len());
-    for byte in message.bytes() {
-        if (0x20..=0x7e).contains(&byte) && byte != b'%' {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push('%');
-            for nibble in [byte >> 4, byte & 15] {
-                encoded.push(
-                    char::from_digit(u32::from(nibble), 16)
-                        .unwrap_or('0')
-                        .to_ascii_uppercase(),
-                );
-            }
-        }
-    }
-    encoded
+    utf8_percent_encode(message, ESCAPED).to_string()
 }
 
 /// The reverse of [`percent_encode`]; broken escapes stay as they are, bytes that are no UTF-8 are replaced.
 pub fn percent_decode(header: &[u8]) -> String {
-    let digit = |at: usize| {
-        header
-            .get(at)
-            .and_then(|byte| char::from(*byte).to_digit(16))
-    };
-    let mut decoded = Vec::with_capacity(header.len());
-    let mut at = 0;
-    while at < header.len() {
-        if let (b'%', Some(high), Some(low)) = (header[at], digit(at + 1), digit(at + 2)) {
-            decoded.push((high * 16 + low) as u8);
-            at += 3;
-        } else {
-            decoded.push(header[at]);
-            at += 1;
-        }
-    }
-    String::from_utf8(decoded)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    percent_encoding::percent_decode(header)
+        .decode_utf8_lossy()
+        .into_owned()
 }
 
 #[cfg(test)]
@@ -127,5 +117,25 @@ mod tests {
         }
         assert_eq!(percent_decode(b"50%"), "50%");
         assert_eq!(percent_decode(b"%zz"), "%zz");
+    }
+
+    #[test]
+    fn legacy_texts_count_only_with_the_id() {
+        let says = |code, text: &'static str| Status::new(code, text).tells_loss("iris");
+        assert!(says(Code::InvalidArgument, "Model iris not found"));
+        assert!(!says(Code::InvalidArgument, "Model input not found"));
+        assert!(says(
+            Code::Unavailable,
+            "Request for unknown model: 'iris' is not found"
+        ));
+        assert!(says(
+            Code::Unavailable,
+            "Request for unknown model: 'iris' has no available versions"
+        ));
+        assert!(!says(
+            Code::Unavailable,
+            "Request for unknown model: 'other' is not found"
+        ));
+        assert!(!says(Code::Internal, "Model iris not found"));
     }
 }

@@ -10,10 +10,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::HeaderMap;
+use inference::grpc::unbase64;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::frames::{PREFIX_BYTES, gunzip, parse_prefix};
-use crate::headers;
+use crate::headers::gzip;
 use crate::metrics::Counters;
 use crate::status::Code;
 
@@ -235,7 +236,7 @@ impl Payload {
     /// The message without its frame, decompressed where that can be done within `bytes_max`.
     pub fn message(&self, bytes_max: usize) -> Vec<u8> {
         let framed = self.body.chunks.concat();
-        let gzip = headers::gzip(&self.headers);
+        let gzip = gzip(&self.headers);
         let mut rest = &framed[..];
         let mut message = Vec::new();
         while let Some((compressed, length)) = parse_prefix(rest) {
@@ -258,7 +259,7 @@ impl Payload {
             .filter_map(|name| {
                 let value = self.headers.get_all(name).iter().next_back()?.as_bytes();
                 let text = if name.as_str().ends_with("-bin") {
-                    headers::unbase64(value).map(|bytes| STANDARD.encode(bytes))?
+                    unbase64(value).map(|bytes| STANDARD.encode(bytes))?
                 } else {
                     String::from_utf8_lossy(value).into_owned()
                 };

@@ -266,7 +266,12 @@ impl Upstream {
             .max_header_list_size(HEADER_BYTES_MAX)
             .enable_push(false);
         let liveness = Rc::new(Liveness::default());
-        let stream = Heard::new(stream, liveness.clone());
+        // Data counts, and room for more: a pong waits behind them.
+        let heard = liveness.clone();
+        let stream = Heard::new(stream, move |_: &[u8]| {
+            heard.hear();
+            Ok(())
+        });
         let (mut sender, mut connection) =
             builder.handshake(stream).await.map_err(io::Error::other)?;
         // A server that accepts and says nothing is no server: its settings come first.

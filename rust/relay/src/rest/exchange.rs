@@ -20,8 +20,8 @@ use tokio::sync::Semaphore;
 use super::body::{Received, Upload};
 use super::route::{Action, Endpoint, NoRoute, route};
 use super::{body, headers};
+use crate::deadline::deadline_of;
 use crate::dispatch::{self, Dispatcher};
-use crate::headers::deadline_of;
 use crate::name::Name;
 use crate::status::{Code, Status};
 

@@ -2,21 +2,12 @@
 
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::alphabet::STANDARD;
-use base64::engine::DecodePaddingMode;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use inference::grpc::unbase64;
 
-use crate::headers::names_of;
+use crate::id_headers::names_of;
 use crate::name::{Name, NameKind};
 use crate::status::{Code, Status};
-
-/// Binary headers come with and without padding (gRPC over HTTP/2, "Custom-Metadata").
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// Headers of HTTP/1.1 itself, or that speak about the JSON body, which is not what travels on.
 const OURS: [HeaderName; 16] = [
@@ -64,7 +55,7 @@ pub fn passed_on(headers: &HeaderMap) -> HeaderMap {
     let carried = |name: &HeaderName, value: &HeaderValue| {
         let text = value.to_str().is_ok_and(|text| !text.contains('\t'));
         let binary = name.as_str().ends_with("-bin");
-        text && (!binary || BASE64.decode(value).is_ok())
+        text && (!binary || unbase64(value.as_bytes()).is_some())
     };
     let mut passed = HeaderMap::new();
     for (name, value) in headers {
