@@ -136,6 +136,10 @@ class Mirror:
             (id, ModelRecord.decode(_split(raw)[1])) for id, raw in self._models.scan(prefix, after, limit)
         ]
 
+    def ids(self, prefix: str = "", after: str = "", limit: int = 100) -> list[str]:
+        """As `page`, without decoding the records."""
+        return [id for id, _ in self._models.scan(prefix, after, limit)]
+
     def page_vmodels(
         self, prefix: str = "", after: str = "", limit: int = 100
     ) -> list[tuple[str, VModelRecord]]:
