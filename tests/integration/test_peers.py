@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -218,10 +219,12 @@ def test_silence_is_suspected_and_is_the_end_only_without_a_lease(tmp_path: Path
             await b.until(lambda: "iris" in b.told("a"), "a is heard")
             await a.deafen()
             await b.until(lambda: b.seen(Silent) == [Silent("a")], "a is silent")
+            assert re.match("The instance a at .* does not answer", b.peers.trouble("a"))
             begun = sum(news.update.begins for news in b.seen(Told) if isinstance(news, Told))
             a.peers.announce([Held("rose", True)])
             await a.listen()
             await b.until(lambda: b.seen(Back) == [Back("a")] and "rose" in b.told("a"), "a is back")
+            assert not b.peers.trouble("a")
             again = sum(news.update.begins for news in b.seen(Told) if isinstance(news, Told))
             assert again == begun, "it goes on where it was"
             await a.peers._presence.stop()

@@ -24,6 +24,7 @@ from modelmesh.cli.options import (
 from modelmesh.settings.sizes import format_size
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -50,7 +51,7 @@ def status(
     terminal.print(model_lines(found) if name else instance_lines(found))
     if len(members) > 1:
         terminal.print()
-        terminal.print(instance_table(members))
+        _print_instances(members, terminal)
 
 
 def instances(ops: Ops = DEFAULT_OPS, as_json: Json = False) -> None:
@@ -60,7 +61,15 @@ def instances(ops: Ops = DEFAULT_OPS, as_json: Json = False) -> None:
     if as_json:
         print_json(answer)
     else:
-        console().print(instance_table(answer["instances"]))
+        _print_instances(answer["instances"], console())
+
+
+def _print_instances(members: list[dict[str, Any]], terminal: Console) -> None:
+    """In a table; below it, why some are not heard."""
+    terminal.print(instance_table(members))
+    for member in members:
+        if trouble := member.get("trouble"):  # unknown to older instances
+            terminal.print(f"{member['id']}: {trouble}", markup=False)
 
 
 def cordon(instance: _This = "", ops: Ops = DEFAULT_OPS) -> None:

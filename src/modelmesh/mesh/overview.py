@@ -45,7 +45,7 @@ class Overview:
         self._clock = clock
         self.reports = Reports(mirror, copies, failures, histories, clock, id, fleet)
         self.listing = Listing(id, mirror, copies, failures, fleet, self.reports, clock)
-        self.roster = Roster(me, condition, fleet)
+        self.roster = Roster(me, condition, fleet, lambda id: "" if peers is None else peers.trouble(id))
         self.recollection = Recollection(id, journal, peers, fleet)
         self.orders = Orders(id, condition, peers, others, journal)
         self._count: MeshCount | None = None

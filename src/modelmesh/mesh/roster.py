@@ -14,18 +14,31 @@ _UNTOLD: Final = Load(0, 0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Roster:
-    """`me` says how this instance is known; no fleet: it is alone."""
+    """`me` says how this instance is known; no fleet: it is alone. `trouble` says why one is not heard."""
 
-    def __init__(self, me: Callable[[], Member], condition: Condition, fleet: Fleet | None) -> None:
+    def __init__(
+        self,
+        me: Callable[[], Member],
+        condition: Condition,
+        fleet: Fleet | None,
+        trouble: Callable[[str], str],
+    ) -> None:
         self._me = me
         self._condition = condition
         self._fleet = fleet
+        self._trouble = trouble
 
     def members(self) -> list[MemberView]:
         """All of them by id."""
-        views = [_view(self._me(), self._condition.load(), here=True, suspected=False)]
+        views = [_view(self._me(), self._condition.load(), here=True, suspected=False, trouble="")]
         views += [
-            _view(peer.member, peer.load, here=False, suspected=peer.silent or peer.lost)
+            _view(
+                peer.member,
+                peer.load,
+                here=False,
+                suspected=peer.silent or peer.lost,
+                trouble=self._trouble(peer.id),
+            )
             for peer in self._fleet or ()
         ]
         return sorted(views, key=lambda view: view.id)
@@ -39,7 +52,7 @@ class Roster:
         return eldest.id == answering[0].id
 
 
-def _view(member: Member, told: Load | None, *, here: bool, suspected: bool) -> MemberView:
+def _view(member: Member, told: Load | None, *, here: bool, suspected: bool, trouble: str) -> MemberView:
     load = told or _UNTOLD
     return MemberView(
         id=member.id,
@@ -66,4 +79,5 @@ def _view(member: Member, told: Load | None, *, here: bool, suspected: bool) -> 
         cordoned=load.cordoned,
         suspected=suspected,
         told=told is not None,
+        trouble=trouble,
     )

@@ -225,6 +225,8 @@ class MemberView:
     """It does not answer, though its lease lives; or the data plane cannot reach it."""
     told: bool
     """False: it is known by its record only, and nothing of its condition is."""
+    trouble: str
+    """Why it is not heard now, where that is known; else empty."""
 
 
 @dataclass(frozen=True, slots=True)

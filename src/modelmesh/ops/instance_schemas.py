@@ -139,6 +139,7 @@ class MeshInstance(Answer):
     cordoned: bool = Field(description="Nothing new is placed there.")
     suspected: bool = Field(description="It does not answer.")
     told: bool = Field(description="False: only its record is known, so that the numbers mean nothing.")
+    trouble: str = Field(description="Why it is not heard now, where that is known.")
 
     @classmethod
     def of(cls, view: MemberView) -> MeshInstance:

@@ -203,6 +203,11 @@ class ConnectedPeers:
         """See `Peers.order`."""
         await self._link(id).order(order)
 
+    def trouble(self, id: str) -> str:
+        """See `Peers.trouble`."""
+        link = self._links.get(id)
+        return "" if link is None else link.trouble
+
     def _link(self, id: str, model: str = "") -> Link:
         link = self._links.get(id)
         if link is None:

@@ -50,6 +50,8 @@ class Link:
         """It was heard completely, or could not be reached, once."""
         self.silent = True
         """It does not answer now."""
+        self.trouble = ""
+        """Why, where that is known."""
         self._me = me
         self._tell = tell
         self._connect = connect
@@ -69,6 +71,7 @@ class Link:
                     return
             except ModelMeshError as error:
                 self.met.set()
+                self.trouble = str(error)
                 if not self._complained:
                     self._complained = True
                     log.warning("Not connected to instance %s: %s", self.member.id, error)
@@ -129,6 +132,7 @@ class Link:
             )
         if self.silent:
             self.silent = self._complained = False
+            self.trouble = ""
             if self._told_silent:
                 self._told_silent = False
                 self._tell(Back(self.member.id))

@@ -251,6 +251,9 @@ class Peers(Protocol):
     async def order(self, id: str, order: Order) -> None:
         """Have an instance cordoned, uncordoned or drained. It has begun when this returns."""
 
+    def trouble(self, id: str) -> str:
+        """Why an instance is not heard now, in a sentence; empty when it is, or nothing is known."""
+
     async def update_member(self, **changes: object) -> None:
         """Change this instance's record (capacity, labels)."""
 

@@ -385,5 +385,5 @@ def member_view(id: str, *, here: bool = False, copies: int = 0) -> MemberView:
         id=id, here=here, address=f"{id}:8080", zone="z1", host=f"host-{id}", labels=("cpu",), version="0",
         revision="r1", started_wall_s=1_700_000_000.0, capacity_bytes=1 << 30, free_bytes=1 << 29, price=0.0,
         requests_per_s=2.5, busyness=0.25, load_queue_s=0.0, copies=copies, loads_running=1, loads_queued=2, loads_total=3,
-        evictions_total=4, draining=False, cordoned=False, suspected=False, told=True,
+        evictions_total=4, draining=False, cordoned=False, suspected=False, told=True, trouble="",
     )  # fmt: skip

@@ -217,6 +217,10 @@ class FakePeers:
         for task in list(self._tasks):
             task.cancel()
 
+    def trouble(self, id: str) -> str:
+        link = self._links.get(id)
+        return f"Instance {id} does not answer." if link is not None and link.silent else ""
+
     async def update_member(self, **changes: object) -> None:
         self._me = replace(self._me, **changes)  # type: ignore[arg-type]
         if self._network.instances.get(self._me.id) is self:  # else the start tells it

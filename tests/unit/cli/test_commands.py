@@ -410,7 +410,7 @@ def test_status_and_top_show_the_instance(run: Run) -> None:
 def test_a_mesh_is_shown_from_any_instance(run: Run, control: FakeControlPlane) -> None:
     control.others = [
         replace(member_view("b"), zone="z2", draining=True, price=2e-9),
-        replace(member_view("c"), suspected=True),
+        replace(member_view("c"), suspected=True, trouble="It refused the certificate of this one."),
     ]
     run("register", "m", "--type", "onnx", "--path", "/m")
     run("load", "m")
@@ -418,7 +418,8 @@ def test_a_mesh_is_shown_from_any_instance(run: Run, control: FakeControlPlane) 
     listed = rows(run("list", "--instance", "fake", "--sort", "rate").out)
     assert listed[0][4] == "COPIES"
     assert listed[1][3:7] == ["loaded", "fake", "1.00 MiB", "3"]
-    shown = rows(run("instances").out)
+    *shown, last = rows(run("instances").out)
+    assert last == ["c: It refused the certificate of this one."]
     assert shown[0][:3] == ["INSTANCE", "ZONE", "CONDITION"]
     assert [row[:3] for row in shown[1:]] == [
         ["b", "z2", "draining"],
