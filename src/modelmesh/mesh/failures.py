@@ -160,7 +160,7 @@ class Failures:
             code=code_of(standing.error),
             at_wall_s=standing.at_s + from_monotonic_s,
             expires_wall_s=standing.expires_s + from_monotonic_s,
-            permanent=standing.permanent,
+            permanent=standing.nature is Nature.BAD,
             count=standing.count,
         )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from modelmesh.clock import Clock
 from modelmesh.errors import ModelNotFound, code_of
 from modelmesh.mesh.copies import Copies, Copy
-from modelmesh.mesh.failures import Failures, is_permanent
+from modelmesh.mesh.failures import Failures, nature
 from modelmesh.mesh.fleet import FailedThere, Fleet
 from modelmesh.mesh.histories import Histories, History
 from modelmesh.mesh.views import CopyView, Failure, ModelView, State
+from modelmesh.policy.backoff import Nature
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import ModelRecord
 
@@ -143,7 +144,7 @@ class Reports:
                 code=code_of(failed.error),
                 at_wall_s=failed.told_s + wall_s,
                 expires_wall_s=failed.expires_s + wall_s,
-                permanent=is_permanent(failed.error),
+                permanent=nature(failed.error) is Nature.BAD,
                 count=1,
             )
         return None

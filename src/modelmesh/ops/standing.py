@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from modelmesh.errors import Code
 from modelmesh.mesh.views import ModelView, State, VModelView
 from modelmesh.settings.sizes import format_size
 
@@ -41,8 +40,7 @@ def _standing_of_model(model: ModelView, now_wall_s: float, several: bool) -> st
     if model.state is State.FAILED and model.failure:
         wait_s = max(0.0, model.failure.expires_wall_s - now_wall_s)
         reason = model.failure.reason.rstrip(".")
-        bad = model.failure.permanent and model.failure.code is not Code.NOT_FOUND
-        outlook = "That will not pass by itself; t" if bad else "T"
+        outlook = "That will not pass by itself; t" if model.failure.permanent else "T"
         return (
             f"{subject} failed to load: {reason}. {outlook}he first request after {wait_s:.0f} s tries again."
         )
