@@ -1,3 +1,5 @@
+use std::sync::atomic::AtomicBool;
+
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
@@ -196,6 +198,30 @@ fn sockets_are_served_whoever_drives() {
         server.stop(Duration::ZERO);
     });
     std::fs::remove_file(&server.config.executing_path).unwrap();
+}
+
+#[test]
+fn it_stops_while_somebody_asks_for_batches_without_end() {
+    let enough = Instant::now() + Duration::from_secs(10);
+    for round in 0..20 {
+        let server = server(&format!("asked-{round}"));
+        server.start().unwrap();
+        let stopped = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !stopped.load(Ordering::Relaxed) && Instant::now() < enough {
+                    assert!(server.next_batch(Duration::from_secs(20)).is_none());
+                }
+            });
+            server.stop(Duration::ZERO);
+            stopped.store(true, Ordering::Relaxed);
+        });
+        std::fs::remove_file(&server.config.executing_path).unwrap();
+    }
+    assert!(
+        Instant::now() < enough,
+        "the spare thread never saw that all was done"
+    );
 }
 
 #[test]
