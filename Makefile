@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 # Where an installed toolchain lands when the shell has not been told yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
+# Bytecode is kept even where the environment says not to: else each of the hundreds of processes that tests start compiles all it imports.
+export PYTHONDONTWRITEBYTECODE :=
 BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 NATIVE := src/modelmesh/_native.abi3.so

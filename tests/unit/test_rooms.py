@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import modelmesh
@@ -10,21 +11,28 @@ import modelmesh
 PACKAGE = Path(modelmesh.__file__).parent
 
 
-def importers_of(module: str) -> set[str]:
-    """The files of the package that import `modelmesh.<module>` anywhere, by path below the package."""
-    found = set()
+@cache
+def imports() -> dict[str, set[str]]:
+    """What each file of the package imports anywhere, by path below the package."""
+    found: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
+        names = found[path.relative_to(PACKAGE).as_posix()] = set()
         for node in ast.walk(ast.parse(path.read_text())):
-            names = (
-                {alias.name for alias in node.names}
-                if isinstance(node, ast.Import | ast.ImportFrom)
-                else set()
-            )
-            origin = node.module or "" if isinstance(node, ast.ImportFrom) else ""
-            full = {f"{origin}.{name}" if origin else name for name in names} | {origin}
-            if any(name == f"modelmesh.{module}" or name.startswith(f"modelmesh.{module}.") for name in full):
-                found.add(path.relative_to(PACKAGE).as_posix())
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.update([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
     return found
+
+
+def importers_of(module: str) -> set[str]:
+    """The files that import `modelmesh.<module>` or what is in it."""
+    wanted = f"modelmesh.{module}"
+    return {
+        path
+        for path, names in imports().items()
+        if any(f"{name}.".startswith(f"{wanted}.") for name in names)
+    }
 
 
 def test_one_package_imports_the_native_module() -> None:

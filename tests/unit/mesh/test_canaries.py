@@ -95,10 +95,11 @@ def test_a_bad_canary_is_given_up_and_nobody_else_notices() -> None:
                     assert (view.active, view.target, view.target_failed) == ("m1", "m2", True)
                     assert "requests failed" in view.reason
                     assert view.canary and (view.canary.target, view.canary.outlook) == (None, "")
-                loads = theatre.loads("m2")
+            loads = theatre.loads("m2")
+            async with Clients(theatre, "v", every_s=1.0):
                 await asyncio.sleep(1200.0)
-                assert theatre.loads("m2") == loads, "it is not tried again by itself"
-                assert theatre["d"].mesh.vmodel("v").target_failed
+            assert theatre.loads("m2") == loads, "it is not tried again by itself"
+            assert theatre["d"].mesh.vmodel("v").target_failed
             (keeper,) = ended(theatre, Did.ROLLED_BACK)
             (entry,) = theatre[keeper].told(Did.ROLLED_BACK)
             assert entry.numbers["canary_errors"] > 4
