@@ -35,7 +35,9 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, help="keep logs and journals in this folder, which must not exist"
     )
-    parser.add_argument("--write", action="store_true", help=f"write the table into {page.PAGE.name}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write into {page.PAGE.name}; of some faults, their lines"
+    )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",") if arguments.only else names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from bench.page import Sitting
 from bench.reliability.cluster import Shape
+from bench.reliability.faults import FAULTS
 from bench.reliability.rows import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -70,13 +72,32 @@ def show_row(row: Row, console: Console) -> None:
         console.print(f"  {sentence}", markup=False)
 
 
-def write(rows: Sequence[Row], shape: Shape, n_models: int, per_second: float, sitting: Sitting) -> None:
-    """Put the table, and how it was made, in place of the one that is there."""
+def write(
+    rows: Sequence[Row], shape: Shape, n_models: int, per_second: float, sitting: Sitting, path: Path = PAGE
+) -> None:
+    """Put the table, and how it was made, in place of the one that is there. A run of some faults replaces the lines of those
+    only, and is noted below the others."""
     told = (
         f"{shape.n_instances} instances of {shape.memory} with {shape.workers} worker each, {shape.n_etcd} members of etcd, "
         f"{n_models} models, {per_second:g} requests per second; all on one machine, the clients too."
     )
-    before, _, rest = PAGE.read_text().partition(BEGINS)
-    after = rest.partition(ENDS)[2]
-    table = str(sitting.section(HEADINGS, [cells(row) for row in rows]))
-    PAGE.write_text(before + "\n\n".join([BEGINS, told, table, ENDS]) + after)
+    before, _, rest = path.read_text().partition(BEGINS)
+    there, _, after = rest.partition(ENDS)
+    played = {row.says for row in rows}
+    lines = {row.says: cells(row) for row in rows}
+    notes: list[str] = []
+    if not played.issuperset(fault.says for fault in FAULTS):
+        former_told, former_table, *former_notes = there.strip().split("\n\n")
+        lines = {line[0]: line for line in map(_cells_of, former_table.splitlines()[2:])} | lines
+        notes = [note for note in former_notes if note.partition(": ")[0].strip("*") not in played]
+        if told != former_told:
+            sitting = replace(sitting, beside=f"{sitting.beside}; {told.removesuffix('.')}")
+            told = former_told
+    ordered = [lines[fault.says] for fault in FAULTS if fault.says in lines]
+    table, note = str(sitting.section(HEADINGS, ordered)).split("\n\n")
+    notes += [f"*{says}*: {note}" for says in lines if says in played] if notes else [note]
+    path.write_text(before + "\n\n".join([BEGINS, told, table, *notes, ENDS]) + after)
+
+
+def _cells_of(line: str) -> list[str]:
+    return line.removeprefix("| ").removesuffix(" |").split(" | ")
