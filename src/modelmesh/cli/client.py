@@ -121,7 +121,8 @@ class Client:
                 Exit.NO_INSTANCE,
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise CommandFailed(f"{base} could not be asked: {error}.", Exit.NO_INSTANCE) from error
+            doubt = "; is that the ops port of a modelmesh instance?" if base == self._ops else "."
+            raise CommandFailed(f"{base} could not be asked ({error}){doubt}", Exit.NO_INSTANCE) from error
         if response.status_code == 404 and f"nothing at {response.request.url.path}" in response.text:
             raise CommandFailed(_other_version(base, response.request.url.path), Exit.REFUSED)
         if response.is_error:

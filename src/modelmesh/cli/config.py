@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from modelmesh.cli.client import Client, at
-from modelmesh.cli.exits import CommandFailed, Exit
-from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, coloured, console, laid_out, print_json
+from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, coloured, console, file_text, laid_out, print_json
 
 app = typer.Typer(
     no_args_is_help=True, help="Settings that change while instances run, in all instances of the mesh."
@@ -53,7 +51,10 @@ def get_config(name: Name, ops: Ops = DEFAULT_OPS, as_json: Json = False) -> Non
 @app.command("set")
 def set_config(
     name: Name,
-    value: Annotated[str, typer.Argument(help="As on the command line of serve; @FILE: what is in a file.")],
+    value: Annotated[
+        str,
+        typer.Argument(help="As on the command line of serve; @FILE: what is in a file.", metavar="VALUE"),
+    ],
     ops: Ops = DEFAULT_OPS,
     as_json: Json = False,
 ) -> None:
@@ -92,10 +93,4 @@ def _short(text: str) -> str:
 
 
 def _read(value: str) -> str:
-    if not value.startswith("@"):
-        return value
-    try:
-        return Path(value[1:]).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise CommandFailed(f"{value[1:]} cannot be read: {why}.", Exit.USAGE) from error
+    return file_text(value[1:]) if value.startswith("@") else value

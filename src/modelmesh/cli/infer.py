@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -13,7 +12,7 @@ import typer
 from modelmesh.cli.client import Client
 from modelmesh.cli.exits import CommandFailed, Exit
 from modelmesh.cli.models import Name
-from modelmesh.cli.options import DEFAULT_OPS, Ops, Timeout, print_json
+from modelmesh.cli.options import DEFAULT_OPS, Ops, Timeout, file_text, print_json
 
 
 def infer(
@@ -40,12 +39,7 @@ def infer(
 def _read(data: str) -> str:
     if data == "-":
         return sys.stdin.read()
-    if not data.startswith("@"):
-        return data
-    try:
-        return Path(data[1:]).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandFailed(f"--data: {data[1:]} cannot be read: {error}.", Exit.USAGE) from error
+    return file_text(data[1:], "--data") if data.startswith("@") else data
 
 
 def _parse(text: str) -> Any:

@@ -21,6 +21,7 @@ from modelmesh.cli.options import (
     print_json,
     table,
 )
+from modelmesh.cli.quantities import counted
 from modelmesh.settings.sizes import format_size
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _This = Annotated[
-    str, typer.Argument(help="Its id; without it, the instance that is asked.", metavar="[INSTANCE]")
+    str, typer.Argument(help="Its id; without it, the instance that is asked.", metavar="INSTANCE")
 ]
 
 
 def status(
     name: Annotated[
-        str, typer.Argument(help="A vmodel or a model; without it, the instances.", metavar="[NAME]")
+        str, typer.Argument(help="A vmodel or a model; without it, the instances.", metavar="NAME")
     ] = "",
     ops: Ops = DEFAULT_OPS,
     as_json: Json = False,
@@ -175,7 +176,7 @@ def instance_lines(instance: dict[str, Any]) -> Any:
         "addresses": f"gRPC {addresses['grpc']}, REST {addresses['rest']}, ops {addresses['ops']}",
         "folder": instance["folder"] or "-",
         "models": f"{instance['models_registered']} registered, {instance['models_loaded']} loaded, "
-        f"{instance['models_failed']} failed; {instance['vmodels_registered']} vmodels",
+        f"{instance['models_failed']} failed; {counted(instance['vmodels_registered'], 'vmodel')}",
         "memory": f"{format_size(ledger['loaded_bytes'])} of {format_size(ledger['capacity_bytes'])} used by models, "
         f"{format_size(ledger['free_bytes'])} free; budget {format_size(instance['budget_bytes'])}",
         "loads": f"{instance['loads_running']} running, {instance['loads_queued']} queued; "

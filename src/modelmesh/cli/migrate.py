@@ -14,6 +14,7 @@ import typer
 
 from modelmesh.cli.exits import CommandFailed, Exit
 from modelmesh.cli.options import Json, print_json
+from modelmesh.cli.quantities import counted
 from modelmesh.errors import SettingsError, StoreUnavailable
 from modelmesh.instance.model_root import ModelRoot
 from modelmesh.registry.survey import Survey, survey
@@ -119,15 +120,15 @@ def _lines(
         yield f"Nothing is registered for {state.service} there. Check the name of the mesh, --store-prefix and root_prefix."
         return
     of_types = ", ".join(f"{type} {n}" for type, n in found.types.most_common())
-    yield f"Registered: {_n(found.n_models, 'model')} ({of_types}), {_n(found.n_vmodels, 'vmodel')}."
+    yield f"Registered: {counted(found.n_models, 'model')} ({of_types}), {counted(found.n_vmodels, 'vmodel')}."
     if unserved:
-        of_types = ", ".join(f"{type} ({_n(n, 'model')})" for type, n in unserved.items())
+        of_types = ", ".join(f"{type} ({counted(n, 'model')})" for type, n in unserved.items())
         yield f"The built-in runtime does not serve {of_types}; other runtimes may."
     if found.refused:
         example = next(iter(found.refused))
         yield (
-            f"The built-in runtime will not load {_n(len(found.refused), 'model')} from where they lie: {_some(found.refused)}. "
-            f"{example}: {found.refused[example]}"
+            f"The built-in runtime will not load {counted(len(found.refused), 'model')} from where they lie: "
+            f"{_some(found.refused)}. {example}: {found.refused[example]}"
         )
     if found.dangling:
         yield f"Vmodels that point at models that are not registered: {_some(found.dangling)}."
@@ -137,7 +138,7 @@ def _lines(
     if found.moving:
         yield f"Vmodels on their way to another model, which goes on from here: {_some(found.moving)}."
     if found.n_claims or found.n_failures:
-        claims, failures = _n(found.n_claims, "claim"), _n(found.n_failures, "failure")
+        claims, failures = counted(found.n_claims, "claim"), counted(found.n_failures, "failure")
         yield (
             f"Where ModelMesh has models loaded ({claims}) and failed to ({failures}) is ignored, and left in the records."
         )
@@ -151,8 +152,8 @@ def _lines(
     yield from environment
     if found.instances:
         yield (
-            f"Alive: {_n(len(found.instances), 'instance')} of ModelMesh ({_some(found.instances)}). Until the last has gone, "
-            "the registry is only read here."
+            f"Alive: {counted(len(found.instances), 'instance')} of ModelMesh ({_some(found.instances)}). Until the last has "
+            "gone, the registry is only read here."
         )
     yield "Nothing has to be applied. Serve it:"
     root = f" --model-root {settings.models.model_root}" if settings.models.model_root else ""
@@ -163,7 +164,3 @@ def _lines(
 def _some(names: Mapping[str, str] | Sequence[str]) -> str:
     shown = list(names)[:_NAMED_MAX]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
-
-
-def _n(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"

@@ -21,6 +21,7 @@ from modelmesh.cli.options import (
     print_json,
     table,
 )
+from modelmesh.cli.quantities import counted
 from modelmesh.settings.sizes import format_size
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ Name = Annotated[str, typer.Argument(help="A vmodel or a model.", metavar="NAME"
 
 
 def list_models(
-    prefix: Annotated[str, typer.Argument(help="Only ids that start so.")] = "",
+    prefix: Annotated[str, typer.Argument(help="Only ids that start so.", metavar="PREFIX")] = "",
     state: Annotated[str, typer.Option(help="Only: cold, queued, loading, loaded, unloading, failed.")] = "",
     instance: Annotated[
         str, typer.Option(help="Only what this instance holds or failed to load.", metavar="ID")
@@ -135,18 +136,14 @@ def keep_of(model: dict[str, Any]) -> str:
     """How a model is kept, in words."""
     said = []
     if model["min_copies"]:
-        said.append(f"at least {_copies(model['min_copies'])} loaded")
+        said.append(f"at least {counted(model['min_copies'], 'copy', 'copies')} loaded")
     if model["max_copies"]:
-        said.append(f"at most {_copies(model['max_copies'])}")
+        said.append(f"at most {counted(model['max_copies'], 'copy', 'copies')}")
     if model["pin"]:
         said.append("not evicted")
     if model["priority"] != 1:
         said.append(f"priority {model['priority']:g}")
     return ", ".join(said) or "as any other"
-
-
-def _copies(n: int) -> str:
-    return "1 copy" if n == 1 else f"{n} copies"
 
 
 def model_lines(model: dict[str, Any]) -> Any:
@@ -162,8 +159,8 @@ def model_lines(model: dict[str, Any]) -> Any:
         "size": _size(model),
         "load": f"{model['load_s']:.3g} s" if model["load_s"] else "-",
         "requests": f"about {per_s(model['requests_per_s'])}/s, last {ago(model['last_used_unix_s'])}",
-        "here": f"{model['replicas']} replicas, {model['in_flight']} in flight, {model['waiting']} waiting; "
-        f"{model['requests_total']} requests and {model['loads_total']} loads so far",
+        "here": f"{counted(model['replicas'], 'replica')}, {model['in_flight']} in flight, {model['waiting']} waiting; "
+        f"{counted(model['requests_total'], 'request')} and {counted(model['loads_total'], 'load')} so far",
     }
     if (kept := keep_of(model)) != "as any other":
         rows["kept"] = kept

@@ -6,9 +6,12 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from modelmesh.cli.exits import CommandFailed, Exit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,6 +88,15 @@ def coloured(text: str, style: str) -> Text:
     from rich.text import Text
 
     return Text(text, style)
+
+
+def file_text(path: str, option: str = "") -> str:
+    """What is in a file that was named on the command line, behind this option. Raises CommandFailed."""
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CommandFailed(f"{option and option + ': '}{path} cannot be read: {why}.", Exit.USAGE) from error
 
 
 def ago(unix_s: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Shares and times as people write them on the command line."""
+"""Shares, times and counts as people write them, on the command line and in what it prints."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def parse_duration_s(option: str, text: str) -> float:
             f"{option} {text!r} is not a time: write seconds, or a number with s, min, h or d.", Exit.USAGE
         )
     return float(match[1]) * _UNIT_S[match[2] or "s"]
+
+
+def counted(n: int, thing: str, things: str = "") -> str:
+    """`1 model`, `2 models`; `things` is the plural when it is not made by an s."""
+    return f"{n} {thing}" if n == 1 else f"{n} {things or thing + 's'}"

@@ -17,6 +17,7 @@ from modelmesh.cli.client import Client, at
 from modelmesh.cli.exits import CommandFailed, Exit
 from modelmesh.cli.models import keep_of
 from modelmesh.cli.options import DEFAULT_OPS, Json, Ops, console, print_json
+from modelmesh.cli.quantities import counted
 
 _PER_CALL = 2_000
 _NAMED = 20
@@ -24,7 +25,7 @@ _COLUMNS = "id,type,path,key,min_copies,max_copies,pin,priority"
 
 
 def register(
-    model: Annotated[str, typer.Argument(help="The id to register under.", metavar="[ID]")] = "",
+    model: Annotated[str, typer.Argument(help="The id to register under.", metavar="ID")] = "",
     type: Annotated[str, typer.Option("--type", help="Model format: sklearn, xgboost, lightgbm, onnx.")] = "",
     path: Annotated[
         str,
@@ -114,12 +115,13 @@ def _register_many(source: str, ops: str, for_all: dict[str, Any], *, as_json: b
     if as_json:
         print_json({"registered": registered, "failed": len(failures), "failures": failures})
     else:
-        console().print(f"Registered {registered} models.")
+        console().print(f"Registered {counted(registered, 'model')}.")
     for failure in failures[:_NAMED]:
         sys.stderr.write(f"entry {failure['entry']} ({failure['id']}): {failure['error']['message']}\n")
     if failures:
         more = f"; the first {_NAMED} are named above" if len(failures) > _NAMED else ""
-        raise CommandFailed(f"{len(failures)} registrations were refused{more}.", Exit.PARTLY)
+        refused = counted(len(failures), "registration was", "registrations were")
+        raise CommandFailed(f"{refused} refused{more}.", Exit.PARTLY)
 
 
 def _read(source: str, stack: ExitStack) -> tuple[Iterator[tuple[dict[str, Any], int]], int | None]:

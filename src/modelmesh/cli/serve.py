@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from modelmesh.cli import logs
 from modelmesh.cli.exits import CommandFailed, Exit
+from modelmesh.cli.quantities import counted
 from modelmesh.errors import ModelMeshError, SettingsError
 from modelmesh.instance.termination_message import leave_message, message_path
 from modelmesh.ops.ports import Ports
@@ -240,7 +241,7 @@ async def _greet(instance: Instance, listening: Listening) -> None:
     from modelmesh.mesh.control import Query
 
     settings, view = instance.settings, instance.mesh.instance()
-    what = _n(view.models_registered, "model") if view.models_registered else "no models yet"
+    what = counted(view.models_registered, "model") if view.models_registered else "no models yet"
     where = f" from {settings.models.folder}" if settings.models.folder else ""
     _say(
         f"Serving {what}{where} with {_runtimes(settings)}.",
@@ -273,13 +274,13 @@ def _neighbours(instance: Instance) -> list[str]:
     n, service = len(instance.mesh.fleet), instance.settings.state.service
     return [
         f"  peer  {instance.peers.me.address}  (instance {instance.peers.me.id} of {service}, "
-        f"with {_n(n, 'other') if n else 'no other yet'})"
+        f"with {counted(n, 'other') if n else 'no other yet'})"
     ]
 
 
 def _runtimes(settings: Settings) -> str:
     """The runtimes in the words of the greeting."""
-    workers = f"{_n(settings.memory.workers, 'worker')} in {format_size(settings.memory.budget_bytes)}"
+    workers = f"{counted(settings.memory.workers, 'worker')} in {format_size(settings.memory.budget_bytes)}"
     return ", ".join(
         workers if choice.is_builtin else f"the runtime at {' or '.join(choice.addresses)}"
         for choice in settings.runtimes.chosen
@@ -289,7 +290,3 @@ def _runtimes(settings: Settings) -> str:
 def _say(*lines: str) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
-
-
-def _n(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"

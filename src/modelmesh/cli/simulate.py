@@ -22,7 +22,7 @@ def simulate(
     log: Annotated[
         Path | None,
         typer.Argument(
-            help="A request log: .csv, .csv.gz or .parquet with the columns time, model.", metavar="[LOG]"
+            help="A request log: .csv, .csv.gz or .parquet with the columns time, model.", metavar="LOG"
         ),
     ] = None,
     synthetic: Annotated[

@@ -88,11 +88,15 @@ def delete_vmodel(vmodel: Id, owner: Owner = "", ops: Ops = DEFAULT_OPS) -> None
     """Remove a vmodel. Unknown ones and those of other owners are no error and stay as they are."""
     with Client(ops) as client:
         client.delete(at("vmodels", vmodel), owner=owner)
+    removed = (
+        f"Removed {vmodel}, unless it has another owner than {owner}." if owner else f"Removed {vmodel}."
+    )
+    console().print(removed, markup=False)
 
 
 @app.command("list")
 def list_vmodels(
-    prefix: Annotated[str, typer.Argument(help="Only ids that start so.")] = "",
+    prefix: Annotated[str, typer.Argument(help="Only ids that start so.", metavar="PREFIX")] = "",
     ops: Ops = DEFAULT_OPS,
     as_json: Json = False,
 ) -> None:
@@ -128,7 +132,7 @@ def _show(vmodel: dict[str, Any], as_json: bool) -> None:
             drawn, vmodel[side], f"{100 * share:.3g} %", f"{seen['requests']:,}", f"{seen['errors']:,}", mean
         )
     terminal.print(drawn)
-    terminal.print(f"Since {ago(canary['since_unix_s'])}: {canary['outlook']}", markup=False)
+    terminal.print(f"Begun {ago(canary['since_unix_s'])}: {canary['outlook']}", markup=False)
 
 
 def _target(vmodel: dict[str, Any]) -> str:

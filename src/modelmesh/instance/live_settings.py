@@ -128,8 +128,10 @@ class LiveSettings:
         return self.get(name)
 
     async def unset(self, name: str) -> None:
-        """Have what each instance was started with in force again. Any name in the store may be unset. Raises FailedPrecondition,
-        StoreUnavailable."""
+        """Have what each instance was started with in force again. Any name in the store may be unset. Raises InvalidInput for
+        others that are no settings, FailedPrecondition, StoreUnavailable."""
+        if name not in self._followed.values:
+            self._knob(name)
         await self._write(name, None)
 
     async def _write(self, name: str, value: bytes | None) -> None:

@@ -96,10 +96,11 @@ class Places:
             return None
         bytes_there, queue_s = self._pending.get(chosen.instance, (0, 0.0))
         self._pending[chosen.instance] = bytes_there + wanted.size_bytes, queue_s + wanted.load_s
+        among = f"the cheapest of {len(candidates)}" if len(candidates) > 1 else "where alone it may be"
         self._journal.record(
             Did.PLACED,
             ask.model,
-            f"Placed at {chosen.instance}, the cheapest of {len(candidates)}, because {ask.why}.",
+            f"Placed at {chosen.instance}, {among}, because {ask.why}.",
             cost_s=chosen.cost_s,
             size_bytes=wanted.size_bytes,
             requests_per_s=wanted.rate_per_s,

@@ -155,7 +155,7 @@ def test_registering_many_names_what_was_refused(run: Run, control: FakeControlP
     result = run("register", "--from", str(source))
     assert (result.exit_code, result.out) == (Exit.PARTLY, "Registered 3 models.\n")
     assert result.err.startswith("entry 2 (): ")
-    assert result.err.endswith("1 registrations were refused.\n")
+    assert result.err.endswith("1 registration was refused.\n")
     assert control.registered["a"].path == str(Path("a.joblib").absolute())
     assert control.registered["c"].path == "/c"
     assert control.registered["d"].path == "d"
@@ -338,7 +338,7 @@ def test_vmodels(run: Run) -> None:
     assert run("vmodel", "get", "v", "--json").json["owner"] == "us"
     assert rows(run("vmodel", "list").out)[1] == ["v", "m1", "settled", "us"]
     assert run("vmodel", "set", "v", "m1", "--owner", "them").exit_code == Exit.REFUSED
-    assert run("vmodel", "delete", "v").exit_code == Exit.OK
+    assert run("vmodel", "delete", "v").out == "Removed v.\n"
     assert run("vmodel", "list").out == "No vmodels.\n"
     assert run("vmodel", "get", "v").err.startswith('There is no vmodel "v". ')
 
@@ -362,7 +362,7 @@ def test_a_canary_and_how_it_does(run: Run, control: FakeControlPlane) -> None:
         ["m1", "95 %", "4,600", "3", "1.2 ms"],
         ["m2", "5 %", "240", "0", "1.3 ms"],
     ]
-    assert re.fullmatch(r"Since \d+ s ago: It is fine\.", lines[4][0])
+    assert re.fullmatch(r"Begun \d+ s ago: It is fine\.", lines[4][0])
     control.names["v"] = replace(
         view,
         target_failed=True,

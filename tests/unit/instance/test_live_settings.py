@@ -124,6 +124,7 @@ def test_wrong_names_and_values_are_refused_with_what_would_do() -> None:
             error = await raised(a.live.set(name, text))
             assert isinstance(error, InvalidInput) and str(error) == sentence
         assert not a.in_force and not b.in_force
+        assert isinstance(await raised(a.live.unset("grce")), InvalidInput), "a slip of the pen is told"
         read_only = Instance(store, refusal="It is only read here.")
         await read_only.start()
         for call in (read_only.live.set("grace", "1"), read_only.live.unset("grace")):
