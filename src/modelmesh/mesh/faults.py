@@ -137,14 +137,17 @@ class Faults:
     def _foreseen(self, model: str, fault: Fault) -> bool:
         """Whether a cold model is wanted now. Those who asked for its name fault on it next; its load need not wait for
         that. What cannot be loaded is refused then, not here."""
-        record = self._registrar.mirror.model(model)
+        record, others = self._registrar.mirror.model(model), self._others
         if (
             record is None
-            or (self._others is not None and len(self._others.fleet))
             or self._copies.get(model) is not None
             or self._failures.standing(model) is not None
+            or (others is not None and others.standing(model) is not None)
         ):
             return False
+        latest_s = self._clock.monotonic_s() + fault.latest_deadline_in_ms / 1000
+        if others is not None and others.see_to(model, fault.waiting, latest_s):
+            return True
         try:
             loads = self._sites.loads_of(model, record, None)
         except ModelMeshError:
@@ -152,7 +155,7 @@ class Faults:
         want = loads.want(model, record)
         if want is None:
             return False
-        _join(want, fault.waiting, self._clock.monotonic_s() + fault.latest_deadline_in_ms / 1000)
+        _join(want, fault.waiting, latest_s)
         loads.changed(model)
         return True
 

@@ -445,7 +445,6 @@ class Others:
         await self._asks.load(
             ask.model, ask.why, ask.until_used, ask.deadline_s, need=ask.need, suspicion=ask.suspicion
         )
-        self._settle()
         me = self._peers.me
         return Provided(me.id, me.epoch, self.announcer.flush())
 

@@ -75,8 +75,8 @@ class Provider:
         self._record_of = record_of
         self._spawn = spawn
         self._flights: dict[str, _Flight] = {}
-        self._calls: dict[str, dict[asyncio.Future[Provided], None]] = {}
-        """Instance -> the calls to it that wait, in order: a set of them would be cancelled in the order of addresses."""
+        self._calls: dict[str, dict[asyncio.Timeout, None]] = {}
+        """Instance -> the calls to it that wait, in order: a set of them would be ended in the order of addresses."""
         self.on_refused: Callable[[str, ModelMeshError], None] = lambda model, error: None
         """Called when a model that requests wait for could not be provided."""
 
@@ -260,24 +260,24 @@ class Provider:
 
     def away(self, id: str) -> None:
         """An instance does not answer any more: whoever waits for it waits no longer."""
-        for call in self._calls.pop(id, ()):
-            call.cancel()
+        now_s = asyncio.get_running_loop().time()
+        for waiting in self._calls.pop(id, ()):
+            waiting.reschedule(now_s)
 
     async def _call(self, id: str, call: Coroutine[Any, Any, Provided]) -> Provided:
         """Raises RuntimeUnavailable also when the instance goes away meanwhile."""
-        task = asyncio.ensure_future(call)
-        self._calls.setdefault(id, {})[task] = None
+        waiting = asyncio.timeout(None)
+        self._calls.setdefault(id, {})[waiting] = None
         try:
-            await asyncio.wait({task})
+            async with waiting:
+                return await call
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            raise RuntimeUnavailable(f"Instance {id} does not answer any more.") from None
         finally:
-            calls = self._calls.get(id)
-            if calls is not None:
-                calls.pop(task, None)
-            if not task.done():
-                task.cancel()
-        if task.cancelled():
-            raise RuntimeUnavailable(f"Instance {id} does not answer any more.")
-        return task.result()
+            if (calls := self._calls.get(id)) is not None:
+                calls.pop(waiting, None)
 
 
 def _capacity(member: Member, load: Load | None) -> int:

@@ -31,6 +31,8 @@ class Picture:
         self._load_at = 0
         self._log: deque[tuple[int, Held | Failed]] = deque(maxlen=LOG_MAX)
         self._changed = asyncio.Event()
+        self._waking: asyncio.TimerHandle | None = None
+        """Tells the followers soon of what was announced since it was set."""
         self._closed = False
 
     def announce(
@@ -51,7 +53,8 @@ class Picture:
                 self._failed.pop(failure.model, None)
         if load is not None:
             self._load, self._load_at = load, self._load_at + 1
-        self._wake()
+        if self._waking is None:
+            self._waking = asyncio.get_running_loop().call_later(GATHER_S, self._wake)
         return self.sequence
 
     def _add(self, change: Held | Failed) -> None:
@@ -61,9 +64,12 @@ class Picture:
     def close(self) -> None:
         """End all followers' streams."""
         self._closed = True
+        if self._waking is not None:
+            self._waking.cancel()
         self._wake()
 
     def _wake(self) -> None:
+        self._waking = None
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -93,7 +99,6 @@ class Picture:
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await changed.wait()
-                await asyncio.sleep(GATHER_S)
             except TimeoutError:
                 continue
 
