@@ -170,6 +170,11 @@ class Copy(Resident):
         self.cancelled = False
 
     @property
+    def why(self) -> Why:
+        """Why it is wanted; the least pressing reason when nobody does any more."""
+        return Why.PREWARM if self.want is None else self.want.why
+
+    @property
     def was_loaded(self) -> bool:
         """Whether it is or was a whole copy, no load that failed."""
         return self.size_bytes > 0

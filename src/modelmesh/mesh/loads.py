@@ -30,10 +30,10 @@ from modelmesh.mesh.holds import UNTIL_USED
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.queue import LoadQueue
 from modelmesh.mesh.refusals import Refusals
+from modelmesh.mesh.room import Room
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.policy.backoff import Nature
-from modelmesh.policy.eviction import miss_cost_s
 from modelmesh.policy.urgency import Claim, Why, startable
 from modelmesh.registry.records import ModelRecord
 from modelmesh.runtime.protocol import Loaded, Runtime
@@ -92,6 +92,7 @@ class Loads:
             record_of=record_of, spawn=spawn, settle=settle,
             on_learned=lambda copy: self.changed(copy.model), on_estimated=self._go_on, on_failed=self._refuse_queued,
         )  # fmt: skip
+        self._room = Room(budget, evictions, clock, tuning.set_aside_s, self._refuse_queued)
         self._running: dict[str, tuple[asyncio.Task[None], float, bool]] = {}
         """model -> (its task, when the load began, whether it is gentle)"""
         self._inline: Copy | None = None
@@ -218,10 +219,7 @@ class Loads:
         self._estimates.start()
         ledger = self._budget.ledger
         if ledger.free_bytes < 0:
-            lacking_bytes = -ledger.free_bytes - self._evictions.incoming_bytes
-            if lacking_bytes > 0:
-                reason = "because the memory in use came out larger than planned"
-                self._evictions.make_room(lacking_bytes, reason, at_once=True, urgent=True)
+            self._room.pay_overdraft()
             return
         if not self._queue:
             self._evictions.revive_all("nobody waits for its memory any more")
@@ -231,7 +229,7 @@ class Loads:
         first = self._queue.first(self._tuning.lookahead if free_slots else 1, max(gentle_slots, 0) + 1)
         queued = [copy for copy in first if self._estimates.stands(copy)]
         self._estimates.start()
-        queued = [copy for copy in queued if not self._set_aside(copy)]
+        queued = [copy for copy in queued if not self._room.set_aside(copy)]
         claims = [_claim(copy) for copy in queued]
         started, lacking_bytes = startable(
             claims, free_slots, ledger.free_bytes, self._evictions.incoming_bytes, gentle_slots
@@ -240,77 +238,21 @@ class Loads:
             self._start(queued[index])
         blocked = [copy for index, copy in enumerate(queued) if index not in started]
         if lacking_bytes > 0:
-            self._make_room(blocked[0], lacking_bytes)
-        elif not blocked:
-            self._evictions.revive_all("nobody waits for its memory any more")
-        elif gentle_slots > sum(claims[index].gentle for index in started):
-            self._make_room_by_worth(blocked[0])
-
-    def _set_aside(self, copy: Copy) -> bool:
-        """Whether it cannot be loaded as things are, whoever is evicted; then it holds up nobody else. It is refused at
-        once when it never fits, else when things stay like that for a while."""
-        ledger, want = self._budget.ledger, copy.want
-        if copy.needed_bytes > ledger.capacity_bytes:
-            self._refuse_queued(copy, self._too_large(copy, ledger.capacity_bytes))
-            return True
-        held_bytes = self._evictions.held_bytes(want is not None and want.why is Why.URGENT)
-        if copy.needed_bytes <= ledger.capacity_bytes - ledger.unattributed_bytes - held_bytes:
-            copy.set_aside_s = 0.0
-            return False
-        now_s = self._clock.monotonic_s()
-        copy.set_aside_s = copy.set_aside_s or now_s
-        if now_s >= copy.set_aside_s + self._tuning.set_aside_s:
-            self._refuse_queued(copy, self._no_room(copy, held_bytes))
-        return True
-
-    def _make_room(self, head: Copy, lacking_bytes: int) -> None:
-        """Evict for the blocked loads, or for their head alone when that is all that can be had. What could not suffice is not
-        begun: nobody is evicted in vain."""
-        ledger, urgent = self._budget.ledger, _why(head) is Why.URGENT
-        evictable_bytes = self._evictions.evictable_bytes(urgent)
-        if lacking_bytes > evictable_bytes:
-            lacking_bytes = head.needed_bytes - ledger.free_bytes - self._evictions.incoming_bytes
-        if lacking_bytes <= evictable_bytes:
-            reason = f"to make room for {head.model}"
-            self._evictions.make_room(lacking_bytes, reason, at_once=False, urgent=urgent)
-
-    def _make_room_by_worth(self, head: Copy) -> None:
-        """Evict what is worth less than a copy that is only expected to be used; nothing for a guess. If that is not enough, it
-        is not loaded."""
-        ledger, why = self._budget.ledger, _why(head)
-        lacking_bytes = head.needed_bytes - ledger.free_bytes - self._evictions.incoming_bytes
-        if why < Why.SCALE or lacking_bytes <= 0:
+            self._room.make(blocked[0], lacking_bytes)
             return
-        if why is Why.SCALE and lacking_bytes <= self._evictions.evictable_bytes(urgent=False):
-            rate_per_s = head.history.rate_per_s(self._clock.monotonic_s())
-            worth = rate_per_s * miss_cost_s(head.load_s, rate_per_s)
-            reason = f"to make room for {head.model}, which is expected to be used more"
-            if self._evictions.make_room(lacking_bytes, reason, at_once=False, urgent=False, worth=worth):
-                return
-        error = NoCapacity(f"There is no memory that model {head.model} would use better.", model=head.model)
-        self._answer(head.want, error)
-        self.drop(head)
+        if not blocked:
+            self._evictions.revive_all("nobody waits for its memory any more")
+            return
+        n_gentle = sum(claims[index].gentle for index in started)
+        if gentle_slots > n_gentle and not self._room.make_by_worth(blocked[0]):
+            self._give_up(blocked[0])
+
+    def _give_up(self, copy: Copy) -> None:
+        """Nothing is worth less than a model that is only expected to be used."""
+        error = NoCapacity(f"There is no memory that model {copy.model} would use better.", model=copy.model)
+        self._answer(copy.want, error)
+        self.drop(copy)
         self._settle()
-
-    @staticmethod
-    def _too_large(copy: Copy, usable_bytes: int) -> ModelTooLarge:
-        return ModelTooLarge(
-            f"Model {copy.model} needs {format_size(copy.needed_bytes)} to load, but all models together may use "
-            f"{format_size(usable_bytes)}: raise the memory by at least "
-            f"{format_size(copy.needed_bytes - usable_bytes)}.",
-            model=copy.model,
-        )
-
-    def _no_room(self, copy: Copy, held_bytes: int) -> NoCapacity:
-        ledger = self._budget.ledger
-        usable, held, stray = map(format_size, (ledger.capacity_bytes, held_bytes, ledger.unattributed_bytes))
-        advice = " Unpin some, keep fewer copies, or raise the memory." if self._budget.held_bytes else ""
-        return NoCapacity(
-            f"Model {copy.model} needs {format_size(copy.needed_bytes)} to load. Of the {usable} models may use, {held} are "
-            f"held by models that may not be evicted, and {stray} are in use by none of them.{advice}",
-            model=copy.model,
-            retry_after_s=1.0,
-        )
 
     # --- loading --------------------------------------------------------------------------------------------
 
@@ -526,10 +468,6 @@ _KINDS = {
 }
 
 
-def _why(copy: Copy) -> Why:
-    return Why.PREWARM if copy.want is None else copy.want.why
-
-
 def _claim(copy: Copy) -> Claim:
     gentle = copy.want is not None and copy.want.gentle
-    return Claim(copy.needed_bytes, _why(copy) < Why.SCALE, gentle)
+    return Claim(copy.needed_bytes, copy.why < Why.SCALE, gentle)

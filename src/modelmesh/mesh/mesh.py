@@ -1,8 +1,8 @@
 """One instance's behaviour, put together: events come in, decisions go out; and the facade the faces ask.
 
-The parts, each in its file: `names` resolve, `faults` and `asks` want, `queue` and `loads` load, `evictions` make room, `copies`
-holds the states with `ledger` and routes, `admission`, `failures` and `refusals` say no, `usage` learns. After whatever happened,
-`_settle` starts what may start and publishes the routes that changed.
+The parts, each in its file: `names` resolve, `faults` and `asks` want, `queue`, `estimates` and `loads` load, `room` and
+`evictions` make room, `copies` holds the states with `ledger` and routes, `admission`, `failures` and `refusals` say no, `usage`
+learns. After whatever happened, `_settle` starts what may start and publishes the routes that changed.
 """
 
 from __future__ import annotations
