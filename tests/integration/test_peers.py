@@ -25,7 +25,7 @@ from modelmesh.errors import (
     RuntimeUnavailable,
 )
 from modelmesh.management.peers import service
-from modelmesh.peers import connected, link, messages
+from modelmesh.peers import connected, messages
 from modelmesh.peers.connected import ConnectedPeers
 from modelmesh.peers.dialling import Dial, dial
 from modelmesh.peers.protocol import (
@@ -247,8 +247,10 @@ def test_a_connection_that_carries_nothing_any_more_is_dialled_anew(tmp_path: Pa
                 a.peers.announce([Held("iris", True)])
                 await b.until(lambda: "iris" in b.told("a"), "a is heard")
                 between.lose()
+                b.peers.reached("a", False)
                 a.peers.announce([Held("rose", True)])
                 await b.until(lambda: b.seen(Silent) == [Silent("a")], "a is silent")
+                b.peers.reached("a", True)
                 await b.until(lambda: b.seen(Back) == [Back("a")] and "rose" in b.told("a"), "a is back")
                 assert not b.seen(Gone)
             finally:
@@ -309,20 +311,18 @@ def vars_of(ask: Ask) -> dict[str, object]:
     return {name: getattr(ask, name) for name in Ask.__dataclass_fields__}
 
 
-def test_a_keeper_that_does_not_take_it_on_is_given_up_at_once_and_a_slow_load_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_load_is_waited_for_and_who_cannot_be_reached_is_not(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with nodes(tmp_path, "a", "b") as (_, (a, b)):
-            await a.until(lambda: bool(a.seen(Joined)), "b is known")
+            await a.until(lambda: bool(a.seen(Told)), "b is heard")
             b.mesh.takes_s = 0.6
             assert await a.peers.provide("b", ASK) == Provided("b", 1, 5)
-            monkeypatch.setattr(link, "TAKEN_S", 0.0)
-            with pytest.raises(RuntimeUnavailable, match="did not take model iris on within 0 ms"):
-                await a.peers.provide("b", ASK)
+            asked = asyncio.create_task(a.peers.provide("b", ASK))
+            await a.until(lambda: len(b.mesh.asked) == 2, "b is asked")
             await b.deafen()
-            with pytest.raises(RuntimeUnavailable, match=r"The instance b at unix:.* does not answer"):
-                await a.peers.load("b", ASK)
+            for asking in (asked, a.peers.provide("b", ASK), a.peers.load("b", ASK)):
+                with pytest.raises(RuntimeUnavailable, match=r"The instance b .*does not answer"):
+                    await asking
 
     asyncio.run(scenario())
 

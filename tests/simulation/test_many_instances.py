@@ -20,7 +20,7 @@ FOUND = (0, 6, 17, 22, 31, 44, 55, 70, 146, 231, 258, 305, 670, 1205, 1517, 2289
 """Seeds that once found something, whatever they play by now; what each found has a test of its own (tests/unit/mesh)."""
 HAPPENS = (
     "OK", "NOT_FOUND", "UNAVAILABLE", "DEADLINE_EXCEEDED", "loads", "kept", "scaled up", "scaled down", "evictions", "crashes",
-    "freezes", "partitions", "splits", "isolations", "store cuts", "outages", "storms", "stops", "upgrades", "sick",
+    "freezes", "late loops", "partitions", "splits", "isolations", "store cuts", "outages", "storms", "stops", "upgrades", "sick",
     "storage lost", "asked of all at once",
 )  # fmt: skip
 

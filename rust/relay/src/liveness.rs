@@ -5,8 +5,8 @@
 //! pings that they send nothing between for an attack, unless they come five minutes apart
 //! (<https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md>).
 //!
-//! Other instances are pinged as long as routes point there. One that misses three pings is suspected: requests that can move do,
-//! new ones go elsewhere. Its connection stays, for a busy machine may stall for a second; what cannot move waits there, while another
+//! Other instances are pinged all the time: the control plane takes one that answers for slow at worst, however long its control
+//! plane says nothing. One that misses three pings is suspected: requests that can move do, new ones go elsewhere. Its connection stays, for a busy machine may stall for a second; what cannot move waits there, while another
 //! connection is tried.
 
 use std::cell::Cell;
@@ -91,16 +91,15 @@ impl Liveness {
     /// Asks when it has to be asked. Returns when there was no answer: the connection is of no use then.
     pub async fn watch(&self, target: &Arc<Target>, pings: PingPong) {
         if target.peer {
-            self.watch_instance(target, pings).await;
+            self.watch_instance(pings).await;
         } else {
             self.watch_server(target, pings).await;
         }
         self.silent.set(true);
     }
 
-    async fn watch_instance(&self, target: &Target, mut pings: PingPong) {
+    async fn watch_instance(&self, mut pings: PingPong) {
         loop {
-            target.routed().await;
             if pings.send_ping(Ping::opaque()).is_err() {
                 std::future::pending::<()>().await;
             }
@@ -173,8 +172,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
-    use crate::event::Events;
-    use crate::replica::{Address, Replica};
+    use crate::replica::Address;
 
     const PING: u8 = 6;
     const SETTINGS: u8 = 4;
@@ -287,11 +285,7 @@ mod tests {
     }
     /// What became of another instance within 30 s, that says nothing between two moments: when it was suspected and believed
     /// again, when it was given up, in milliseconds; and how many pings it got. `talks`: it sends data all the time.
-    fn instance(
-        routed: bool,
-        silent_s: (f64, f64),
-        talks: bool,
-    ) -> (Vec<u128>, Option<u128>, usize) {
+    fn instance(silent_s: (f64, f64), talks: bool) -> (Vec<u128>, Option<u128>, usize) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
@@ -299,9 +293,6 @@ mod tests {
             .expect("a runtime");
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let target = Arc::new(Target::of_peer(1, Address::Unix(PathBuf::new())));
-            let events = Arc::new(Events::new().expect("descriptors"));
-            let replica = || Replica::new(1, "m".into(), target.clone(), 0, Arc::default(), events);
-            let replica = routed.then(replica);
             let (near, far) = tokio::io::duplex(1 << 16);
             let started = Instant::now();
             let [from, to] = [silent_s.0, silent_s.1].map(|s| started + Duration::from_secs_f64(s));
@@ -337,39 +328,34 @@ mod tests {
             assert_eq!(ended.is_ok(), liveness.is_silent());
             running.abort();
             talking.abort();
-            drop((sender, replica));
+            drop(sender);
             (turns, ended.ok(), server.await.expect("no panic"))
         })
     }
 
     #[test]
     fn an_instance_is_suspected_after_three_beats_and_believed_when_it_answers() {
-        let (turns, ended, _) = instance(true, (0.9, 2.6), false);
+        let (turns, ended, _) = instance((0.9, 2.6), false);
         assert_eq!((turns, ended), (vec![1750, 2600], None));
-        assert_eq!(
-            instance(true, (0.9, 1.7), false).0,
-            [],
-            "that was two beats"
-        );
+        assert_eq!(instance((0.9, 1.7), false).0, [], "that was two beats");
     }
 
     #[test]
     fn an_instance_is_given_up_long_after_it_is_suspected() {
-        let (turns, ended, _) = instance(true, (0.9, 99.0), false);
+        let (turns, ended, _) = instance((0.9, 99.0), false);
         assert_eq!((turns, ended), (vec![1750], Some(11_000)));
-        assert_eq!(instance(true, (0.9, 10.0), false).0, [1750, 10_000]);
+        assert_eq!(instance((0.9, 10.0), false).0, [1750, 10_000]);
     }
 
     #[test]
     fn an_instance_that_sends_is_not_suspected_for_its_pong() {
-        let (turns, ended, _) = instance(true, (0.9, 25.0), true);
+        let (turns, ended, _) = instance((0.9, 25.0), true);
         assert_eq!((turns, ended), (vec![], None));
     }
 
     #[test]
-    fn an_instance_that_no_route_leads_to_is_not_asked() {
-        assert_eq!(instance(false, (0.0, 99.0), false), (vec![], None, 0));
-        let (_, _, pings) = instance(true, (99.0, 99.0), false);
+    fn an_instance_is_asked_each_beat() {
+        let (_, _, pings) = instance((99.0, 99.0), false);
         assert!((115..=121).contains(&pings), "{pings} in 30 s");
     }
 }

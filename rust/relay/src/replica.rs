@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use ahash::AHashMap;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use crate::circuit::Circuit;
 use crate::event::{Event, Events};
@@ -70,8 +69,6 @@ pub struct Target {
     removed: AtomicBool,
     doubted: AtomicBool,
     links: Mutex<Links>,
-    replicas: AtomicUsize,
-    routed: Notify,
 }
 
 /// The connections of all loops.
@@ -105,8 +102,6 @@ impl Target {
             removed: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
             links: Mutex::default(),
-            replicas: AtomicUsize::new(0),
-            routed: Notify::new(),
         }
     }
 
@@ -187,18 +182,6 @@ impl Target {
             Event::TargetBack { target: self.id }
         });
         !lost
-    }
-
-    /// Resolves while routes, or requests, are there that know it.
-    pub async fn routed(&self) {
-        loop {
-            let mut routed = std::pin::pin!(self.routed.notified());
-            routed.as_mut().enable();
-            if self.replicas.load(Ordering::SeqCst) > 0 {
-                return;
-            }
-            routed.await;
-        }
     }
 
     /// Whether it matters now that it answers: requests are in flight there, or it did not answer another loop.
@@ -304,8 +287,6 @@ impl Replica {
         queue: Arc<Queue>,
         events: Arc<Events>,
     ) -> Replica {
-        target.replicas.fetch_add(1, Ordering::SeqCst);
-        target.routed.notify_waiters();
         Replica {
             id,
             model,
@@ -420,12 +401,6 @@ impl Replica {
                 replica: self.id,
             });
         }
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        self.target.replicas.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -14,8 +14,6 @@ from modelmesh.wire.generated import peers_pb2 as pb
 
 DEADLINE_S: Final = 120.0
 """Of a question that came without one."""
-TAKEN_AFTER_S: Final = 0.01
-"""An answer that comes sooner says by itself that the question arrived."""
 QUESTIONS_MAX: Final = 20_000
 """Of one instance, at a time."""
 
@@ -65,8 +63,6 @@ class Answering:
 
     async def _answer(self, question: pb.Question) -> None:
         number = question.number
-        taken = pb.Answer(number=number, taken=True)
-        taking = asyncio.get_running_loop().call_later(TAKEN_AFTER_S, self._ready.put_nowait, taken)
         try:
             provided = messages.to_provided(await self._provided(question))
             answer = pb.Answer(number=number, provided=provided)
@@ -77,7 +73,6 @@ class Answering:
             bug = RuntimeUnavailable(f"The instance failed unexpectedly: {type(error).__name__}: {error}")
             answer = pb.Answer(number=number, refused=messages.to_refused(bug))
         finally:
-            taking.cancel()
             self._running.pop(number, None)
         self._ready.put_nowait(answer)
 

@@ -206,6 +206,7 @@ class Others:
         if id is None:
             return False
         self.fleet.reached(id, reached)
+        self._peers.reached(id, reached)
         if not reached:
             self.provider.away(id)
         return True

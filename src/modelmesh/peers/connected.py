@@ -181,6 +181,12 @@ class ConnectedPeers:
         """See `Peers.announce`."""
         return self.picture.announce(held, failed, load)
 
+    def reached(self, id: str, reached: bool) -> None:
+        """See `Peers.reached`."""
+        link = self._links.get(id)
+        if link is not None:
+            link.reached(reached)
+
     async def provide(self, id: str, ask: Ask) -> Provided:
         """See `Peers.provide`."""
         return await self._link(id, ask.model).provide(ask)

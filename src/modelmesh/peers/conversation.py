@@ -6,7 +6,6 @@ A call costs several times what a message on a stream does, here and there.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,19 +16,6 @@ if TYPE_CHECKING:
     import grpc.aio
 
 DEADLINE_MS_MAX: Final = (1 << 32) - 1
-
-
-class NotTaken(TimeoutError):
-    """Nothing was heard of a question, not even that it arrived."""
-
-
-@dataclass(slots=True)
-class _Open:
-    """A question whose answer is awaited. `timer` ends the wait."""
-
-    answer: asyncio.Future[pb.Answer]
-    ends_s: float
-    timer: asyncio.TimerHandle
 
 
 class Conversation:
@@ -44,7 +30,8 @@ class Conversation:
         )
         self._call = converse()
         self._numbers = count(1)
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, asyncio.Future[pb.Answer]] = {}
+        """Questions whose answers are awaited."""
         self._unsent: dict[int, pb.Question] = {}
         self._more = asyncio.Event()
         self._reading = asyncio.create_task(self._read(), name=f"answers of {id}")
@@ -55,24 +42,21 @@ class Conversation:
         """Whether nothing can be asked any more."""
         return self._reading.done()
 
-    async def ask(self, question: pb.Question, deadline_s: float, taken_s: float | None) -> pb.Answer:
-        """Give the question its number, send it and wait for its answer. Raises NotTaken after `taken_s` (None: never), unless it
-        was taken or answered by then; TimeoutError after the deadline; grpc.aio.AioRpcError when the stream breaks,
-        asyncio.CancelledError when it is closed."""
+    async def ask(self, question: pb.Question, deadline_s: float) -> pb.Answer:
+        """Give the question its number, send it and wait for its answer. Raises TimeoutError after the deadline;
+        grpc.aio.AioRpcError when the stream breaks, asyncio.CancelledError when it is closed."""
         number, loop = next(self._numbers), asyncio.get_running_loop()
         question.number = number
         question.deadline_ms = max(round(min(deadline_s * 1000, DEADLINE_MS_MAX)), 1)
         answer: asyncio.Future[pb.Answer] = loop.create_future()
-        late, patience_s = TimeoutError(), deadline_s
-        if taken_s is not None:
-            late, patience_s = NotTaken(), min(taken_s, deadline_s)
-        timer = loop.call_later(patience_s, _expire, answer, late)
-        self._open[number] = _Open(answer, loop.time() + deadline_s, timer)
+        timer = loop.call_later(deadline_s, _expire, answer)
+        self._open[number] = answer
         self._send(question)
         try:
             return await answer
         finally:
-            self._open.pop(number).timer.cancel()
+            del self._open[number]
+            timer.cancel()
             if answer.cancelled() or isinstance(answer.exception(), TimeoutError):
                 self._withdraw(number)
 
@@ -118,26 +102,19 @@ class Conversation:
         finally:
             self._writing.cancel()
             for waits in self._open.values():
-                if waits.answer.done():
+                if waits.done():
                     continue
                 if error is None:
-                    waits.answer.cancel()
+                    waits.cancel()
                 else:
-                    waits.answer.set_exception(error)
+                    waits.set_exception(error)
 
     def _take(self, answer: pb.Answer) -> None:
         waits = self._open.get(answer.number)
-        if waits is None or waits.answer.done():
-            return
-        if answer.WhichOneof("told") == "taken":
-            waits.timer.cancel()
-            waits.timer = asyncio.get_running_loop().call_at(
-                waits.ends_s, _expire, waits.answer, TimeoutError()
-            )
-        else:
-            waits.answer.set_result(answer)
+        if waits is not None and not waits.done():
+            waits.set_result(answer)
 
 
-def _expire(answer: asyncio.Future[Any], late: TimeoutError) -> None:
+def _expire(answer: asyncio.Future[Any]) -> None:
     if not answer.done():
-        answer.set_exception(late)
+        answer.set_exception(TimeoutError())

@@ -1,15 +1,21 @@
-"""One other instance as this one is connected to it: its stream followed, its silence noticed, and it is asked."""
+"""One other instance as this one is connected to it: its stream followed, its silence noticed, and it is asked.
+
+Slow is not dead. On a busy machine the other may say nothing for a second, and what is asked of it waits as long: going elsewhere
+then would only make a second copy, on a machine that is busy enough. So it is suspected at once only when its process answers no
+pings either, which the data plane finds out by threads of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from modelmesh.errors import Code, LoadTimeout, ModelMeshError, RuntimeUnavailable
 from modelmesh.peers import messages
-from modelmesh.peers.conversation import Conversation, NotTaken
+from modelmesh.peers.conversation import Conversation
 from modelmesh.peers.dialling import Connection, Dial, dial
 from modelmesh.peers.protocol import (
     Ask,
@@ -28,13 +34,19 @@ from modelmesh.wire.generated import peers_pb2 as pb
 if TYPE_CHECKING:
     import grpc.aio
 
-SILENT_S: Final = 0.75
-"""Three heartbeats missed."""
-TAKEN_S: Final = 0.25
+BEAT_S: Final = 0.25
+"""So often each says something (`picture.HEARTBEAT_S`). Beats without a word are counted and not time: it may be the event loop
+here that was late."""
+SILENT_BEATS: Final = 3
+"""After so many it is suspected, if its process answers no pings."""
+SLOW_BEATS: Final = 20
+"""After so many it is suspected whatever its process does: its event loop hangs."""
+DEAD_BEATS: Final = 12
+"""The connection to one that is suspected is dialled anew after so many. It may be dead: where packets were lost for a while it
+carries nothing for about as long again, because its pauses between tries have grown, and a new one works at once."""
+DOUBT_S: Final = 0.25
+"""One that is suspected and asked all the same has so long to say something."""
 UNLOAD_S: Final = 30.0
-DEAD_S: Final = 3.0
-"""A connection that is silent for so long is dialled anew. It may be dead: where packets were lost for a while it carries nothing
-for about as long again, because its pauses between tries have grown, and a new one works at once."""
 ORDER_S: Final = 5.0
 REDIAL_S: Final = 0.1
 REDIAL_S_MAX: Final = 2.0
@@ -59,6 +71,19 @@ class Link:
         self._talk: Conversation | None = None
         self._epoch = self._sequence = 0
         self._told_silent = self._complained = False
+        self._reached = True
+        self._missed = 0
+        """Beats without a word on this connection."""
+        self._found = asyncio.Event()
+        """It was not reached and is again, so it is to be dialled now."""
+
+    def reached(self, reached: bool) -> None:
+        """Whether its process answers pings, as the data plane finds."""
+        self._reached = reached
+        if reached and self.silent:
+            self._missed = DEAD_BEATS
+            self._found.set()
+        self._judge()
 
     async def run(self) -> None:
         """Follow, dial again, go on where it was."""
@@ -77,7 +102,9 @@ class Link:
                     log.warning("Not connected to instance %s: %s", self.member.id, error)
             self._fall_silent()
             pause_s = REDIAL_S if self._sequence != before else min(2 * pause_s, REDIAL_S_MAX)
-            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._found.wait()
 
     async def _dial(self) -> None:
         """Anew each time, because certificates may be others by now."""
@@ -91,6 +118,8 @@ class Link:
             response_deserializer=pb.Update.FromString,
         )
         call = follow(pb.FollowRequest(follower=self._me, epoch=self._epoch, sequence=self._sequence))
+        self._missed = 0
+        self._found.clear()
         try:
             while True:
                 message = await self._next(call)
@@ -104,20 +133,19 @@ class Link:
             call.cancel()
 
     async def _next(self, call: Any) -> pb.Update | None:
-        """The next message; None at the end. While none comes in time the instance counts as silent. Raises RuntimeUnavailable
-        when none comes for `DEAD_S`."""
+        """The next message; None at the end. Raises RuntimeUnavailable when none comes for too long."""
         import grpc.aio
 
         reading = asyncio.ensure_future(call.read())
         try:
-            done, _ = await asyncio.wait({reading}, timeout=SILENT_S)
-            if not done:
-                self._fall_silent()
-                done, _ = await asyncio.wait({reading}, timeout=DEAD_S - SILENT_S)
-            if not done:
-                raise RuntimeUnavailable(
-                    f"Nothing was heard from the instance {self.member.id} for {DEAD_S:g} s."
-                )
+            while not (await asyncio.wait({reading}, timeout=BEAT_S))[0]:
+                self._missed += 1
+                self._judge()
+                if self._missed >= (DEAD_BEATS if self.silent else SLOW_BEATS):
+                    raise RuntimeUnavailable(
+                        f"Nothing is heard from the instance {self.member.id}; it is dialled anew."
+                    )
+            self._missed = 0
             message = reading.result()
         except grpc.aio.AioRpcError as error:
             raise self._failed(error, "") from error
@@ -145,6 +173,11 @@ class Link:
         if update.complete:
             self.met.set()
 
+    def _judge(self) -> None:
+        """Whether it is to be suspected now."""
+        if self._missed >= SILENT_BEATS and not self._reached:
+            self._fall_silent()
+
     def _fall_silent(self) -> None:
         if not self.silent:
             self.silent = self._told_silent = True
@@ -154,27 +187,34 @@ class Link:
 
     async def provide(self, ask: Ask) -> Provided:
         """See `Peers.provide`."""
-        return await self._converse(pb.Question(provide=messages.to_ask(self._me, ask)), ask, TAKEN_S)
+        answer = self._converse(pb.Question(provide=messages.to_ask(self._me, ask)), ask)
+        return await (self._doubted(answer, ask.model) if self.silent else answer)
 
     async def load(self, ask: Ask) -> Provided:
         """See `Peers.load`."""
-        return await self._converse(pb.Question(load=messages.to_ask(self._me, ask)), ask, None)
+        return await self._converse(pb.Question(load=messages.to_ask(self._me, ask)), ask)
 
-    async def _converse(self, question: pb.Question, ask: Ask, taken_s: float | None) -> Provided:
+    async def _converse(self, question: pb.Question, ask: Ask) -> Provided:
         if self._talk is None or self._talk.ended:
             self._talk = Conversation(self._channel(ask.model), self.member.id)
         try:
-            answer = await self._answer(self._talk.ask(question, ask.deadline_s, taken_s), ask.model)
-        except NotTaken as error:
-            raise RuntimeUnavailable(
-                f"The instance {self.member.id} did not take model {ask.model} on within {TAKEN_S * 1000:.0f} ms.",
-                model=ask.model,
-            ) from error
+            answer = await self._answer(self._talk.ask(question, ask.deadline_s), ask.model)
         except TimeoutError as error:
             raise LoadTimeout(f"Model {ask.model} was not loaded in time.", model=ask.model) from error
         if answer.WhichOneof("told") == "provided":
             return messages.from_provided(answer.provided)
         raise messages.from_refused(answer.refused, ask.model)
+
+    async def _doubted(self, answer: Coroutine[Any, Any, Provided], model: str) -> Provided:
+        """What one says that is suspected: it answers, or says anything, within `DOUBT_S`."""
+        answering = asyncio.ensure_future(answer)
+        try:
+            await asyncio.wait({answering}, timeout=DOUBT_S)
+            if self.silent and not answering.done():
+                raise RuntimeUnavailable(f"The instance {self.member.id} does not answer.", model=model)
+            return await answering
+        finally:
+            answering.cancel()
 
     async def unload(self, model: str, why: str) -> None:
         """See `Peers.unload`."""

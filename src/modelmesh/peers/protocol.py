@@ -133,7 +133,8 @@ class Gone(NamedTuple):
 
 
 class Silent(NamedTuple):
-    """An instance does not answer (three pings missed) though its lease lives: it is suspected."""
+    """An instance does not answer though its lease lives: it is suspected. It said nothing for 750 ms and its process answers no
+    pings, or it said nothing for 5 s."""
 
     id: str
 
@@ -233,9 +234,13 @@ class Peers(Protocol):
     ) -> int:
         """Tell all others; keeps the whole picture for those that come later. Returns the sequence."""
 
+    def reached(self, id: str, reached: bool) -> None:
+        """The data plane lost an instance (no connection, or no answer to its pings), or has it back: one that says nothing is
+        suspected the sooner."""
+
     async def provide(self, id: str, ask: Ask) -> Provided:
-        """Ask an instance, as the model's keeper, to have it loaded somewhere. It says within 250 ms that it took that on, else
-        RuntimeUnavailable is raised; then it may take until the deadline, after which LoadTimeout is."""
+        """Ask an instance, as the model's keeper, to have it loaded somewhere. One that is suspected has 250 ms to say something,
+        else RuntimeUnavailable is raised. Raises LoadTimeout after the deadline."""
 
     async def load(self, id: str, ask: Ask) -> Provided:
         """Ask an instance to load the model itself. Raises LoadTimeout when that is not done until the deadline."""

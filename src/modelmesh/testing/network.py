@@ -1,4 +1,4 @@
-"""A network of fake instances: delays, reordering between instances, partitions, silence and crashes, in virtual time.
+"""A network of fake instances: delays, reordering between instances, partitions, silence, lateness and crashes, in virtual time.
 
     network = Network(random.Random(1))
     peers = network.join(Member("a", 1, "a:1"), dataplane)
@@ -38,7 +38,8 @@ from modelmesh.policy.urgency import Why
 from modelmesh.testing.dataplane import FakeDataPlane
 from modelmesh.testing.membership import Membership
 
-ACKNOWLEDGE_S: Final = 0.25
+DOUBT_S: Final = 0.25
+"""One that is suspected and asked all the same has so long to answer."""
 SILENT_S: Final = 0.75
 """Three pings missed."""
 ORDER_S: Final = 5.0
@@ -59,6 +60,7 @@ class Network:
         self.members = Membership(self.delay)
         self._cut: set[frozenset[str]] = set()
         self.frozen: set[str] = set()
+        self._late_until_s: dict[str, float] = {}
         self._mended = asyncio.Event()
 
     def join(self, member: Member, dataplane: FakeDataPlane) -> FakePeers:
@@ -81,7 +83,22 @@ class Network:
             not self.frozen or not {source, target} & self.frozen
         )
 
+    def late_s(self, *ids: str) -> float:
+        """For how long from now on the event loop of one of these stands still."""
+        until_s = max(self._late_until_s.get(id, 0.0) for id in ids)
+        return max(until_s - asyncio.get_running_loop().time(), 0.0)
+
+    async def go_on(self, *ids: str) -> None:
+        """Return when the event loops of all these run."""
+        if late_s := self.late_s(*ids):
+            await asyncio.sleep(late_s)
+
     # --- the script -----------------------------------------------------------------------------------------
+
+    def hold_up(self, id: str, for_s: float) -> None:
+        """The event loop of an instance stands still, as on a busy machine, until then or `mend`: it takes nothing in and says
+        nothing. It goes on here, though; and so does its data plane, so nobody suspects it: `for_s` is to be below 5 s."""
+        self._late_until_s[id] = asyncio.get_running_loop().time() + for_s
 
     def cut(self, one: str, other: str) -> None:
         """Nothing passes between two instances, until `mend`. Both notice by silence."""
@@ -89,9 +106,10 @@ class Network:
         self._watch(one, other)
 
     def mend(self) -> None:
-        """All partitions end, all frozen instances go on."""
+        """All partitions end, all instances go on."""
         thawed, self.frozen = self.frozen, set()
         self._cut.clear()
+        self._late_until_s.clear()
         self._mended.set()
         self._mended = asyncio.Event()
         for id in sorted(thawed):
@@ -200,11 +218,12 @@ class FakePeers:
         await asyncio.sleep(3 * self._network.delay())
 
     async def stop(self) -> None:
-        if self._network.instances.get(self.me.id) is not self:
+        if self.dead:
             return
-        del self._network.instances[self.me.id]
         self.die()
-        self._network.members.leave(self.me.id)
+        if self._network.instances.get(self.me.id) is self:  # else its next life has begun
+            del self._network.instances[self.me.id]
+            self._network.members.leave(self.me.id)
         for other in self._network.instances.values():
             if self._network.passes(self.me.id, other.me.id):
                 other.said_goodbye(self.me)
@@ -260,7 +279,7 @@ class FakePeers:
                 self.record_is(id, member)
 
     def said_goodbye(self, member: Member) -> None:
-        self._left[member.id] = member.epoch
+        self._left[member.id] = max(self._left.get(member.id, 0), member.epoch)
         link = self._links.get(member.id)
         if link is not None and link.member.epoch == member.epoch:
             self._drop(member.id)
@@ -304,6 +323,9 @@ class FakePeers:
         news, self._news = self._news, []
         return news
 
+    def reached(self, id: str, reached: bool) -> None:
+        """Silence comes when the data plane finds it, here."""
+
     def announce(
         self, held: Sequence[Held] = (), failed: Sequence[Failed] = (), load: Load | None = None
     ) -> int:
@@ -335,7 +357,8 @@ class FakePeers:
 
     def _arrives(self, source: str, update: Update) -> None:
         loop = asyncio.get_running_loop()
-        at_s = max(loop.time() + self._network.delay(), self._heard_s.get(source, 0.0) + 1e-6)
+        late_s = self._network.late_s(source, self.me.id)
+        at_s = max(loop.time() + late_s + self._network.delay(), self._heard_s.get(source, 0.0) + 1e-6)
         self._heard_s[source] = at_s
         loop.call_at(at_s, self._tell, Told(source, update))
 
@@ -381,8 +404,10 @@ class FakePeers:
     # --- asking ---------------------------------------------------------------------------------------------
 
     async def provide(self, id: str, ask: Ask) -> Provided:
+        link = self._links.get(id)
+        patience_s = DOUBT_S if link is not None and link.silent else ask.deadline_s
         return await self._asks(
-            "provide", id, ask, lambda theirs: theirs.provide(self.me.id, ask), ACKNOWLEDGE_S
+            "provide", id, ask, lambda theirs: theirs.provide(self.me.id, ask), patience_s
         )
 
     async def load(self, id: str, ask: Ask) -> Provided:
@@ -412,6 +437,8 @@ class FakePeers:
         call: Callable[[Hosted], Coroutine[Any, Any, T]],
         patience_s: float,
     ) -> T:
+        ends_s = asyncio.get_running_loop().time() + ask.deadline_s
+        await self._network.go_on(self.me.id)
         await asyncio.sleep(self._network.delay())
         reached = await self._network.reached(self.me.id, id, min(patience_s, ask.deadline_s))
         other = self._network.instances.get(id)
@@ -419,16 +446,20 @@ class FakePeers:
             raise RuntimeUnavailable(f"Instance {id} cannot be reached.", model=ask.model)
         if not reached:
             raise RuntimeUnavailable(f"Instance {id} does not answer.", model=ask.model)
+        await self._network.go_on(id)
+        if other.dead:
+            raise RuntimeUnavailable(f"Instance {id} cannot be reached.", model=ask.model)
         assert other._hosted is not None
         other.asked.append((kind, self.me.id, ask))
         task = asyncio.get_running_loop().create_task(call(other._hosted))
         other._tasks[task] = None
         task.add_done_callback(other._tasks.pop)
         try:
-            await asyncio.wait({task}, timeout=ask.deadline_s)
+            await asyncio.wait({task}, timeout=max(ends_s - asyncio.get_running_loop().time(), 0.0))
         finally:
             task.cancel()
         late = not task.done()
+        await self._network.go_on(id, self.me.id)
         await asyncio.sleep(self._network.delay())
         if late and kind in ("provide", "load"):
             raise LoadTimeout(f"Model {ask.model} was not loaded in time.", model=ask.model)

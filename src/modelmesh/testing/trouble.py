@@ -17,6 +17,7 @@ from modelmesh.testing.theatre import Theatre
 STORE_AWAY: Final = "The store is away."
 DISK_FULL: Final = "Its disk is full."
 GRACE_S: Final = (0.5, 10.0)
+LATE_S: Final = (0.5, 3.0)
 Scene = Callable[[], None]
 
 
@@ -37,7 +38,7 @@ class Trouble:
     def scenes(self) -> tuple[tuple[int, Scene], ...]:
         return (
             (6, self._crash), (3, self._leave), (6, self._return), (1, self._upgrade), (4, self._freeze),
-            (4, self._cut), (2, self._split), (2, self._isolate), (2, self._cut_store), (6, self._mend),
+            (3, self._hold_up), (4, self._cut), (2, self._split), (2, self._isolate), (2, self._cut_store), (6, self._mend),
             (2, self._outage), (2, self._storm), (4, self._break), (2, self._sicken), (4, self._forget),
             (3, self._lose_server), (1, self._lose_storage),
         )  # fmt: skip
@@ -126,6 +127,12 @@ class Trouble:
         if not self._theatre.network.frozen and (id := self._some()) is not None:
             self._seen["freezes"] += 1
             self._theatre.freeze(id)
+
+    def _hold_up(self) -> None:
+        """An event loop is late, as on a busy machine."""
+        if (id := self._some(0)) is not None:
+            self._seen["late loops"] += 1
+            self._theatre.network.hold_up(id, self._rng.choice(LATE_S))
 
     # --- the network and the store --------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from modelmesh.errors import Code, LoadTimeout
 from modelmesh.mesh.views import State
 from modelmesh.peers.protocol import Ask
@@ -106,6 +108,66 @@ def test_a_request_presses_on_a_load_that_was_only_expected_to_be_useful() -> No
             assert (await request.answer).code is Code.OK
             assert (await expected).holder in theatre.holders("iris")
             assert theatre.loads("iris") == 1
+            theatre.check()
+
+    run(scene())
+
+
+def test_a_keeper_whose_event_loop_is_late_is_waited_for() -> None:
+    """A busy machine: whoever went elsewhere would make a second copy, on a machine that is busy enough."""
+
+    async def scene() -> None:
+        async with Theatre(4) as theatre:
+            await theatre.register("iris", Artefact(load_s=0.1))
+            late = keeper(theatre, "iris")
+            assert late.peers is not None
+            theatre.network.hold_up(late.peers.me.id, 3.0)
+            answers = [stage.ask("iris", 10.0).answer for stage in theatre if stage is not late]
+            assert {(await answer).code for answer in answers} == {Code.OK}
+            await theatre.settled()
+            assert theatre.loads("iris") == 1
+            theatre.check()
+
+    run(scene())
+
+
+def test_an_instance_that_loads_and_whose_event_loop_is_late_is_waited_for() -> None:
+    async def scene() -> None:
+        async with Theatre(4) as theatre:
+            await theatre.register("iris", Artefact(load_s=0.5))
+            answers = [stage.ask("iris", 10.0).answer for stage in theatre]
+            await asyncio.sleep(0.2)
+            ((id, _),) = [
+                (id, copy) for id in theatre.ids if (copy := theatre[id].mesh.copy("iris")) is not None
+            ]
+            theatre.network.hold_up(id, 3.0)
+            answers += [stage.ask("iris", 10.0).answer for stage in theatre]
+            assert {(await answer).code for answer in answers} == {Code.OK}
+            await theatre.settled()
+            assert theatre.loads("iris") == 1
+            theatre.check()
+
+    run(scene())
+
+
+def test_a_keeper_that_hangs_is_passed_over_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        async with Theatre(4) as theatre:
+            await theatre.register("iris", Artefact(load_s=0.1))
+            hung = keeper(theatre, "iris")
+            id = hung.peers.me.id if hung.peers is not None else ""
+            others = [stage for stage in theatre if stage is not hung]
+            reached: list[tuple[str, bool]] = []
+            for stage in others:
+                monkeypatch.setattr(stage.peers, "reached", lambda *told: reached.append(told))
+            theatre.freeze(id)
+            began_s = asyncio.get_running_loop().time()
+            answers = [stage.ask("iris", 10.0).answer for stage in others]
+            assert {(await answer).code for answer in answers} == {Code.OK}
+            assert asyncio.get_running_loop().time() - began_s < 1.0
+            theatre.mend()
+            await theatre.settled()
+            assert sorted(reached) == [*3 * [(id, False)], *3 * [(id, True)]], "the links are told"
             theatre.check()
 
     run(scene())

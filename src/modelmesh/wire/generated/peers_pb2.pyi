@@ -165,16 +165,14 @@ class Question(_message.Message):
     def __init__(self, number: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., provide: _Optional[_Union[AskRequest, _Mapping]] = ..., load: _Optional[_Union[AskRequest, _Mapping]] = ..., withdrawn: _Optional[bool] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("number", "taken", "provided", "refused")
+    __slots__ = ("number", "provided", "refused")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
-    TAKEN_FIELD_NUMBER: _ClassVar[int]
     PROVIDED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     number: int
-    taken: bool
     provided: Provided
     refused: Refused
-    def __init__(self, number: _Optional[int] = ..., taken: _Optional[bool] = ..., provided: _Optional[_Union[Provided, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., provided: _Optional[_Union[Provided, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("kind", "code", "message", "retry_after_s")
