@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,9 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from modelmesh.dataplane.executing import executing_models
-from modelmesh.errors import LoadFailed, LoadTimeout, Quarantined
+from modelmesh.errors import Code, LoadFailed, LoadTimeout, Quarantined
 from modelmesh.journal import Did
-from modelmesh.runtime import facts, meter, supervisor
+from modelmesh.runtime import examined, facts, meter, supervisor
 from modelmesh.runtime.protocol import CopyLost, ModelSpec, Noted, ReplicasChanged
 from modelmesh.worker.memory import LINUX
 from tests.integration.builtin_runtime import FINE, MIB, TROUBLE, Served, answers, is_running, notes, serving
@@ -192,6 +193,40 @@ def test_a_load_whose_worker_is_killed_from_outside_is_done_elsewhere(strange: S
             assert await answers(served, "slow")
             assert not notes(served, Did.STRUCK, "slow")
 
+    asyncio.run(scenario())
+
+
+def test_while_storage_hangs_its_worker_serves_on_and_nobody_is_blamed(
+    strange: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examined, "LOOK_S", 0.2)
+    monkeypatch.setattr(examined, "POLL_S", 0.05)
+    back = threading.Event()
+
+    def refusal(path: str) -> str:
+        return "" if not hanging or back.wait(30) else "It hung."
+
+    async def scenario() -> None:
+        async with serving(load_timeout_s=1.0) as served:
+            monkeypatch.setattr(served.runtime._examinations, "_refusal", refusal)
+            await served.load("calm", "strange", strange("calm"))
+            before = served.pid_of("calm")
+            loading = asyncio.create_task(
+                served.load("hangs", "strange", strange("hangs", on_load="sleep 600"))
+            )
+            await asyncio.sleep(0.5)
+            hanging.append(True)
+            with pytest.raises(LoadFailed, match=r"was given up\. Its storage does not") as told:
+                await loading
+            assert told.value.code is Code.UNAVAILABLE
+            assert not notes(served, Did.STRUCK)
+            assert served.pid_of("calm") == before and await answers(served, "calm")
+            back.set()
+            await served.until(lambda: not is_running(before), "the worker is replaced")
+            assert served.seen(CopyLost) == []
+            assert await answers(served, "calm")
+
+    hanging: list[bool] = []
     asyncio.run(scenario())
 
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -335,6 +336,11 @@ class BuiltinRuntime:
         try:
             placed, measured = await self._loader.load(seat, spec, examined)
         except Hung as hung:
+            if hung.loading and await self._examinations.hangs(spec):
+                self._wait_for_storage(seat, spec)
+                raise LoadFailed(
+                    f"{hung.error} Its storage does not answer.", code=Code.UNAVAILABLE, model=spec.id
+                ) from hung
             if hung.loading:
                 self._supervisor.strike(spec.id, "its load never ended", alone=bool(seat.alone_for))
             self._replacing.hung(seat, f"the load of {spec.id} never ended")
@@ -352,6 +358,19 @@ class BuiltinRuntime:
             capacity_bytes=self._meter.adopted(),
             sizing_s=placed.sizing_s,
         )
+
+    def _wait_for_storage(self, seat: Seat, spec: ModelSpec) -> None:
+        """A load hangs because its storage does: the model is not to blame, and what its worker has loaded could not be loaded
+        again elsewhere. So it goes on serving, and is replaced when the storage is back: nobody waits for that load any more."""
+        self._events.put(
+            Noted(
+                Did.WARNED,
+                spec.id,
+                f"The storage of {spec.path} does not answer: {seat.name} serves on, and loads nothing until it does.",
+            )
+        )
+        after = partial(self._examinations.wait_answer, spec)
+        self._replacing.hung(seat, f"the load of {spec.id} hung with its storage", after)
 
     def _find_fault(self, spec: ModelSpec, worker: WorkerProcess | None) -> None:
         """Returns when the worker's death was not this model's doing. Raises Quarantined or LoadFailed when it was."""
@@ -445,6 +464,7 @@ class BuiltinRuntime:
             task.cancel()
         await asyncio.gather(*orders, return_exceptions=True)
         await self._supervisor.stop(grace_s)
+        self._examinations.stop()
         await asyncio.to_thread(self._facts.save)
 
 

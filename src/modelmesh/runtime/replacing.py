@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from modelmesh.errors import ModelMeshError
@@ -57,11 +58,16 @@ class Replacing:
         why = f"it keeps {seat.kept_bytes / MIB:.1f} MiB that belong to no model"
         self._supervisor.spawn(self.replace(seat, why), f"{seat.name} replacement")
 
-    def hung(self, seat: Seat, why: str) -> None:
-        """A worker's load never ends: save its models and kill it."""
+    def hung(self, seat: Seat, why: str, after: Callable[[], Awaitable[None]] | None = None) -> None:
+        """A worker's load never ends: save its models and kill it; `after` something, until which it serves but loads nothing."""
         if not seat.closed:
             seat.closed = True
-            self._supervisor.spawn(self.replace(seat, why), f"{seat.name} replacement")
+            self._supervisor.spawn(self._replace_after(seat, why, after), f"{seat.name} replacement")
+
+    async def _replace_after(self, seat: Seat, why: str, after: Callable[[], Awaitable[None]] | None) -> None:
+        if after is not None:
+            await after()
+        await self.replace(seat, why)
 
     async def replace(self, seat: Seat, why: str) -> None:
         """End a worker whose seat takes no more loads, and give its models to a new one as far as memory allows."""
