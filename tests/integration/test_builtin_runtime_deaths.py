@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from modelmesh.dataplane.executing import executing_models
 from modelmesh.errors import Code, LoadFailed, LoadTimeout, Quarantined
 from modelmesh.journal import Did
-from modelmesh.runtime import examined, facts, meter, supervisor
+from modelmesh.runtime import examined, facts, meter, replacing, supervisor
 from modelmesh.runtime.protocol import CopyLost, ModelSpec, Noted, ReplicasChanged
 from modelmesh.worker.memory import LINUX
 from tests.integration.builtin_runtime import FINE, MIB, TROUBLE, Served, answers, is_running, notes, serving
@@ -227,6 +227,29 @@ def test_while_storage_hangs_its_worker_serves_on_and_nobody_is_blamed(
             assert await answers(served, "calm")
 
     hanging: list[bool] = []
+    asyncio.run(scenario())
+
+
+def test_a_worker_is_not_replaced_while_the_files_of_its_models_are_away(
+    strange: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replacing, "LOOK_S", 0.05)
+
+    async def scenario() -> None:
+        async with serving() as served:
+            folder = strange("calm")
+            await served.load("calm", "strange", folder)
+            before = served.pid_of("calm")
+            away = folder.rename(folder.with_name("away"))
+            served.runtime._replacing.swollen(served.runtime._supervisor.seats[0])
+            await asyncio.sleep(0.3)
+            assert served.pid_of("calm") == before and await answers(served, "calm")
+            assert not notes(served, Did.WORKER_RECYCLED)
+            away.rename(folder)
+            await served.until(lambda: not is_running(before), "the worker is replaced")
+            assert served.seen(CopyLost) == []
+            assert await answers(served, "calm")
+
     asyncio.run(scenario())
 
 

@@ -68,6 +68,14 @@ class Loader:
         placed, _ = await self.load(seat, spec, await self._examinations.afresh(spec))
         return placed
 
+    async def is_away(self, spec: ModelSpec) -> bool:
+        """Whether there is nothing of a model now, or its storage does not answer: it could not be loaded again."""
+        try:
+            await self._examinations.afresh(spec)
+        except LoadFailed as error:
+            return error.code in (Code.NOT_FOUND, Code.UNAVAILABLE)
+        return False
+
     async def load(self, seat: Seat, spec: ModelSpec, examined: Examined) -> tuple[Placed, bool]:
         """Load a model and charge it. Returns it and whether its size is final. Raises LoadFailed; FilesChanged when they are not
         those that were examined; WorkerDied when the process ended meanwhile; Hung after the load timeout."""

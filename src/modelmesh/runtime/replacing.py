@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from modelmesh.errors import ModelMeshError
@@ -27,6 +27,11 @@ PAUSE_S: Final = 60.0
 PAUSE_S_MAX: Final = 3600.0
 """Between two replacements of swollen workers; doubled each time, for what swells again was not helped."""
 END_GRACE_S: Final = 5.0
+FILES_S: Final = 600.0
+"""A replacement waits so long for the files of its models, where storage is away. What is not there by then is given up."""
+LOOK_S: Final = 2.0
+LOOKED_AT: Final = 3
+"""Models by whose files it is told whether storage is away: one may have been deleted."""
 
 
 class Replacing:
@@ -70,8 +75,11 @@ class Replacing:
         await self.replace(seat, why)
 
     async def replace(self, seat: Seat, why: str) -> None:
-        """End a worker whose seat takes no more loads, and give its models to a new one as far as memory allows."""
+        """End a worker whose seat takes no more loads, and give its models to a new one as far as memory allows. While their
+        files are away it serves on: they could not be loaded again."""
         async with self._one:
+            until_s = time.monotonic() + FILES_S
+            await self._wait_for_files(list(seat.models.values())[:LOOKED_AT], until_s)
             if seat.worker is None or seat not in self._supervisor.seats:
                 return
             seat.closed = True
@@ -86,10 +94,22 @@ class Replacing:
                 return
             self._note(seat, f"{why}; {n_models} models move to {successor.name}")
             for placed in sorted(seat.models.values(), key=lambda placed: placed.peak_bytes):
+                await self._wait_for_files([placed], until_s)
                 if not successor.ready or seat.worker is None:
                     break
                 await self._move(placed, seat, successor)
             await self._supervisor.end_seat(seat, END_GRACE_S, why)
+
+    async def _wait_for_files(self, models: Sequence[Placed], until_s: float) -> None:
+        """Return when those of one of these models are there."""
+        told = False
+        while models and time.monotonic() < until_s:
+            if not all([await self._loader.is_away(placed.spec) for placed in models]):
+                return
+            if not told:
+                told = True
+                log.info("A worker is replaced later: nothing is at %s now.", models[0].spec.path)
+            await asyncio.sleep(LOOK_S)
 
     def _note(self, seat: Seat, reason: str) -> None:
         self._events.put(Noted(Did.WORKER_RECYCLED, "", f"{seat.name} is replaced: {reason}."))
