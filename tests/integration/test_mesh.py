@@ -265,7 +265,7 @@ def test_instances_know_each_other_by_certificates_also_by_new_ones(
         infer(client, MODELS[0])
     assert loads([stranger]) == 1, "it reaches nobody, so it loads what it is asked for"
     assert f"The instance a at {a.peer} does not answer" in stranger.err.read_text()
-    assert f"The instance at {stranger.peer} cannot be reached" in a.err.read_text()
+    assert f"instance stranger: The instance at {stranger.peer} speaks no TLS" in a.err.read_text()
 
 
 def test_several_instances_serve_one_folder_and_the_same_static_models(
