@@ -135,8 +135,8 @@ class Faults:
             waited[model] = None
 
     def _foreseen(self, model: str, fault: Fault) -> bool:
-        """Whether a cold model is wanted now. Those who asked for its name fault on it next; its load need not wait for
-        that. What cannot be loaded is refused then, not here."""
+        """Whether a cold model is wanted here now; among others its keeper is asked instead. Those who asked for its name fault
+        on it next; its load need not wait for that. What cannot be loaded is refused then, not here."""
         record, others = self._registrar.mirror.model(model), self._others
         if (
             record is None
@@ -147,7 +147,7 @@ class Faults:
             return False
         latest_s = self._clock.monotonic_s() + fault.latest_deadline_in_ms / 1000
         if others is not None and others.see_to(model, fault.waiting, latest_s):
-            return True
+            return False
         try:
             loads = self._sites.loads_of(model, record, None)
         except ModelMeshError:

@@ -15,8 +15,9 @@ PIECE: Final = 1000
 LOG_MAX: Final = 20_000
 """Changes kept for those that were away for a moment; who missed more is told everything anew."""
 HEARTBEAT_S: Final = 0.25
-GATHER_S: Final = 0.002
-"""What changes within so long is told together: mostly a load that begins and is done, whose requests wait for no news of it."""
+GATHER_S: Final = 0.02
+"""What changes within so long is told together, mostly a load that begins and is done, because a message costs every instance a
+good part of a miss. Nobody waits for such news: whoever asked for the load has its answer."""
 
 
 class Picture:
