@@ -18,7 +18,7 @@ from bench.procs import end_by_exception
 from bench.reliability import network, page
 from bench.reliability.cluster import Cluster, Shape
 from bench.reliability.faults import FAULTS
-from bench.reliability.rows import Row, play
+from bench.reliability.rows import CALM_S, Row, play
 from modelmesh.testing.etcd import missing as etcd_missing
 
 
@@ -32,6 +32,12 @@ def main() -> int:
     parser.add_argument("--etcd", type=int, default=3, help="members of etcd")
     parser.add_argument("--models", type=int, default=500)
     parser.add_argument("--rate", type=float, default=100, help="requests per second")
+    parser.add_argument(
+        "--calm",
+        type=float,
+        default=CALM_S,
+        help="seconds of requests before a fault, and after it is mended",
+    )
     parser.add_argument(
         "--keep", type=Path, help="keep logs and journals in this folder, which must not exist"
     )
@@ -65,7 +71,7 @@ def main() -> int:
                     cluster.restore()
                     cluster.warm(models)
                 with console.status(f"{fault.name}: {fault.says}"):
-                    rows.append(play(fault, cluster, models, arguments.rate))
+                    rows.append(play(fault, cluster, models, arguments.rate, arguments.calm))
                 page.show_row(rows[-1], console)
     finally:
         if arguments.keep is None:

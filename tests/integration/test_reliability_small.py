@@ -23,7 +23,8 @@ def test_clients_of_others_see_no_failure(tmp_path: Path) -> None:
         pytest.skip(why)
     logs = tmp_path / "logs"
     command = [sys.executable, "-m", "bench.reliability", "--only", ",".join(FAULTS), "--json"]
-    command += ["--instances", "3", "--etcd", "1", "--models", "60", "--rate", "40", "--keep", str(logs)]
+    command += ["--instances", "3", "--etcd", "1", "--models", "60", "--rate", "40"]
+    command += ["--calm", "3", "--keep", str(logs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.stdout, done.stderr
     rows = json.loads(done.stdout)

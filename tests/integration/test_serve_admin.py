@@ -54,7 +54,8 @@ def test_a_canary_takes_over_and_a_worse_one_is_given_up(instance: Served) -> No
 
     def answers(n: int) -> list[tuple[str, int]]:
         url = f"{instance.rest}/v2/models/pet/infer"
-        asked = [httpx.post(url, json=BODY, timeout=60) for _ in range(n)]
+        with httpx.Client(timeout=60) as client:
+            asked = [client.post(url, json=BODY) for _ in range(n)]
         return [(answer.headers["mm-model-id"], answer.status_code) for answer in asked]
 
     assert answers(1) == [("steady", 200)]
