@@ -176,7 +176,7 @@ class BuiltinRuntime:
         known = formats()
         wanted = {model_type.lower() for model_type in model_types}
         for format in [known[name] for name in sorted(wanted & known.keys())]:
-            seats = [seat for seat in self._regular_seats() if seat.ready]
+            seats = self._ready_seats()
             if any(format in seat.formats_soon for seat in seats):
                 continue
             place = self._choose(seats, format)
@@ -386,8 +386,9 @@ class BuiltinRuntime:
     async def _choose_seat(self, spec: ModelSpec, format: Format, *, may_import: bool) -> Seat:
         if self._quarantine.runs_alone(spec.id, self._clock.monotonic_s()):
             return await self._supervisor.add_seat(alone_for=spec.id)
-        await self._supervisor.wait_ready(self._config.load_timeout_s)
-        ready = [seat for seat in self._regular_seats() if seat.ready]
+        if not (ready := self._ready_seats()):
+            await self._supervisor.wait_ready(self._config.load_timeout_s)
+            ready = self._ready_seats()
         having = [seat for seat in ready if format in seat.formats_soon]
         seats = ready if may_import or not having else having
         place = self._choose(seats, format)
@@ -396,6 +397,8 @@ class BuiltinRuntime:
         return seats[place]
 
     def _choose(self, seats: Sequence[Seat], format: Format) -> int | None:
+        if len(seats) == 1:
+            return 0
         candidates = [self._candidate(seat, format) for seat in seats]
         return choose(candidates, self._meter.share_bytes(), self._meter.capacity_bytes())
 
@@ -414,6 +417,9 @@ class BuiltinRuntime:
 
     def _regular_seats(self) -> list[Seat]:
         return [seat for seat in self._supervisor.seats if not seat.alone_for and not seat.closed]
+
+    def _ready_seats(self) -> list[Seat]:
+        return [seat for seat in self._regular_seats() if seat.ready]
 
     # --- unloads and the rest ------------------------------------------------------------------------------------------
 
