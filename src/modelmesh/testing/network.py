@@ -118,13 +118,15 @@ class Network:
             one.hear_again()
 
     async def reached(self, source: str, target: str, within_s: float) -> bool:
-        """Wait until what one says arrives at the other, as a connection does that is not given up. Whether it did in time, and
-        the other lives."""
+        """Wait until what one says arrives at the other, as a connection does that is not given up, and is taken in there.
+        Whether it was in time, and the other lives."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while target in self.instances and not self.reaches(source, target):
                     await self._mended.wait()
-        return self.reaches(source, target)
+                await self.go_on(target)
+                return self.reaches(source, target)
+        return False
 
     def freeze(self, id: str) -> None:
         """An instance stops as by SIGSTOP, until `mend`. Its own loop goes on here, but nothing of it reaches anybody, not even
@@ -437,7 +439,8 @@ class FakePeers:
         call: Callable[[Hosted], Coroutine[Any, Any, T]],
         patience_s: float,
     ) -> T:
-        ends_s = asyncio.get_running_loop().time() + ask.deadline_s
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + ask.deadline_s
         await self._network.go_on(self.me.id)
         await asyncio.sleep(self._network.delay())
         reached = await self._network.reached(self.me.id, id, min(patience_s, ask.deadline_s))
@@ -446,16 +449,13 @@ class FakePeers:
             raise RuntimeUnavailable(f"Instance {id} cannot be reached.", model=ask.model)
         if not reached:
             raise RuntimeUnavailable(f"Instance {id} does not answer.", model=ask.model)
-        await self._network.go_on(id)
-        if other.dead:
-            raise RuntimeUnavailable(f"Instance {id} cannot be reached.", model=ask.model)
         assert other._hosted is not None
         other.asked.append((kind, self.me.id, ask))
-        task = asyncio.get_running_loop().create_task(call(other._hosted))
+        task = loop.create_task(call(other._hosted))
         other._tasks[task] = None
         task.add_done_callback(other._tasks.pop)
         try:
-            await asyncio.wait({task}, timeout=max(ends_s - asyncio.get_running_loop().time(), 0.0))
+            await asyncio.wait({task}, timeout=max(ends_s - loop.time(), 0.0))
         finally:
             task.cancel()
         late = not task.done()

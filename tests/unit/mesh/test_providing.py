@@ -113,19 +113,20 @@ def test_a_request_presses_on_a_load_that_was_only_expected_to_be_useful() -> No
     run(scene())
 
 
-def test_a_keeper_whose_event_loop_is_late_is_waited_for() -> None:
+def test_instances_whose_event_loops_are_late_wait_for_each_other() -> None:
     """A busy machine: whoever went elsewhere would make a second copy, on a machine that is busy enough."""
 
     async def scene() -> None:
         async with Theatre(4) as theatre:
-            await theatre.register("iris", Artefact(load_s=0.1))
-            late = keeper(theatre, "iris")
-            assert late.peers is not None
-            theatre.network.hold_up(late.peers.me.id, 3.0)
-            answers = [stage.ask("iris", 10.0).answer for stage in theatre if stage is not late]
+            models = [f"m{index}" for index in range(20)]
+            for model in models:
+                await theatre.register(model, Artefact(load_s=0.01))
+            for id, late_s in zip(theatre.ids, (0.6, 1.2, 1.8, 2.4), strict=True):
+                theatre.network.hold_up(id, late_s)
+            answers = [stage.ask(model, 10.0).answer for model in models for stage in theatre]
             assert {(await answer).code for answer in answers} == {Code.OK}
             await theatre.settled()
-            assert theatre.loads("iris") == 1
+            assert [theatre.loads(model) for model in models] == [1] * len(models)
             theatre.check()
 
     run(scene())
