@@ -52,8 +52,8 @@ test-python: $(VENV)/.dev $(VENV)/.etcd
 	$(BIN)/python -m pytest
 
 STORIES ?= 2500
-stories: $(VENV)/.dev  ## Thousands of stories of several instances in virtual time, five minutes of a core (STORIES=...)
-	MODELMESH_MANY_SEEDS=$(STORIES) $(BIN)/python -m pytest -q tests/simulation/test_many_instances.py
+stories: $(VENV)/.dev  ## Thousands of stories of several instances in virtual time, on all cores (STORIES=...)
+	MODELMESH_MANY_SEEDS=$(STORIES) $(BIN)/python -m pytest -q -n auto tests/simulation/test_many_instances.py
 
 lint: $(VENV)/.dev  ## Formatting, lint and the import contract, both languages
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
