@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from modelmesh.errors import Code, LoadTimeout
+from modelmesh.dataplane.protocol import Fault, Name, NameKind
+from modelmesh.errors import Code, LoadFailed, LoadTimeout
 from modelmesh.mesh.views import State
 from modelmesh.peers.protocol import Ask
 from modelmesh.policy.urgency import Why
@@ -46,6 +47,24 @@ def test_a_queued_load_leaves_the_queue_when_nobody_waits_for_it_any_more() -> N
             await theatre.settled()
             assert theatre.loads("iris") == 0
             theatre.check()
+
+    run(scene())
+
+
+def test_the_keeper_is_asked_before_the_requests_come_back_for_the_model() -> None:
+    async def scene() -> None:
+        async with Theatre(3) as theatre:
+            await theatre.register("iris")
+            await theatre.register("bad", Artefact(error=LoadFailed("No model.", code=Code.INVALID_ARGUMENT)))
+            for stage in theatre:
+                await stage.ask("bad").answer
+            loads = theatre.loads("bad")
+            for name in ("iris", "bad"):
+                asked = Fault(Name(NameKind.MODEL_FIRST, name), "", 1, 5_000, 5_000)
+                theatre["a"].mesh.handle_events([asked])
+            await theatre.settled()
+            assert len(theatre.holders("iris")) == theatre.loads("iris") == 1
+            assert theatre.loads("bad") == loads, "what failed everywhere is not tried for a name alone"
 
     run(scene())
 

@@ -99,6 +99,22 @@ def test_there_is_a_word_all_the_time_and_an_end() -> None:
     run(scene())
 
 
+def test_a_load_that_begins_and_is_soon_done_is_told_once() -> None:
+    async def scene() -> None:
+        told = Picture(1)
+        stream, loop = told.follow(0, 0), asyncio.get_running_loop()
+        await anext(stream)
+        await anext(stream)
+        at_s = loop.time()
+        told.announce([Held("iris", False, loading=True)])
+        await asyncio.sleep(picture.GATHER_S / 2)
+        told.announce([Held("iris", True)])
+        assert (await anext(stream)).held == (Held("iris", True),)
+        assert loop.time() - at_s == pytest.approx(picture.GATHER_S)
+
+    run(scene())
+
+
 def test_who_was_away_goes_on_where_it_was_unless_it_missed_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         told = Picture(3)
