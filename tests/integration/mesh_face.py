@@ -20,7 +20,7 @@ from modelmesh.journal import Journal
 from modelmesh.management.model_mesh import NAME
 from modelmesh.management.server import ControlServer
 from modelmesh.mesh.mesh import Mesh
-from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.naming.registrar import Registrar
 from modelmesh.registry.mirror import Mirror
 from modelmesh.runtime.protocol import Runtime
 from modelmesh.store.memory import MemoryStore

@@ -17,7 +17,7 @@ from certificates import Authority
 from modelmesh.clock import LoopClock
 from modelmesh.errors import LeaseLost, PayloadTooLarge, SettingsError, StoreUnavailable
 from modelmesh.journal import Journal
-from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.naming.registrar import Registrar
 from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.store.etcd import EtcdStore
 from modelmesh.store.etcd_client import OPTIONS, RANGE, EtcdClient

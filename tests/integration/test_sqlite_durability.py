@@ -11,7 +11,7 @@ from pathlib import Path
 
 from modelmesh.clock import LoopClock
 from modelmesh.journal import Journal
-from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.naming.registrar import Registrar
 from modelmesh.registry.mirror import Mirror
 from modelmesh.store.sqlite import SQLiteStore
 
@@ -20,7 +20,7 @@ import asyncio, itertools, pathlib, sys
 from modelmesh.clock import LoopClock
 from modelmesh.journal import Journal
 from modelmesh.mesh.control import Registration
-from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.naming.registrar import Registrar
 from modelmesh.registry.mirror import Mirror
 from modelmesh.store.sqlite import SQLiteStore
 

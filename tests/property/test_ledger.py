@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelmesh.mesh.ledger import Ledger
+from modelmesh.mesh.cache.ledger import Ledger
 
 MODELS = ("a", "b", "c", "d")
 STEPS = st.lists(

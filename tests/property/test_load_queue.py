@@ -7,10 +7,10 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelmesh.mesh.budget import Budget
-from modelmesh.mesh.copies import Copy, Want
-from modelmesh.mesh.histories import History
-from modelmesh.mesh.queue import LoadQueue
+from modelmesh.mesh.cache.budget import Budget
+from modelmesh.mesh.cache.copies import Copy, Want
+from modelmesh.mesh.cache.histories import History
+from modelmesh.mesh.cache.queue import LoadQueue
 from modelmesh.mesh.views import State
 from modelmesh.policy.urgency import AGEING_S, Claim, Why, order, ready_in_s, startable
 from modelmesh.registry.records import ModelRecord

@@ -14,10 +14,10 @@ from modelmesh.clock import LoopClock
 from modelmesh.errors import ModelMeshError
 from modelmesh.journal import Journal
 from modelmesh.mesh.control import Registration
-from modelmesh.mesh.draft import Draft
-from modelmesh.mesh.registrar import Registrar
-from modelmesh.mesh.vmodel_rules import Setting, set_in
-from modelmesh.mesh.vmodels import VModels
+from modelmesh.mesh.naming.draft import Draft
+from modelmesh.mesh.naming.registrar import Registrar
+from modelmesh.mesh.naming.vmodel_rules import Setting, set_in
+from modelmesh.mesh.naming.vmodels import VModels
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import REGISTRY, VMODELS, Canary, ModelRecord, VModelRecord
 from modelmesh.store.memory import MemoryStore

@@ -15,11 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from modelmesh.clock import LoopClock
 from modelmesh.errors import ModelMeshError
 from modelmesh.journal import Journal
-from modelmesh.mesh import transitions
 from modelmesh.mesh.control import Registration
-from modelmesh.mesh.registrar import Registrar
-from modelmesh.mesh.vmodel_rules import Setting
-from modelmesh.mesh.vmodels import VModels
+from modelmesh.mesh.naming import transitions
+from modelmesh.mesh.naming.registrar import Registrar
+from modelmesh.mesh.naming.vmodel_rules import Setting
+from modelmesh.mesh.naming.vmodels import VModels
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import REGISTRY, VMODELS, ModelRecord, VModelRecord
 from modelmesh.store.memory import MemoryStore

@@ -13,7 +13,7 @@ import random
 import pytest
 
 from modelmesh.errors import Code, LoadFailed
-from modelmesh.mesh.provider import PLACES
+from modelmesh.mesh.peering.provider import PLACES
 from modelmesh.policy.backoff import LOOKS_PER_S
 from modelmesh.testing.loop import run
 from modelmesh.testing.runtime import Artefact

@@ -11,8 +11,8 @@ from weakref import WeakValueDictionary
 
 from modelmesh.adapter.requests import Requests
 from modelmesh.errors import LoadTimeout, ModelNotFound, NoCapacity
+from modelmesh.mesh.cache.ledger import Ledger
 from modelmesh.mesh.control import Admit, Registration
-from modelmesh.mesh.ledger import Ledger
 from modelmesh.runtime.protocol import (
     CapacityChanged,
     CopyLost,

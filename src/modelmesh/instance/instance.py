@@ -28,11 +28,11 @@ from modelmesh.instance.runtimes import admission, build_runtimes, load_timeout_
 from modelmesh.instance.static_models import read_static_models, register_static_models
 from modelmesh.instance.type_constraints import TypeConstraints, parse_constraints
 from modelmesh.journal import Did, Entry, Journal
-from modelmesh.mesh.coexistence import Coexistence
 from modelmesh.mesh.control import Admit
-from modelmesh.mesh.folder import FolderKeeper
 from modelmesh.mesh.mesh import Mesh
-from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.naming.coexistence import Coexistence
+from modelmesh.mesh.naming.folder import FolderKeeper
+from modelmesh.mesh.naming.registrar import Registrar
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.registry.mirror import Mirror
 from modelmesh.settings.machine import cores

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelmesh.mesh.copies import Copies, Copy, Purpose, identity
-from modelmesh.mesh.failures import Failures
-from modelmesh.mesh.histories import Histories
-from modelmesh.mesh.holds import UNTIL_USED
+from modelmesh.mesh.cache.copies import Copies, Copy, Purpose, identity
+from modelmesh.mesh.cache.failures import Failures
+from modelmesh.mesh.cache.histories import Histories
+from modelmesh.mesh.cache.holds import UNTIL_USED
+from modelmesh.mesh.cache.sites import Sites
+from modelmesh.mesh.keeping.upkeep import Upkeep
 from modelmesh.mesh.names import Names
-from modelmesh.mesh.sites import Sites
-from modelmesh.mesh.upkeep import Upkeep
 from modelmesh.mesh.views import State
 from modelmesh.registry.mirror import ChangedIds, Mirror
 

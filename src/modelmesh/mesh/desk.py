@@ -21,21 +21,21 @@ from modelmesh.errors import (
     RuntimeUnavailable,
 )
 from modelmesh.journal import Journal
-from modelmesh.mesh.asks import ASKED, TIMEOUT_S, Asks
-from modelmesh.mesh.bringing import bring
+from modelmesh.mesh.cache.asks import ASKED, TIMEOUT_S, Asks
+from modelmesh.mesh.cache.copies import Copies, Purpose
+from modelmesh.mesh.cache.failures import Failures
 from modelmesh.mesh.control import Page, Query, Registration
-from modelmesh.mesh.copies import Copies, Purpose
-from modelmesh.mesh.failures import Failures
-from modelmesh.mesh.filling import Filling
+from modelmesh.mesh.keeping.filling import Filling
 from modelmesh.mesh.names import Names
-from modelmesh.mesh.others import Others
-from modelmesh.mesh.overview import Overview
+from modelmesh.mesh.naming.registrar import Registrar
+from modelmesh.mesh.naming.vmodel_rules import Setting
+from modelmesh.mesh.naming.vmodels import VModels
+from modelmesh.mesh.peering.bringing import bring
+from modelmesh.mesh.peering.others import Others
+from modelmesh.mesh.peering.overview import Overview
+from modelmesh.mesh.peering.reports import Reports
 from modelmesh.mesh.recollection import Story
-from modelmesh.mesh.registrar import Registrar
-from modelmesh.mesh.reports import Reports
 from modelmesh.mesh.views import MemberView, MeshCount, ModelView, State, VModelView
-from modelmesh.mesh.vmodel_rules import Setting
-from modelmesh.mesh.vmodels import VModels
 from modelmesh.peers.protocol import Order
 from modelmesh.policy.urgency import Why
 from modelmesh.registry.keep import KeepChange

@@ -22,14 +22,14 @@ from modelmesh.dataplane.protocol import (
 )
 from modelmesh.errors import ModelMeshError, ModelNotFound, QueueFull, StoreUnavailable
 from modelmesh.journal import Did, Journal
-from modelmesh.mesh.copies import Copies, Copy, Purpose, Want
-from modelmesh.mesh.failures import Failures
+from modelmesh.mesh.cache.copies import Copies, Copy, Purpose, Want
+from modelmesh.mesh.cache.failures import Failures
+from modelmesh.mesh.cache.refusals import Refusals
+from modelmesh.mesh.cache.sites import Sites
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.names import Names
-from modelmesh.mesh.others import Others
-from modelmesh.mesh.refusals import Refusals
-from modelmesh.mesh.registrar import Registrar
-from modelmesh.mesh.sites import Sites
+from modelmesh.mesh.naming.registrar import Registrar
+from modelmesh.mesh.peering.others import Others
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 

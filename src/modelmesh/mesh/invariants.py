@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from modelmesh.errors import InvariantBroken
-from modelmesh.mesh.copies import Copies, Copy
-from modelmesh.mesh.holds import yields
-from modelmesh.mesh.site import Site
-from modelmesh.mesh.sites import Sites
+from modelmesh.mesh.cache.copies import Copies, Copy
+from modelmesh.mesh.cache.holds import yields
+from modelmesh.mesh.cache.site import Site
+from modelmesh.mesh.cache.sites import Sites
 from modelmesh.mesh.views import State
 
 

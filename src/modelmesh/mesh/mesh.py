@@ -18,38 +18,38 @@ from modelmesh.clock import Clock
 from modelmesh.dataplane.protocol import DataPlane, Event, Usage
 from modelmesh.errors import RuntimeUnavailable
 from modelmesh.journal import Journal
-from modelmesh.mesh.alarm import Alarm
-from modelmesh.mesh.asks import Asks
-from modelmesh.mesh.care import Care
+from modelmesh.mesh.cache.alarm import Alarm
+from modelmesh.mesh.cache.asks import Asks
+from modelmesh.mesh.cache.copies import Copies, Copy, identity
+from modelmesh.mesh.cache.failures import Failures
+from modelmesh.mesh.cache.histories import Histories
+from modelmesh.mesh.cache.holds import UNTIL_USED
+from modelmesh.mesh.cache.refusals import Refusals
+from modelmesh.mesh.cache.routes import Routes
+from modelmesh.mesh.cache.site import Shared, Site
+from modelmesh.mesh.cache.sites import Sites
+from modelmesh.mesh.cache.targets import Targets
+from modelmesh.mesh.cache.usage import UsageReader
 from modelmesh.mesh.changes import Changes
-from modelmesh.mesh.condition import Condition
-from modelmesh.mesh.copies import Copies, Copy, identity
 from modelmesh.mesh.desk import Desk
-from modelmesh.mesh.failures import Failures
 from modelmesh.mesh.faults import Faults
-from modelmesh.mesh.filling import Filling
 from modelmesh.mesh.fleet import Fleet
-from modelmesh.mesh.handover import hand_over
-from modelmesh.mesh.histories import Histories
-from modelmesh.mesh.holds import UNTIL_USED
 from modelmesh.mesh.invariants import check, pulse
-from modelmesh.mesh.keeping import Keeping
+from modelmesh.mesh.keeping.care import Care
+from modelmesh.mesh.keeping.filling import Filling
+from modelmesh.mesh.keeping.keeping import Keeping
+from modelmesh.mesh.keeping.recovery import Recovery
+from modelmesh.mesh.keeping.whole import Whole
 from modelmesh.mesh.measures import Measures
 from modelmesh.mesh.names import Names
-from modelmesh.mesh.others import Others
-from modelmesh.mesh.overview import Overview
-from modelmesh.mesh.recovery import Recovery
-from modelmesh.mesh.refusals import Refusals
-from modelmesh.mesh.registrar import Registrar
-from modelmesh.mesh.routes import Routes
-from modelmesh.mesh.site import Shared, Site
-from modelmesh.mesh.sites import Sites
-from modelmesh.mesh.targets import Targets
+from modelmesh.mesh.naming.registrar import Registrar
+from modelmesh.mesh.naming.vmodels import VModels
+from modelmesh.mesh.peering.condition import Condition
+from modelmesh.mesh.peering.handover import hand_over
+from modelmesh.mesh.peering.others import Others
+from modelmesh.mesh.peering.overview import Overview
 from modelmesh.mesh.tuning import Tuning
-from modelmesh.mesh.usage import UsageReader
 from modelmesh.mesh.views import InstanceView
-from modelmesh.mesh.vmodels import VModels
-from modelmesh.mesh.whole import Whole
 from modelmesh.peers.protocol import Member, Peers
 from modelmesh.policy.runtimes import Constraint
 from modelmesh.policy.thrash import Thrashing

@@ -8,7 +8,7 @@ from typing import Literal
 
 from modelmesh.dataplane.protocol import DataPlane, Name, NameKind, Split
 from modelmesh.errors import ModelMeshError, ModelNotFound
-from modelmesh.mesh.refusals import Refusals
+from modelmesh.mesh.cache.refusals import Refusals
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.registry.ids import version_name
 from modelmesh.registry.mirror import Mirror

@@ -13,7 +13,7 @@ from typing import Final
 
 from modelmesh.dataplane.protocol import Name, NameKind
 from modelmesh.errors import Code, ModelMeshError
-from modelmesh.mesh.targets import RESIDENCE_LOADS, RESIDENCE_S, VMODEL_ACTIVE, VMODEL_TARGET
+from modelmesh.mesh.cache.targets import RESIDENCE_LOADS, RESIDENCE_S, VMODEL_ACTIVE, VMODEL_TARGET
 from modelmesh.mesh.views import State
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import REGISTRY, ModelRecord

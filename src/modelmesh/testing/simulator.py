@@ -17,7 +17,7 @@ from modelmesh.errors import (
     Code,
 )
 from modelmesh.mesh.control import Registration
-from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.naming.registrar import Registrar
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.mesh.views import State
 from modelmesh.registry.mirror import ChangedIds, Mirror

@@ -22,7 +22,7 @@ from modelmesh.errors import Code
 from modelmesh.journal import Did, Entry, Journal
 from modelmesh.mesh.control import Registration
 from modelmesh.mesh.mesh import Mesh
-from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.naming.registrar import Registrar
 from modelmesh.mesh.tuning import Tuning
 from modelmesh.peers.protocol import Member
 from modelmesh.policy.runtimes import Constraint, Offer

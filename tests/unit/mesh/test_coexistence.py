@@ -10,9 +10,9 @@ import pytest
 from modelmesh.clock import LoopClock
 from modelmesh.errors import FailedPrecondition
 from modelmesh.journal import Journal
-from modelmesh.mesh.coexistence import Coexistence
 from modelmesh.mesh.control import Registration
-from modelmesh.mesh.registrar import Registrar
+from modelmesh.mesh.naming.coexistence import Coexistence
+from modelmesh.mesh.naming.registrar import Registrar
 from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.store.memory import MemoryStore
 from modelmesh.store.protocol import Txn

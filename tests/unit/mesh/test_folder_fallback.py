@@ -8,7 +8,7 @@ from pathlib import Path
 
 from modelmesh.errors import Code, LoadFailed
 from modelmesh.journal import Did, Entry
-from modelmesh.mesh.folder import FolderKeeper
+from modelmesh.mesh.naming.folder import FolderKeeper
 from modelmesh.storage.folder import FolderScanner
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.stage import Stage

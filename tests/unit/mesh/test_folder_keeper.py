@@ -15,10 +15,10 @@ from modelmesh.clock import LoopClock
 from modelmesh.errors import Code, LoadFailed
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.control import Registration
-from modelmesh.mesh.folder import OWNER, FolderKeeper
-from modelmesh.mesh.registrar import Registrar
-from modelmesh.mesh.vmodel_rules import Setting
-from modelmesh.mesh.vmodels import VModels
+from modelmesh.mesh.naming.folder import OWNER, FolderKeeper
+from modelmesh.mesh.naming.registrar import Registrar
+from modelmesh.mesh.naming.vmodel_rules import Setting
+from modelmesh.mesh.naming.vmodels import VModels
 from modelmesh.registry.keep import NO_KEEP, Keep, KeepChange
 from modelmesh.registry.mirror import Mirror
 from modelmesh.storage.folder import FolderScanner
@@ -498,7 +498,7 @@ def test_a_name_that_others_let_go_is_taken(folder: Path) -> None:
 def test_a_guess_that_raises_does_not_end_the_following(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("modelmesh.mesh.folder.AFTER_BUG_S", 0.01)
+    monkeypatch.setattr("modelmesh.mesh.naming.folder.AFTER_BUG_S", 0.01)
     write(folder / "iris" / "model.onnx")
 
     async def scenario(house: House) -> None:

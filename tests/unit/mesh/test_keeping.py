@@ -12,8 +12,8 @@ import pytest
 
 from modelmesh.clock import LoopClock
 from modelmesh.errors import NoCapacity
-from modelmesh.mesh import keeping
-from modelmesh.mesh.keeping import AT_ONCE, GRACE_S, Keeping
+from modelmesh.mesh.keeping import keeping
+from modelmesh.mesh.keeping.keeping import AT_ONCE, GRACE_S, Keeping
 from modelmesh.testing.loop import run
 
 

@@ -21,11 +21,11 @@ from modelmesh.errors import (
     StoreUnavailable,
 )
 from modelmesh.journal import Did, Journal
-from modelmesh.mesh import follower
 from modelmesh.mesh.control import Registration
-from modelmesh.mesh.draft import Draft
-from modelmesh.mesh.follower import READ_ENTRIES
-from modelmesh.mesh.registrar import BATCH_RECORDS, Registrar
+from modelmesh.mesh.naming import follower
+from modelmesh.mesh.naming.draft import Draft
+from modelmesh.mesh.naming.follower import READ_ENTRIES
+from modelmesh.mesh.naming.registrar import BATCH_RECORDS, Registrar
 from modelmesh.registry.keep import Keep, KeepChange
 from modelmesh.registry.mirror import ChangedIds, Mirror
 from modelmesh.registry.records import ModelRecord, VModelRecord

@@ -22,13 +22,13 @@ from modelmesh.errors import (
     RuntimeUnavailable,
 )
 from modelmesh.journal import Did, Journal
+from modelmesh.mesh.cache.targets import VMODEL_ACTIVE, VMODEL_TARGET, Targets
 from modelmesh.mesh.control import Registration
-from modelmesh.mesh.registrar import Registrar
-from modelmesh.mesh.targets import VMODEL_ACTIVE, VMODEL_TARGET, Targets
-from modelmesh.mesh.transitions import RUNNING
+from modelmesh.mesh.naming.registrar import Registrar
+from modelmesh.mesh.naming.transitions import RUNNING
+from modelmesh.mesh.naming.vmodel_rules import REASON_MAX, Setting, switch_in
+from modelmesh.mesh.naming.vmodels import VModels
 from modelmesh.mesh.views import VModelView
-from modelmesh.mesh.vmodel_rules import REASON_MAX, Setting, switch_in
-from modelmesh.mesh.vmodels import VModels
 from modelmesh.registry.keep import NO_KEEP, Keep, KeepChange
 from modelmesh.registry.mirror import Mirror
 from modelmesh.registry.records import ModelRecord

@@ -10,8 +10,8 @@ from vmodel_scenes import Clients, copies, holds, keeper_of
 
 from modelmesh.errors import Code, LoadFailed, ModelMeshError
 from modelmesh.journal import Did
-from modelmesh.mesh.bringing import LATE_S
-from modelmesh.mesh.targets import VMODEL_ACTIVE, VMODEL_TARGET
+from modelmesh.mesh.cache.targets import VMODEL_ACTIVE, VMODEL_TARGET
+from modelmesh.mesh.peering.bringing import LATE_S
 from modelmesh.testing.loop import run
 from modelmesh.testing.runtime import Artefact
 from modelmesh.testing.theatre import Theatre

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 
 from modelmesh.errors import Code
-from modelmesh.mesh.bringing import bring
+from modelmesh.mesh.peering.bringing import bring
 from modelmesh.testing.requests import Request
 from modelmesh.testing.theatre import Theatre
 
