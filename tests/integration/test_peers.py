@@ -338,6 +338,8 @@ def test_many_questions_are_answered_as_they_are_ready_and_forgotten_when_nobody
             self.ended: list[str] = []
 
         async def load(self, asker: str, ask: Ask) -> Provided:
+            if ask.model == "8000":
+                raise asyncio.CancelledError
             try:
                 await asyncio.sleep(int(ask.model) / 100)
             finally:
@@ -354,6 +356,8 @@ def test_many_questions_are_answered_as_they_are_ready_and_forgotten_when_nobody
 
             assert await asyncio.gather(*map(ask, (20, 10, 0))) == ["20", "10", "0"]
             assert slow.ended == ["0", "10", "20"]
+            with pytest.raises(RuntimeUnavailable, match="The instance gave it up"):
+                await ask(8000)
             given_up = asyncio.create_task(ask(10_000))
             with pytest.raises(LoadTimeout, match="9000 was not loaded in time"):
                 await a.peers.load("b", replace(ASK, model="9000", deadline_s=0.05))

@@ -68,6 +68,13 @@ class Answering:
             answer = pb.Answer(number=number, provided=provided)
         except ModelMeshError as error:
             answer = pb.Answer(number=number, refused=messages.to_refused(error))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not who asks gave up: what was joined here did.
+            ended = RuntimeUnavailable("The instance gave it up.", retry_after_s=1.0)
+            answer = pb.Answer(number=number, refused=messages.to_refused(ended))
         except Exception as error:
             log.exception("A question of another instance ended by a bug: please report it.")
             bug = RuntimeUnavailable(f"The instance failed unexpectedly: {type(error).__name__}: {error}")

@@ -29,7 +29,7 @@ class Gathering(Generic[Item, Answer]):
         """Its answer. Raises the error that is its answer, or what `do` raised."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._arrived.append((item, answer))
-        if self._doing is None:
+        if self._doing is None or self._doing.done():
             self._doing = asyncio.create_task(self._do_all(), name="calls done together")
         return await answer
 
@@ -37,7 +37,6 @@ class Gathering(Generic[Item, Answer]):
         while self._arrived:
             now, self._arrived = self._arrived[: self._at_once], self._arrived[self._at_once :]
             await self._do_together([(item, waits) for item, waits in now if not waits.done()])
-        self._doing = None
 
     async def _do_together(self, several: Sequence[tuple[Item, asyncio.Future[Answer]]]) -> None:
         answers: Sequence[Answer | Exception]
