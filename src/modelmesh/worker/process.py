@@ -42,6 +42,7 @@ from modelmesh.worker.residents import Residents
 log = logging.getLogger(__name__)
 
 BATCH_WAIT_S: Final = 0.5
+STOPPED_WAIT_S: Final = 0.01
 SWITCH_INTERVAL_S: Final = 0.001
 """A batch waits at most this long for a loading thread to let go of the interpreter."""
 DRAIN_POLL_S: Final = 0.005
@@ -60,6 +61,7 @@ class Worker:
         self._handles: dict[str, int] = {}
         self._loads: queue.SimpleQueue[tuple[int, Load | Import]] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self._stopped = threading.Event()
         self._busy = Busy()
 
     def run(self, number: int) -> None:
@@ -75,7 +77,8 @@ class Worker:
         while True:
             batch = server.next_batch(BATCH_WAIT_S)
             if batch is None:
-                if self._stopping.is_set():
+                # From a closed queue none comes at once, again and again, while what is in flight is still answered.
+                if self._stopping.is_set() and self._stopped.wait(STOPPED_WAIT_S):
                     return
                 continue
             with residents.turn:
@@ -109,8 +112,9 @@ class Worker:
             case Measure():
                 return self._measure(command)
             case Stop():
-                self._server.stop(command.grace_s)
                 self._stopping.set()
+                self._server.stop(command.grace_s)
+                self._stopped.set()
                 return Done()
             case _:
                 return Refused(
