@@ -69,19 +69,10 @@ def folder(count: int) -> list[Row]:
         if n_found != count:
             raise AssertionError(f"{n_found} models of {count} folders were registered when ready")
         grown_bytes = product.rss_bytes - before_bytes
-    must, aim = (4.0, 1.0) if count >= 100_000 else (None, None)
-    start_s = product.start_s
+    # The budget of a start is for what is registered already; here each folder is looked into and registered.
+    what = f"{count:,} folders nobody knows yet, command to ready"
     return [
-        Row(
-            "start",
-            f"{count:,} folders, command to ready, fresh state",
-            f"{start_s:.2f} s",
-            "",
-            start_s,
-            must,
-            aim,
-            " s",
-        ),
+        Row("start", what, f"{product.start_s:.2f} s", "", product.start_s, None, None, " s"),
         _per_model(f"registered from a folder, {count:,} models", grown_bytes, count, None, None),
     ]
 
