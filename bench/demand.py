@@ -24,6 +24,7 @@ MODEL_BYTES = 100 * 10**6
 N_FEATURES = 4
 CLIENTS = 32
 SERVES_S = 30.0
+CONNECT_S = 10.0
 
 
 def compare(*, quick: bool) -> list[Row]:
@@ -68,11 +69,13 @@ def reaction(instances: list[Product], model: str) -> tuple[float, float]:
 
 @contextmanager
 def asked(instance: Product, model: str) -> Iterator[float]:
-    """Many clients ask, each again as soon as it was answered, from now (Unix time) to the end of the block. Raises an
-    ExceptionGroup of grpc errors when one is refused."""
-    over, failed = threading.Event(), list[BaseException]()
+    """Many clients that are connected ask, each again as soon as it was answered, from the moment given (Unix time) to the end of
+    the block. Raises an ExceptionGroup of grpc errors when one is refused."""
+    connected, over, failed = threading.Event(), threading.Event(), list[BaseException]()
+    began_s = 0.0
 
     async def ask() -> None:
+        nonlocal began_s
         body = tiny_request(model)
 
         async def client(call: grpc.aio.UnaryUnaryMultiCallable) -> None:
@@ -81,6 +84,9 @@ def asked(instance: Product, model: str) -> Iterator[float]:
 
         async with grpc.aio.insecure_channel(instance.grpc) as channel, asyncio.TaskGroup() as clients:
             call = channel.unary_unary(INFER, request_serializer=None, response_deserializer=None)
+            await asyncio.wait_for(channel.channel_ready(), CONNECT_S)
+            began_s = time.time()
+            connected.set()
             for _ in range(CLIENTS):
                 clients.create_task(client(call))
 
@@ -91,9 +97,10 @@ def asked(instance: Product, model: str) -> Iterator[float]:
             failed.append(error)
 
     thread = threading.Thread(target=run, name="clients")
-    began_s = time.time()
     thread.start()
     try:
+        if not connected.wait(CONNECT_S):
+            raise TimeoutError(f"No client could connect to {instance.grpc}.")
         yield began_s
     finally:
         over.set()

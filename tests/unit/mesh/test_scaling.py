@@ -109,6 +109,25 @@ def test_a_model_suddenly_in_demand_gets_a_second_copy_at_once_and_loses_it_late
     run(scene())
 
 
+@pytest.mark.parametrize(("at_once", "copies"), [(12, 2), (6, 1)])
+def test_what_is_asked_for_before_its_first_answer_is_not_waited_for(at_once: int, copies: int) -> None:
+    async def scene() -> None:
+        async with Theatre(2, serial=True, targets=1) as theatre:
+            await theatre.register("m", min_copies=1)
+            await theatre.until(lambda: len(theatre.holders("m")) == 1, 10.0)
+            await asyncio.sleep(3.0)
+            (holder,) = theatre.holders("m")
+            asked = [theatre[holder].ask("m", 60.0, 0.9) for _ in range(at_once)]
+            await asyncio.sleep(0.25)
+            assert not any(request.answer.done() for request in asked)
+            assert len(scaled(theatre, "m")) == 2 * (copies - 1), "wanted, and there"
+            assert theatre.loads("m") == copies
+            await asyncio.gather(*(request.answer for request in asked))
+            theatre.check()
+
+    run(scene())
+
+
 def test_demand_that_one_copy_carries_makes_no_other() -> None:
     async def scene() -> None:
         async with Theatre(3, serial=True, targets=1) as theatre:

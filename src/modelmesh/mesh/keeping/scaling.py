@@ -37,6 +37,9 @@ QUICK_S: Final = 0.05
 """After a look that found requests waiting, the next ones come so soon."""
 LASTING_S: Final = 0.1
 """Requests must have waited at all looks for so long, and not fewer each time: what begins with one is soon many, or gone."""
+MANY: Final = 8
+"""Requests that wait for a slot are a demand though nothing is known yet of how long each takes. Fewer may wait for other models
+of the server, as in a crowd that asks for many cold ones."""
 EASED: Final = 0.9
 """A queue that shrank to this share from one look to the next is a burst that passes."""
 TOLD_S: Final = 0.12
@@ -195,6 +198,9 @@ class Scaling:
         elif watch.waits_s is None:
             watch.waits_s = now_s
         waited_s = 0.0 if watch.waits_s is None else now_s - watch.waits_s
+        if not copy.execution_s and use.queued >= MANY * use.slots:
+            # What its requests take is not known before the first are done: those that wait have waited for so long.
+            use = use._replace(wait_s=max(use.wait_s, waited_s))
         self._grow(copy, watch, use, waited_s, now_s)
         if not use.queued and use.mean_share < 0.05 and not watch.asking and now_s >= watch.not_before_s:
             del self._watched[copy.model]
