@@ -17,6 +17,7 @@ from modelmesh.errors import Code, LoadTimeout, ModelMeshError, RuntimeUnavailab
 from modelmesh.peers import messages
 from modelmesh.peers.conversation import Conversation
 from modelmesh.peers.dialling import Connection, Dial, dial
+from modelmesh.peers.picture import HEARTBEAT_S
 from modelmesh.peers.protocol import (
     Ask,
     Back,
@@ -34,11 +35,9 @@ from modelmesh.wire.generated import peers_pb2 as pb
 if TYPE_CHECKING:
     import grpc.aio
 
-BEAT_S: Final = 0.25
-"""So often each says something (`picture.HEARTBEAT_S`). Beats without a word are counted and not time: it may be the event loop
-here that was late."""
 SILENT_BEATS: Final = 3
-"""After so many it is suspected, if its process answers no pings."""
+"""After so many without a word it is suspected, if its process answers no pings. Beats are counted and not time: it may be the
+event loop here that was late."""
 SLOW_BEATS: Final = 20
 """After so many it is suspected whatever its process does: its event loop hangs."""
 DEAD_BEATS: Final = 12
@@ -138,7 +137,7 @@ class Link:
 
         reading = asyncio.ensure_future(call.read())
         try:
-            while not (await asyncio.wait({reading}, timeout=BEAT_S))[0]:
+            while not (await asyncio.wait({reading}, timeout=HEARTBEAT_S))[0]:
                 self._missed += 1
                 self._judge()
                 if self._missed >= (DEAD_BEATS if self.silent else SLOW_BEATS):
