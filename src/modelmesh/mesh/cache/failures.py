@@ -28,10 +28,14 @@ class Standing:
     error: ModelMeshError
     at_s: float
     expires_s: float
-    permanent: bool
     count: int
     artefact: int = 0
     """What it is a failure of, where that is known."""
+
+    @property
+    def permanent(self) -> bool:
+        """Whether the same artefact will fail again."""
+        return is_permanent(self.error)
 
     @property
     def nature(self) -> Nature:
@@ -91,9 +95,7 @@ class Failures:
         if kind is Nature.AWAY and suggested_s is None:
             self._look_s = look_s(self._look_s, now_s, took_s)
             expires_s = max(expires_s, self._look_s)
-        standing = self._table[model] = Standing(
-            error, now_s, expires_s, is_permanent(error), count, artefact
-        )
+        standing = self._table[model] = Standing(error, now_s, expires_s, count, artefact)
         self.told_of(model)
         if len(self._table) > self._capacity:
             self._drop(next(iter(self._table)))

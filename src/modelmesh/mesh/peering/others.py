@@ -20,7 +20,7 @@ from modelmesh.errors import ModelMeshError, ModelNotFound, RuntimeUnavailable, 
 from modelmesh.journal import Did, Journal
 from modelmesh.mesh.cache.asks import TIMEOUT_S, Asks
 from modelmesh.mesh.cache.copies import Copies
-from modelmesh.mesh.cache.failures import Failures, Standing, is_permanent
+from modelmesh.mesh.cache.failures import Failures, Standing
 from modelmesh.mesh.cache.histories import Histories
 from modelmesh.mesh.cache.refusals import Refusals
 from modelmesh.mesh.cache.routes import Abroad
@@ -276,7 +276,7 @@ class Others:
             return mine
         if newest is None:
             return None
-        return Standing(newest.error, newest.told_s, newest.expires_s, is_permanent(newest.error), n_failed)
+        return Standing(newest.error, newest.told_s, newest.expires_s, n_failed)
 
     async def _bring(self, model: str, bringing: _Bringing) -> None:
         """Have it provided for those who wait here."""
